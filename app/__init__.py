@@ -1,0 +1,1 @@
+"""ConsentOS telemetry: one anonymous heartbeat a day, through an outbox its operator can read."""
