@@ -8,7 +8,7 @@ from datetime import date, datetime
 from typing import Any, Literal, get_args
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, Identity, Text, cast
+from sqlalchemy import BigInteger, DateTime, Identity, Text, cast, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.types import UserDefinedType
@@ -47,6 +47,10 @@ class Instance(Base):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     last_telemetry_at: Mapped[datetime | None]
+
+
+CURRENT_INSTANCE = select(Instance).order_by(Instance.created_at, Instance.id).limit(1)
+"""One row by convention, not by constraint: where there are several, the oldest is the instance."""
 
 
 class Notice(Base):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from hashlib import sha256
+from typing import Literal
 from uuid import UUID
 
 OPENS_AT = time(2, 30, tzinfo=UTC)
@@ -39,3 +40,30 @@ def offset(instance_id: UUID, spread_seconds: int) -> timedelta:
     """
     share = int.from_bytes(sha256(instance_id.bytes).digest()[:8]) / 2**64
     return timedelta(seconds=int(spread_seconds * share))
+
+
+Obstacle = Literal["written", "sent elsewhere", "not noticed"]
+"""Why a day's heartbeat is not to be written."""
+
+
+def obstacle(
+    day: Day,
+    *,
+    written: bool,
+    last_telemetry_at: datetime | None,
+    noticed_at: datetime | None,
+    waive_notice: bool = False,
+) -> Obstacle | None:
+    """Apply the one rule that decides a write, or return None where nothing is in its way.
+
+    The day has no row yet; its 02:30 is later than the last send that the instance knows of,
+    by whatever program; and it is later than the notice for this payload schema, unless the
+    operator asks for the heartbeat in person.
+    """
+    if written:
+        return "written"
+    if last_telemetry_at is not None and last_telemetry_at >= day.opens:
+        return "sent elsewhere"
+    if not waive_notice and (noticed_at is None or noticed_at >= day.opens):
+        return "not noticed"
+    return None

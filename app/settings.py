@@ -308,3 +308,14 @@ class CollectorSettings(Environment):
     """What the collector reads from the environment."""
 
     collector_database_url: PostgresUrl | None = None
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8000
+
+    def require_port(self) -> int:
+        """Return the TCP port to listen on.
+
+        Raises:
+            SettingsError: PORT is not the number of a port.
+        """
+        if problem := self._problems.get("PORT"):
+            raise SettingsError(f"PORT {problem}.")
+        return self.port

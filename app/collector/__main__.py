@@ -1,0 +1,117 @@
+"""The collector's two commands: ``python -m app.collector migrate`` and ``serve``."""
+
+import logging
+import signal
+import socket
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+import uvicorn
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+
+import migrations
+from app.collector import store, web
+from app.settings import CollectorSettings, SettingsError
+
+MAX_HEAD_BYTES = 8 * 1024
+
+cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the collector's database to this version's tables."""
+    engine = store.connect(CollectorSettings.load().require("collector_database_url"))
+    with engine.connect() as connection:
+        before, after = migrations.migrate(connection, "collector")
+    _log_to_stdout()
+    web.log.info("collector.migrated from=%s to=%s", before, after)
+
+
+@cli.command()
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "0.0.0.0",  # noqa: S104
+) -> None:
+    """Take heartbeats on PORT until SIGTERM."""
+    settings = CollectorSettings.load()
+    port = settings.require_port()
+    app = web.create_app(store.connect(settings.require("collector_database_url")))
+    _log_to_stdout()
+    # When uvicorn has shut down it raises the signal that it caught once more: a clean end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    with _listen(host, port) as listener:
+        web.log.info("collector.ready port=%d", port)
+        server(app).run(sockets=[listener])
+
+
+def server(app: Starlette) -> uvicorn.Server:
+    """Return a server that neither tells nor believes who calls: no access log, no proxy header."""
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level=logging.ERROR,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        # honcho kills 5 s after it has asked.
+        timeout_graceful_shutdown=4,
+    )
+    return uvicorn.Server(config)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        _fail(f"Cannot listen on port {port}: {error.strerror}.", 1)
+
+
+class _Line(logging.Formatter):
+    """The collector's own lines as they are; of a library's, what was raised and no more.
+
+    A library's words and tracebacks may hold what somebody sent.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == web.log.name:
+            return record.getMessage()
+        kind = record.exc_info[0] if record.exc_info else None
+        return f"collector.failed error={kind.__name__ if kind else record.name}"
+
+
+def _log_to_stdout() -> None:
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Line())
+    logging.basicConfig(level=logging.ERROR, handlers=[handler])
+    web.log.setLevel(logging.INFO)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    typer.echo(sentence, err=True)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Run a command: exit 2 means that the environment is wrong, 1 that the work was not done."""
+    try:
+        cli()
+    except SettingsError as error:
+        _fail(str(error), 2)
+    except (migrations.MigrationRefused, CommandError) as error:
+        _fail(str(error), 1)
+    except SQLAlchemyError as error:
+        _fail(f"The database of COLLECTOR_DATABASE_URL failed with {store.cause(error)}.", 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Connections to Postgres that hold nothing while idle, and errors told without a value in them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select, text
+
+_BOUNDS = text(
+    "SELECT set_config('statement_timeout', '5s', true),"
+    " set_config('lock_timeout', '1s', true),"
+    " set_config('idle_in_transaction_session_timeout', '30s', true)"
+)
+
+
+def engine(url: str) -> Engine:
+    """Return an engine that connects for each transaction and lets go after it.
+
+    Raises:
+        sqlalchemy.exc.ArgumentError: ``url`` cannot be parsed.
+    """
+    return create_engine(
+        url,
+        poolclass=NullPool,
+        hide_parameters=True,
+        use_native_hstore=False,
+        connect_args={
+            "application_name": "consentos-telemetry",
+            "connect_timeout": 5,
+            # A server that vanished is noticed within half a minute, sending or waiting.
+            "tcp_user_timeout": 15_000,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            # A pooler such as PgBouncer hands the next transaction to another server session.
+            "prepare_threshold": None,
+        },
+    )
+
+
+@contextmanager
+def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Connection]:
+    """Open a transaction whose statements and lock waits are bounded; commit it at the end."""
+    with engine.begin() as connection:
+        if read_only:
+            connection.execute(text("SET TRANSACTION READ ONLY"))
+        connection.execute(_BOUNDS)
+        yield connection
+
+
+def clock(connection: Connection) -> datetime:
+    """Return the database's time, the only one that decides about a day or a lease."""
+    return connection.execute(select(func.now())).scalar_one()

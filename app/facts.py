@@ -1,0 +1,70 @@
+"""The only reader of ConsentOS's tables: one statement, and no raw count gets past this module."""
+
+from sqlalchemy import Connection, text
+
+from app.payload import Census, Counts, bucket
+
+# Each count stops at the top bucket's 10,000, written out because a parameter in LIMIT invites a
+# generic plan. ORDER BY keeps the consents on their index where a table without statistics would
+# have the planner scan old rows first; scan_jobs has no index on created_at, so its cost grows
+# with the table and statement_timeout is its bound. A configuration resolves from the site over
+# its group and its organisation to ConsentOS's defaults, NULL meaning inherited.
+_CENSUS = text(
+    """
+    WITH live AS NOT MATERIALIZED (
+        SELECT
+            coalesce(site.tcf_enabled, grp.tcf_enabled, org.tcf_enabled, false) AS tcf,
+            coalesce(site.blocking_mode, grp.blocking_mode, org.blocking_mode, 'opt_in') AS mode,
+            site.scan_schedule_cron AS cron
+        FROM sites
+        JOIN site_configs AS site ON site.site_id = sites.id
+        LEFT JOIN site_group_configs AS grp ON grp.site_group_id = sites.site_group_id
+        LEFT JOIN org_configs AS org ON org.organisation_id = sites.organisation_id
+        WHERE sites.deleted_at IS NULL AND sites.is_active
+    )
+    SELECT
+        (SELECT count(*) FROM (
+            SELECT FROM organisations WHERE deleted_at IS NULL LIMIT 10000) AS o) AS orgs,
+        (SELECT count(*) FROM (
+            SELECT FROM sites WHERE deleted_at IS NULL LIMIT 10000) AS s) AS sites,
+        (SELECT count(*) FROM (
+            SELECT FROM users WHERE deleted_at IS NULL LIMIT 10000) AS u) AS users,
+        (SELECT count(*) FROM (
+            SELECT FROM scan_jobs
+            WHERE created_at > now() - interval '24 hours' AND created_at <= now()
+            LIMIT 10000) AS j) AS scans_last_24h,
+        (SELECT count(*) FROM (
+            SELECT FROM consent_records
+            WHERE consented_at > now() - interval '24 hours' AND consented_at <= now()
+            ORDER BY consented_at DESC LIMIT 10000) AS c) AS consents_last_24h,
+        (SELECT count(*) FROM (
+            SELECT FROM live WHERE tcf LIMIT 10000) AS t) AS tcf_v22_sites,
+        (SELECT count(*) FROM (
+            SELECT FROM live WHERE mode = 'opt_in' LIMIT 10000) AS b) AS auto_blocking_sites,
+        (SELECT count(*) FROM (
+            SELECT FROM live WHERE cron <> '' LIMIT 10000) AS n) AS scanner_scheduled_sites,
+        current_setting('server_version_num')::integer AS server_version_num
+    """
+)
+
+
+def census(connection: Connection) -> Census:
+    """Count ConsentOS's tables inside the caller's transaction.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: a table or column is missing, locked, or too slow to count.
+    """
+    row = connection.execute(_CENSUS).one()
+    return Census(
+        counts=Counts(
+            orgs=bucket(row.orgs),
+            sites=bucket(row.sites),
+            users=bucket(row.users),
+            scans_last_24h=bucket(row.scans_last_24h),
+            consents_last_24h=bucket(row.consents_last_24h),
+        ),
+        tcf_v22_sites=bucket(row.tcf_v22_sites),
+        auto_blocking_sites=bucket(row.auto_blocking_sites),
+        scanner_scheduled_sites=bucket(row.scanner_scheduled_sites),
+        server_version_num=row.server_version_num,
+    )

@@ -1,0 +1,47 @@
+"""Who this install is: ConsentOS's ``instance`` row, adopted as it is or made once."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, func, insert, text, update
+
+from app.models import CURRENT_INSTANCE, Instance
+
+_THE_INSTANCE = CURRENT_INSTANCE.with_only_columns(Instance.id, Instance.last_telemetry_at)
+_ALONE = text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry instance'))")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The install's id, and when it last sent, by whatever program."""
+
+    id: UUID
+    last_telemetry_at: datetime | None
+
+
+def find(connection: Connection) -> Identity | None:
+    """Return who this install is, or None before its first heartbeat."""
+    row = connection.execute(_THE_INSTANCE).one_or_none()
+    return Identity(*row) if row else None
+
+
+def ensure(connection: Connection) -> UUID:
+    """Return the install's id, making it where there is none; two first boots make one."""
+    if known := find(connection):
+        return known.id
+    connection.execute(_ALONE)
+    if known := find(connection):
+        return known.id
+    made = insert(Instance).values(id=uuid4(), created_at=func.now(), updated_at=func.now())
+    return connection.execute(made.returning(Instance.id)).scalar_one()
+
+
+def stamp(connection: Connection, instance_id: UUID) -> None:
+    """Record that a heartbeat of this instance has been delivered now."""
+    now = func.now()
+    connection.execute(
+        update(Instance)
+        .where(Instance.id == instance_id)
+        .values(last_telemetry_at=now, updated_at=now)
+    )

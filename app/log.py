@@ -1,0 +1,80 @@
+"""The lines an operator greps: one an event on stdout, its name first, ``key=value`` after it."""
+
+import json
+import logging
+import sys
+from datetime import datetime
+from typing import Any
+
+_logger = logging.getLogger("telemetry")
+
+
+def event(name: str, *, level: int = logging.INFO, **fields: object) -> None:
+    """Log ``telemetry.<name>``; a value is one word, or quoted as JSON, or ``-`` for none."""
+    words = [f"telemetry.{name}", *(f"{key}={_word(value)}" for key, value in fields.items())]
+    _logger.log(level, " ".join(words))
+
+
+def payload(body: str) -> None:
+    """Log the exact body that a receiver has accepted, and nothing after it."""
+    _logger.info("telemetry.payload %s", body)
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds")
+    word = str(value)
+    plain = word.isascii() and word.isprintable() and not set(word) & set(' "=')
+    return word if plain and word else json.dumps(word)
+
+
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == _logger.name:
+            return record.getMessage()
+        return super().format(record)
+
+
+def to_stdout(level: str) -> None:
+    """Send the log to the process's real stdout, each record in one write.
+
+    Dramatiq puts a pipe to its master's stderr in the place of ``sys.stdout``; ``sys.__stdout__``
+    is the real one. ``level`` never hides an event. Libraries speak from WARNING on, for their
+    lower levels hold URLs, statements and rows; Dramatiq's own lines follow ``level``.
+    """
+    handler = logging.StreamHandler(sys.__stdout__)
+    handler.setFormatter(_Line("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    wanted = logging.getLevelNamesMapping()[level]
+    _logger.setLevel(min(wanted, logging.INFO))
+    logging.getLogger("dramatiq").setLevel(wanted)
+
+
+# Postgres's own messages that name nothing but tables, columns and limits, by SQLSTATE.
+_NAMES_ONLY = frozenset({"25006", "3F000", "42501", "42703", "42P01", "55P03", "57014", "57P01"})
+
+_CONNECTION_TROUBLE = (
+    ("password", "the database refuses the password"),
+    ("does not exist", "the database or its role does not exist"),
+    ("too many", "the database has no connection left"),
+    ("remaining connection slots", "the database has no connection left"),
+)
+
+
+def cause(error: BaseException) -> str:
+    """Say what went wrong without a value in it: no host, no user, no row, no password.
+
+    What is not known to be harmless is told by the name of its type alone.
+    """
+    # Read by name: the scheduler, which logs too, loads no database driver.
+    origin: Any = getattr(error, "orig", None) or error
+    state = getattr(origin, "sqlstate", None)
+    if state in _NAMES_ONLY:
+        return str(origin.diag.message_primary)
+    if state is None and type(origin).__name__ == "OperationalError":
+        told = str(origin)
+        known = (sentence for words, sentence in _CONNECTION_TROUBLE if words in told)
+        return next(known, "the database cannot be reached")
+    return f"{type(origin).__name__} {state}" if state else type(origin).__name__

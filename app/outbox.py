@@ -1,0 +1,303 @@
+"""The only SQL on the outbox and its attempts, in the order of a row's life.
+
+Every function works inside the caller's transaction and on the database's clock. A row that is
+claimed is changed only under its lease token, so whoever has lost the lease changes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Interval,
+    Row,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
+from sqlalchemy.dialects import postgresql
+
+from app.models import CURRENT_INSTANCE, FINAL, Attempt, Instance, OutboxRow
+from app.retry import Delivered, Outcome, Rejected, RetryAt, Verdict, backoff
+
+_now = func.now()
+_of_this_instance = OutboxRow.instance_id == (
+    CURRENT_INSTANCE.with_only_columns(Instance.id).scalar_subquery()
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A row taken for one drain, by a token that every later change must show."""
+
+    id: UUID
+    token: UUID
+    body: str
+    instance_id: UUID
+    drains: int
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An attempt on record, and the database's time at which it may start."""
+
+    attempt_id: int
+    n: int
+    at: datetime
+
+
+def has_day(connection: Connection, day: date) -> bool:
+    """Whether the day has a row, final or not."""
+    return bool(connection.scalar(select(exists().where(OutboxRow.day == day))))
+
+
+def write(
+    connection: Connection,
+    *,
+    day: date,
+    instance_id: UUID,
+    body: str,
+    next_attempt_at: datetime,
+    expires_at: datetime,
+) -> UUID | None:
+    """Store a day's heartbeat; return its id, or None where the day has one already."""
+    statement = (
+        postgresql.insert(OutboxRow)
+        .values(
+            id=uuid4(),
+            day=day,
+            instance_id=instance_id,
+            payload=body,
+            created_at=_now,
+            next_attempt_at=next_attempt_at,
+            expires_at=expires_at,
+        )
+        .on_conflict_do_nothing(index_elements=[OutboxRow.day])
+        .returning(OutboxRow.id)
+    )
+    return connection.scalar(statement)
+
+
+def until_due(connection: Connection) -> timedelta | None:
+    """Return how long until the next pending row may be claimed, or None where there is none."""
+    return connection.scalar(
+        select(type_coerce(func.min(OutboxRow.next_attempt_at) - _now, Interval)).where(
+            OutboxRow.state == "pending", OutboxRow.expires_at > _now, _of_this_instance
+        )
+    )
+
+
+def claim(connection: Connection, lease: timedelta, *, day: date | None = None) -> Claim | None:
+    """Take a due row for ``lease``; None where nothing is due or another process was first.
+
+    With ``day``, take that day's row without regard to its backoff, but never before the time
+    that the receiver asked for.
+    """
+    token = uuid4()
+    due: ColumnElement[bool] = OutboxRow.next_attempt_at <= _now
+    if day is not None:
+        asked = or_(OutboxRow.not_before.is_(None), OutboxRow.not_before <= _now)
+        due = and_(OutboxRow.day == day, asked)
+    chosen = (
+        select(OutboxRow.id)
+        .where(OutboxRow.state == "pending", due, OutboxRow.expires_at > _now, _of_this_instance)
+        .order_by(OutboxRow.next_attempt_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .cte("chosen")
+    )
+    row = connection.execute(
+        update(OutboxRow)
+        .where(OutboxRow.id == chosen.c.id)
+        .values(
+            state="sending",
+            drains=OutboxRow.drains + 1,
+            lease_token=token,
+            lease_until=_now + lease,
+        )
+        .returning(OutboxRow.id, OutboxRow.payload, OutboxRow.instance_id, OutboxRow.drains)
+    ).one_or_none()
+    return Claim(row.id, token, row.payload, row.instance_id, row.drains) if row else None
+
+
+def begin(connection: Connection, claim: Claim, lease: timedelta, *, endpoint: str) -> Begun | None:
+    """Record an attempt and renew the lease, just before the attempt starts.
+
+    None, and nothing recorded, where the lease is lost, the row has expired, or its instance id
+    is no longer this install's.
+    """
+    leased = (
+        update(OutboxRow)
+        .where(
+            OutboxRow.id == claim.id,
+            OutboxRow.lease_token == claim.token,
+            OutboxRow.lease_until > _now,
+            OutboxRow.expires_at > _now,
+            _of_this_instance,
+        )
+        .values(attempts=OutboxRow.attempts + 1, lease_until=_now + lease)
+        .returning(OutboxRow.id, OutboxRow.attempts)
+        .cte("leased")
+    )
+    row = connection.execute(
+        insert(Attempt)
+        .from_select(
+            ["outbox_id", "n", "started_at", "endpoint"],
+            select(leased.c.id, leased.c.attempts, _now, literal(endpoint)),
+        )
+        .returning(Attempt.id, Attempt.n, Attempt.started_at)
+    ).one_or_none()
+    return Begun(*row) if row else None
+
+
+def record(connection: Connection, attempt: Begun, outcome: Outcome) -> datetime:
+    """Complete the attempt with its outcome, whoever holds the row by now; return the time."""
+    return connection.execute(
+        update(Attempt)
+        .where(Attempt.id == attempt.attempt_id)
+        .values(
+            finished_at=_now,
+            outcome=outcome.result,
+            http_status=outcome.status,
+            error=outcome.error,
+            duration_ms=outcome.duration_ms,
+        )
+        .returning(_now)
+    ).scalar_one()
+
+
+def settle(connection: Connection, claim: Claim, verdict: Verdict, error: str | None) -> bool:
+    """End the claim with its verdict; False, and nothing changed, where the lease is lost."""
+    match verdict:
+        case Delivered():
+            return _end_lease(connection, claim, state="sent", finished_at=_now, last_error=None)
+        case Rejected():
+            return _end_lease(
+                connection, claim, state="rejected", finished_at=_now, last_error=error
+            )
+        case RetryAt(at, not_before):
+            return _end_lease(
+                connection,
+                claim,
+                state="pending",
+                next_attempt_at=at,
+                not_before=not_before,
+                last_error=error,
+            )
+
+
+def release(connection: Connection, claim: Claim) -> bool:
+    """Give a claim back as it was, but for its count of drains; False where the lease is lost."""
+    return _end_lease(connection, claim, state="pending")
+
+
+def _end_lease(connection: Connection, claim: Claim, **result: object) -> bool:
+    ended = connection.execute(
+        update(OutboxRow)
+        .where(OutboxRow.id == claim.id, OutboxRow.lease_token == claim.token)
+        .values(**result, lease_token=None, lease_until=None)
+    )
+    return ended.rowcount == 1
+
+
+def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
+    """Take back the rows whose lease has lapsed, each to wait as after any failed drain."""
+    lapsed = connection.execute(
+        select(OutboxRow.id, OutboxRow.lease_token, OutboxRow.drains, _now)
+        .where(OutboxRow.state == "sending", OutboxRow.lease_until <= _now)
+        .with_for_update(skip_locked=True)
+    ).all()
+    for id_, token, drains, now in lapsed:
+        connection.execute(
+            update(OutboxRow)
+            .where(
+                OutboxRow.id == id_,
+                OutboxRow.lease_token == token,
+                OutboxRow.lease_until <= _now,
+            )
+            .values(
+                state="pending",
+                next_attempt_at=now + backoff(drains, jitter),
+                last_error="the process died in the attempt",
+                lease_token=None,
+                lease_until=None,
+            )
+        )
+    return [row.id for row in lapsed]
+
+
+def expire(connection: Connection) -> Sequence[Row[UUID, date]]:
+    """End the pending rows whose day is over; return their ids and days."""
+    return _finish(connection, "expired", OutboxRow.expires_at <= _now)
+
+
+def discard_all(connection: Connection) -> Sequence[Row[UUID, date]]:
+    """End every pending row: telemetry is off. Reads nothing but the outbox."""
+    return _finish(connection, "discarded", literal(True))
+
+
+def discard_foreign(connection: Connection) -> Sequence[Row[UUID, date]]:
+    """End the pending rows under an instance id that is no longer this install's."""
+    return _finish(connection, "discarded", _of_this_instance.is_not(True))
+
+
+def _finish(
+    connection: Connection, state: str, which: ColumnElement[bool]
+) -> Sequence[Row[UUID, date]]:
+    return connection.execute(
+        update(OutboxRow)
+        .where(OutboxRow.state == "pending", which)
+        .values(state=state, finished_at=_now)
+        .returning(OutboxRow.id, OutboxRow.day)
+    ).all()
+
+
+def prune(connection: Connection, retention: timedelta) -> int:
+    """Delete the finished rows, with their attempts, that are older than ``retention``."""
+    old = OutboxRow.state.in_(FINAL) & (OutboxRow.finished_at < _now - retention)
+    return connection.execute(delete(OutboxRow).where(old)).rowcount
+
+
+def of_day(connection: Connection, day: date) -> Row[*tuple[Any, ...]] | None:
+    """Return the day's row, or None where it has none."""
+    return connection.execute(select(*_ROW).where(OutboxRow.day == day)).one_or_none()
+
+
+def unfinished(connection: Connection) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Return the rows that are pending or being sent, the oldest day first."""
+    open_rows = OutboxRow.state.in_(("pending", "sending"))
+    return connection.execute(select(*_ROW).where(open_rows).order_by(OutboxRow.day)).all()
+
+
+def last_failure(connection: Connection) -> Row[*tuple[Any, ...]] | None:
+    """Return the latest attempt that failed, or whose process died in it; or None."""
+    in_flight = exists().where(OutboxRow.id == Attempt.outbox_id, OutboxRow.state == "sending")
+    died = Attempt.outcome.is_(None) & ~in_flight
+    failed = died | Attempt.outcome.in_(("retryable", "rejected"))
+    latest = select(*_ATTEMPT).where(failed).order_by(Attempt.started_at.desc()).limit(1)
+    return connection.execute(latest).one_or_none()
+
+
+def rows(connection: Connection) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Return the whole outbox, the newest day first."""
+    return connection.execute(select(*_ROW).order_by(OutboxRow.day.desc())).all()
+
+
+def attempts(connection: Connection) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Return every attempt, row by row, in the order in which they began."""
+    return connection.execute(select(*_ATTEMPT).order_by(Attempt.outbox_id, Attempt.n)).all()
+
+
+_ROW = OutboxRow.__table__.columns
+_ATTEMPT = Attempt.__table__.columns

@@ -1,0 +1,601 @@
+"""The collector as it is run: a real process, real sockets, a real Postgres."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from sqlalchemy import NullPool, Row, create_engine, text
+
+from app.collector import store, web
+from app.collector.__main__ import server
+from app.payload import Heartbeat
+
+ROOT = Path(__file__).parents[2]
+NOWHERE = "postgresql://someone:opensesame@127.0.0.1:1/nowhere"
+
+EXAMPLE: dict[str, Any] = {
+    "telemetry_schema": 1,
+    "instance_id": "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99",
+    "sent_at": "2026-05-02T02:30:00+00:00",
+    "version": "0.1.0",
+    "edition": "ce",
+    "python_version": "3.12.7",
+    "platform": "linux",
+    "deployment": "docker-compose",
+    "counts": {
+        "orgs": "1-10",
+        "sites": "10-100",
+        "users": "1-10",
+        "scans_last_24h": "10-100",
+        "consents_last_24h": "100-1k",
+    },
+    "features": {
+        "tcf_v22_sites": "1-10",
+        "auto_blocking_sites": "10-100",
+        "scanner_scheduled_sites": "1-10",
+        "geoip_header_configured": True,
+        "geoip_maxmind_configured": False,
+        "rate_limit_enabled": True,
+        "compliance_ee": False,
+    },
+    "stack": {"postgres_version": "16.2", "redis_present": True},
+}
+BODY = json.dumps(EXAMPLE)
+
+
+def changed(**fields: object) -> str:
+    return json.dumps({**EXAMPLE, **fields})
+
+
+def query(url: str, statement: str) -> Sequence[Row[Any]]:
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        result = connection.execute(text(statement))
+        return result.all() if result.returns_rows else []
+
+
+def command(process: str) -> list[str]:
+    """Return the command line of a process type in Procfile.collector."""
+    lines = (ROOT / "Procfile.collector").read_text().splitlines()
+    commands = dict(line.split(": ", 1) for line in lines)
+    python, *arguments = shlex.split(commands[process])
+    assert python == "python"
+    return [sys.executable, *arguments]
+
+
+def run(process: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a process type of the collector to its end."""
+    return subprocess.run(
+        command(process), env=environment, cwd=ROOT, text=True, capture_output=True, timeout=30
+    )
+
+
+@dataclass(frozen=True)
+class Collector:
+    """A collector that listens on loopback, its database and what it has logged."""
+
+    url: str
+    port: int
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    def post(self, body: str | bytes, **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.request("POST", "/v1/heartbeat", body, named)
+
+    def request(
+        self, method: str, path: str, body: str | bytes = b"", headers: Mapping[str, str] = {}
+    ) -> httpx.Response:
+        return httpx.request(
+            method,
+            f"http://127.0.0.1:{self.port}{path}",
+            content=body,
+            headers={"content-type": "application/json", **headers},
+            timeout=20,
+        )
+
+    def rows(self) -> Sequence[Row[Any]]:
+        return query(self.url, "SELECT instance_id, sent_at, received_at, body FROM heartbeat")
+
+    def log(self) -> list[str]:
+        return self.output.read_text().splitlines()
+
+
+@contextmanager
+def serving(argv: Sequence[str], url: str, output: Path) -> Iterator[Collector]:
+    """Run ``argv`` as a collector until SIGTERM, which it must answer with exit code 0."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {"COLLECTOR_DATABASE_URL": url, "PORT": str(port)}
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            [*argv, "--host", "127.0.0.1"], env=environment, cwd=ROOT, stdout=out, stderr=out
+        )
+    try:
+        wait_for_line(process, output)
+        yield Collector(url, port, process, output)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for_line(process: subprocess.Popen[bytes], output: Path) -> None:
+    deadline = time.monotonic() + 20
+    while "collector.ready" not in output.read_text():
+        assert process.poll() is None, output.read_text()
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def migrated(collector_database: str) -> str:
+    assert run("release", COLLECTOR_DATABASE_URL=collector_database).returncode == 0
+    return collector_database
+
+
+@pytest.fixture
+def collector(migrated: str, tmp_path: Path) -> Iterator[Collector]:
+    with serving(command("web"), migrated, tmp_path / "log") as running:
+        yield running
+
+
+def head(*lines: str) -> bytes:
+    first = ("POST /v1/heartbeat HTTP/1.1", "Host: collector", "Content-Type: application/json")
+    return "\r\n".join((*first, *lines, "", "")).encode()
+
+
+def answer(connection: socket.socket) -> bytes:
+    """Return all that the server says until it closes, which it must do within ten seconds."""
+    connection.settimeout(10)
+    received = bytearray()
+    with suppress(ConnectionResetError):
+        while data := connection.recv(65_536):
+            received += data
+    return bytes(received)
+
+
+def test_a_heartbeat_is_stored_as_the_schema_reads_it(collector: Collector) -> None:
+    response = collector.post(f"\n{BODY}  ")
+
+    assert (response.status_code, response.content) == (202, b"")
+    [(instance_id, sent_at, received_at, body)] = collector.rows()
+    assert str(instance_id) == EXAMPLE["instance_id"]
+    assert sent_at.isoformat() == EXAMPLE["sent_at"]
+    assert abs(time.time() - received_at.timestamp()) < 60
+    assert body == EXAMPLE
+
+
+def test_a_repeated_heartbeat_is_accepted_and_stored_once(collector: Collector) -> None:
+    assert [collector.post(BODY).status_code for _ in range(3)] == [202, 202, 202]
+    assert len(collector.rows()) == 1
+
+
+def test_twenty_posts_at_once_make_one_row(collector: Collector) -> None:
+    together = threading.Barrier(20)
+
+    def post(_: int) -> int:
+        together.wait(10)
+        return collector.post(BODY).status_code
+
+    with ThreadPoolExecutor(20) as pool:
+        assert set(pool.map(post, range(20))) == {202}
+    assert len(collector.rows()) == 1
+
+
+def test_another_day_and_another_instance_are_rows_of_their_own(collector: Collector) -> None:
+    collector.post(BODY)
+    collector.post(changed(sent_at="2026-05-03T02:30:00+00:00"))
+    collector.post(changed(instance_id="ffffffff-7e62-4a4e-9b6f-1a4e2d2dfd99"))
+    assert len(collector.rows()) == 3
+
+
+def test_one_connection_carries_several_heartbeats(collector: Collector) -> None:
+    with socket.create_connection(("127.0.0.1", collector.port)) as connection:
+        connection.sendall((head(f"Content-Length: {len(BODY)}") + BODY.encode()) * 2)
+        connection.shutdown(socket.SHUT_WR)
+        assert answer(connection).count(b"HTTP/1.1 202") == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "problem"),
+    [
+        (changed(telemetry_schema=2), "telemetry_schema", "Input should be 1"),
+        (changed(platform="opensesame"), "platform", "should be 'linux'"),
+        (changed(counts={**EXAMPLE["counts"], "orgs": 7}), "counts.orgs", "should be '0'"),
+        (changed(domain="opensesame"), "domain", "not permitted"),
+        (changed(**{"opén\0sesame": 1}), "op?n?sesame", "not permitted"),
+        (changed(**{"x" * 500: 1}), "x" * 64, "not permitted"),
+        (changed(sent_at="2026-02-31T02:30:00+00:00"), "sent_at", "not possible"),
+        (changed(deployment="a\0b"), "deployment", "should match"),
+        (BODY.replace('"ce"', '"c\0e"'), "", "control character"),
+        (BODY.replace("linux", "\\ud800"), "", "Invalid JSON"),
+        ("[" * 16_000, "", "recursion limit"),
+        ("[]", "", "should be an object"),
+        (BODY + "{}", "", "trailing"),
+        ("\ufeff" + BODY, "", "Invalid JSON"),
+        ("", "", "EOF"),
+    ],
+)
+def test_a_refusal_names_the_field_and_no_value(body: str, field: str, problem: str) -> None:
+    with pytest.raises(web.NotAHeartbeat) as refused:
+        web.parse(body.encode())
+
+    assert "telemetry_schema 1" in refused.value.detail
+    [detail] = refused.value.details
+    assert detail["field"] == field
+    assert problem in detail["problem"]
+    assert "opensesame" not in detail["problem"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        BODY.replace("{", '{"edition": "ee", ', 1),
+        BODY.replace("{", '{"\\u0065dition": "ce", ', 1),
+        BODY.replace('"orgs"', '"orgs": "0", "orgs"'),
+        BODY.replace("{", '{"counts": {"a": 1, "a": 2}, ', 1),
+        BODY.replace("{", '{"version": %s, ' % ("[" * 190 + "]" * 190), 1),
+        BODY.replace("{", '{"version": %s, ' % ("9" * 4_300), 1),
+    ],
+)
+def test_a_field_given_twice_is_refused(body: str) -> None:
+    assert Heartbeat.model_validate_json(body)
+    with pytest.raises(web.NotAHeartbeat, match="names a field twice"):
+        web.parse(body.encode())
+
+
+def test_a_bad_body_is_told_in_json_with_at_most_ten_details(collector: Collector) -> None:
+    response = collector.post(changed(**{f"field_{n}": "opensesame" for n in range(50)}))
+
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/json"
+    assert set(response.json()) == {"error", "details"}
+    assert len(response.json()["details"]) == 10
+    assert "opensesame" not in response.text
+    not_utf8 = collector.post(BODY.encode().replace(b"linux", b"li\xffnux"))
+    assert (not_utf8.status_code, not_utf8.json()["details"]) == (400, [])
+    assert collector.rows() == []
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON ; charset=utf-8"])
+def test_json_is_accepted_with_parameters(collector: Collector, kind: str) -> None:
+    assert collector.post(BODY, content_type=kind, content_encoding="Identity").status_code == 202
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content_type": "text/plain"},
+        {"content_type": "application/jsonp"},
+        {"content_type": ""},
+        {"content_encoding": "gzip"},
+        {"content_encoding": "identity, br"},
+    ],
+)
+def test_another_media_type_or_coding_is_415(
+    collector: Collector, headers: dict[str, str]
+) -> None:
+    response = collector.post(BODY, **headers)
+    assert response.status_code == 415
+    assert response.json()["error"].endswith(".")
+    assert collector.rows() == []
+
+
+def test_other_methods_are_405_and_other_paths_404(collector: Collector) -> None:
+    for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"):
+        response = collector.request(method, "/v1/heartbeat")
+        assert (response.status_code, response.headers["allow"]) == (405, "POST")
+        assert response.json() == {"error": "Method Not Allowed"}
+    for path in ("/", "/v1/heartbeat/", "/v1//heartbeat", "/v2/heartbeat", "/%00%ff"):
+        response = collector.request("POST", path, BODY)
+        assert (response.status_code, response.json()) == (404, {"error": "Not Found"})
+    assert collector.request("HEAD", "/v1/heartbeat").status_code == 405
+    assert collector.rows() == []
+
+
+def test_a_body_of_16_kib_is_read_and_one_byte_more_is_413(collector: Collector) -> None:
+    assert collector.post(BODY.ljust(16_384)).status_code == 202
+    response = collector.post(BODY.ljust(16_385))
+    assert response.status_code == 413
+    assert "16384" in response.json()["error"]
+
+
+def test_a_content_length_that_is_too_large_is_refused_before_the_body(
+    collector: Collector,
+) -> None:
+    with socket.create_connection(("127.0.0.1", collector.port)) as connection:
+        connection.sendall(head("Content-Length: 99999999999999999999", "Expect: 100-continue"))
+        assert answer(connection).startswith(b"HTTP/1.1 413")
+
+
+def test_an_endless_chunked_body_is_cut_off(collector: Collector) -> None:
+    chunk = b"1000\r\n" + b" " * 0x1000 + b"\r\n"
+    with socket.create_connection(("127.0.0.1", collector.port)) as connection:
+        connection.sendall(head("Transfer-Encoding: chunked"))
+        with suppress(ConnectionError):
+            for _ in range(100_000):
+                connection.sendall(chunk)
+            pytest.fail("the collector read 400 MB")
+    assert collector.post(BODY).status_code == 202
+    with socket.create_connection(("127.0.0.1", collector.port)) as connection:
+        connection.sendall(head("Transfer-Encoding: chunked") + chunk * 5)
+        assert answer(connection).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"opensesame\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /" + b"a" * 9_000,
+        head("X-Filler: " + "a" * 9_000),
+        head("Content-Length: -1"),
+        head("Content-Length: 5", "Content-Length: 6"),
+        head("Transfer-Encoding: gzip"),
+        head("Transfer-Encoding: chunked") + b"opensesame\r\n",
+    ],
+)
+def test_what_is_not_http_is_closed_and_not_logged(
+    collector: Collector, nonsense: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", collector.port)) as connection:
+        connection.sendall(nonsense)
+        assert answer(connection).startswith(b"HTTP/1.1 400")
+    assert collector.log() == [f"collector.ready port={collector.port}"]
+    assert collector.post(BODY).status_code == 202
+
+
+def test_a_caller_who_leaves_early_leaves_nothing(collector: Collector) -> None:
+    with socket.create_connection(("127.0.0.1", collector.port)) as connection:
+        connection.sendall(head(f"Content-Length: {len(BODY)}") + BODY[:100].encode())
+    assert collector.post(BODY).status_code == 202
+    assert len(collector.rows()) == 1
+    assert collector.log() == [f"collector.ready port={collector.port}"]
+
+
+def test_a_body_that_drips_is_408_in_time(migrated: str) -> None:
+    with inside(web.create_app(store.connect(migrated), body_seconds=0.5)) as port:
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(head(f"Content-Length: {len(BODY)}"))
+            dripping = threading.Thread(target=drip, args=(connection,))
+            dripping.start()
+            received = answer(connection)
+            dripping.join()
+    assert received.startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - began < 3
+
+
+def drip(connection: socket.socket) -> None:
+    with suppress(OSError):
+        for byte in BODY.encode():
+            connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+
+
+@contextmanager
+def inside(app: Any) -> Iterator[int]:
+    """Serve ``app`` from a thread of this process and yield its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        running = server(app)
+        thread = threading.Thread(target=running.run, args=([listener],))
+        thread.start()
+        yield listener.getsockname()[1]
+        running.should_exit = True
+        thread.join()
+
+
+def test_nothing_about_the_caller_reaches_the_table_or_the_log(collector: Collector) -> None:
+    marks = {
+        "User-Agent": "opensesame",
+        "X-Forwarded-For": "203.0.113.77",
+        "Forwarded": "for=203.0.113.77",
+        "Cookie": "opensesame=1",
+        "Upgrade": "websocket",
+        "Connection": "upgrade",
+    }
+    path = "/v1/heartbeat?opensesame=203.0.113.77"
+    bodies = (BODY, changed(opensesame=1), "opensesame", BODY.ljust(20_000))
+    codes = [collector.request("POST", path, body, marks).status_code for body in bodies]
+    assert codes == [202, 400, 400, 413]
+    collector.request("GET", "/opensesame", headers=marks)
+    query(collector.url, "ALTER TABLE heartbeat RENAME TO hidden")
+    assert collector.request("POST", path, BODY, marks).status_code == 503
+    query(collector.url, "ALTER TABLE hidden RENAME TO heartbeat")
+
+    [(row,)] = query(collector.url, "SELECT heartbeat::text FROM heartbeat")
+    for mark in ("opensesame", "203.0.113.77", "127.0.0.1", EXAMPLE["deployment"]):
+        assert mark not in "\n".join(collector.log())
+    for mark in ("opensesame", "203.0.113.77", "127.0.0.1"):
+        assert mark not in row
+    columns = "SELECT column_name FROM information_schema.columns WHERE table_name = 'heartbeat'"
+    names = {name for (name,) in query(collector.url, columns)}
+    assert names == {"instance_id", "sent_at", "received_at", "body"}
+
+
+def test_a_response_does_not_say_what_serves_it(collector: Collector) -> None:
+    assert "server" not in collector.post(BODY).headers
+
+
+def test_a_database_that_fails_is_503_and_heals_without_a_restart(collector: Collector) -> None:
+    query(collector.url, "ALTER TABLE heartbeat RENAME TO hidden")
+    response = collector.post(BODY)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "60")
+    assert response.json() == {"error": "The database is not available."}
+    assert collector.log()[1:] == ["collector.failed error=UndefinedTable"]
+    query(collector.url, "ALTER TABLE hidden RENAME TO heartbeat")
+    end_backends = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    query(collector.url, end_backends)
+    assert collector.post(BODY).status_code == 202
+
+
+def test_an_unreachable_database_is_503(tmp_path: Path) -> None:
+    with serving(command("web"), NOWHERE, tmp_path / "log") as collector:
+        assert collector.post(BODY).status_code == 503
+        assert collector.log()[1:] == ["collector.failed error=OperationalError"]
+
+
+def test_a_statement_that_waits_is_given_up_and_nothing_is_acknowledged(
+    collector: Collector,
+) -> None:
+    engine = create_engine(collector.url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text("LOCK TABLE heartbeat IN ACCESS EXCLUSIVE MODE"))
+        assert collector.post(BODY).status_code == 503
+    assert collector.log()[1:] == ["collector.failed error=QueryCanceled"]
+    assert collector.rows() == []
+
+
+BROKEN = """
+import sqlalchemy
+from app.collector.__main__ import main
+
+@sqlalchemy.event.listens_for(sqlalchemy.Engine, "do_connect")
+def fail(*_):
+    raise RuntimeError("opensesame")
+
+main()
+"""
+
+
+def test_an_error_that_nobody_foresaw_is_500_without_its_words(tmp_path: Path) -> None:
+    broken = [sys.executable, "-c", BROKEN, "serve"]
+    with serving(broken, NOWHERE, tmp_path / "log") as collector:
+        response = collector.post(BODY)
+        assert (response.status_code, response.json()) == (500, {"error": "The collector failed."})
+        assert collector.log()[1:] == ["collector.failed error=RuntimeError"]
+
+
+def test_sigterm_does_not_wait_for_a_slow_caller(collector: Collector) -> None:
+    with socket.create_connection(("127.0.0.1", collector.port)) as connection:
+        connection.sendall(head("Content-Length: 100") + b"{")
+        time.sleep(0.2)
+        began = time.monotonic()
+        collector.process.send_signal(signal.SIGTERM)
+        assert collector.process.wait(10) == 0
+        assert time.monotonic() - began < 6
+
+
+def test_migrate_says_what_it_did_and_may_be_repeated(collector_database: str) -> None:
+    first = run("release", COLLECTOR_DATABASE_URL=collector_database)
+    again = run("release", COLLECTOR_DATABASE_URL=collector_database)
+    assert (first.returncode, first.stdout) == (0, "collector.migrated from=base to=0001\n")
+    assert (again.returncode, again.stdout) == (0, "collector.migrated from=0001 to=0001\n")
+
+
+def test_a_database_from_a_later_version_is_refused_in_one_sentence(migrated: str) -> None:
+    query(migrated, "UPDATE collector_alembic_version SET version_num = '9999'")
+    failed(run("release", COLLECTOR_DATABASE_URL=migrated), 1, "9999")
+
+
+def test_an_unreachable_database_fails_the_release_in_one_sentence() -> None:
+    failed(run("release", COLLECTOR_DATABASE_URL=NOWHERE), 1, "OperationalError")
+
+
+@pytest.mark.parametrize("process", ["release", "web"])
+def test_a_database_url_that_is_missing_or_wrong_is_told_without_its_value(process: str) -> None:
+    failed(run(process), 2, "COLLECTOR_DATABASE_URL is not set.")
+    wrong = run(process, COLLECTOR_DATABASE_URL="mysql://opensesame@db/x")
+    failed(wrong, 2, "COLLECTOR_DATABASE_URL must be a URL")
+
+
+@pytest.mark.parametrize(
+    ("port", "problem"),
+    [
+        ("", "must be a number"),
+        ("http", "must be a number"),
+        ("0", "must be greater than or equal to 1"),
+        ("65536", "must be less than or equal to 65535"),
+    ],
+)
+def test_a_port_that_is_none_is_told_in_one_sentence(port: str, problem: str) -> None:
+    failed(run("web", COLLECTOR_DATABASE_URL=NOWHERE, PORT=port), 2, f"PORT {problem}.")
+
+
+def test_a_port_in_use_is_told_in_one_sentence() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        failed(run("web", COLLECTOR_DATABASE_URL=NOWHERE, PORT=port), 1, f"port {port}")
+
+
+def failed(result: subprocess.CompletedProcess[str], code: int, words: str) -> None:
+    """Assert that a command ended with one sentence on stderr, and none of a URL in it."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert "opensesame" not in result.stderr
+    assert "127.0.0.1" not in result.stderr
+
+
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.just("1-10")
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> str:
+    """Return the example with a few fields replaced, added or dropped, somewhere in it."""
+    body = deepcopy(EXAMPLE)
+    for _ in range(draw(st.integers(0, 3))):
+        inner = draw(st.sampled_from([body, *(v for v in body.values() if isinstance(v, dict))]))
+        name = draw(st.sampled_from([*inner, "extra"]) | st.text(max_size=5))
+        if draw(st.booleans()):
+            inner[name] = draw(values)
+        else:
+            inner.pop(name, None)
+    return json.dumps(body)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(mutated())
+@example(BODY)
+def test_whatever_json_comes_is_stored_when_it_fits_and_refused_otherwise(
+    collector: Collector, body: str
+) -> None:
+    try:
+        Heartbeat.model_validate_json(body)
+        expected = 202
+    except ValidationError:
+        expected = 400
+    assert collector.post(body).status_code == expected
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.integers(0, len(BODY)), st.integers(0, 3), st.binary(max_size=4))
+def test_whatever_bytes_come_the_collector_does_not_fail(
+    collector: Collector, at: int, dropped: int, put: bytes
+) -> None:
+    body = BODY.encode()
+    assert collector.post(body[:at] + put + body[at + dropped :]).status_code in {202, 400}

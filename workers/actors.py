@@ -1,0 +1,66 @@
+"""What runs when. Each actor wakes the pipeline and returns; none raises, none carries data.
+
+The pipeline is imported inside the actors, so that the scheduler, which needs only their names
+and times, loads no SQLAlchemy and no httpx.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+import dramatiq
+from periodiq import cron
+
+from app import log
+from workers.broker import QUEUE, settings, stopping
+
+if TYPE_CHECKING:
+    from app.pipeline import Pipeline
+
+
+@dramatiq.actor(queue_name=QUEUE, periodic=cron("30 2 * * *"))
+def heartbeat() -> None:
+    """Write the day's heartbeat at 02:30 UTC, and wake the sender."""
+    with _swallowed("write"):
+        _pipeline().write_heartbeat()
+    with _swallowed("wake"):
+        drain.send()
+
+
+@dramatiq.actor(queue_name=QUEUE, periodic=cron("* * * * *"))
+def sweep() -> None:
+    """Every minute: keep the outbox in order, catch up a missed write, wake the sender."""
+    due = False
+    with _swallowed("sweep"):
+        due = _pipeline().sweep()
+    with _swallowed("write"):
+        due = _pipeline().write_heartbeat() or due
+    if due:
+        with _swallowed("wake"):
+            drain.send()
+
+
+@dramatiq.actor(queue_name=QUEUE)
+def drain() -> None:
+    """Send what is due."""
+    with _swallowed("drain"):
+        _pipeline().drain()
+
+
+@cache
+def _pipeline() -> "Pipeline":
+    from app.pipeline import Pipeline
+
+    return Pipeline(settings(), stopping)
+
+
+@contextmanager
+def _swallowed(stage: str) -> Iterator[None]:
+    """Log a failure and end it here: nothing of telemetry may reach its host."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the one place where failures end
+        stage = getattr(error, "stage", stage)
+        log.event("failed", level=logging.WARNING, stage=stage, error=log.cause(error))

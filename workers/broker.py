@@ -1,0 +1,110 @@
+"""The broker that workers and scheduler share, built when a process asks for it.
+
+Messages are wake-ups without data: the broker may lose any of them, and the sweep finds the work.
+"""
+
+import logging
+import signal
+from functools import cache
+from threading import Event
+from types import FrameType
+from typing import Any
+
+import dramatiq
+import pendulum
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from periodiq import PeriodiqMiddleware
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from app import log
+from app.settings import Disabled, Settings, SettingsError
+
+NAMESPACE = "consentos-telemetry"
+QUEUE = "telemetry"
+OLDEST_WAKE_UP = 6 * 60 * 60
+"""Seconds after which a periodic message is dropped unprocessed; a sweep has done its work."""
+
+stopping = Event()
+"""Set when this process is told to stop: waits end, and no further attempt begins."""
+
+
+@cache
+def settings() -> Settings:
+    """Return the environment as it was when this process first asked."""
+    return Settings.load()
+
+
+def connect() -> None:
+    """Build the broker and make it Dramatiq's own; exit with a sentence where it cannot be.
+
+    Dramatiq calls this in the worker's process, after the fork.
+    """
+    log.to_stdout(settings().log_level)
+    # periodiq reads cron lines in the local zone, and pendulum keeps the zone it found first.
+    pendulum.set_local_timezone(pendulum.UTC)
+    try:
+        settings().require("database_url")
+        client = _client(settings().require("redis_url"))
+    except SettingsError as error:
+        raise SystemExit(f"consentos-telemetry: {error}") from None
+    middleware = [PeriodiqMiddleware(skip_delay=OLDEST_WAKE_UP), StopOnce(), Announcement()]
+    dramatiq.set_broker(RedisBroker(client=client, namespace=NAMESPACE, middleware=middleware))
+
+
+class _Client(redis.Redis):
+    """Dramatiq reconnects after a ConnectionError only, and Redis's TimeoutError is none."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)
+        except redis.TimeoutError as error:
+            raise redis.ConnectionError(str(error)) from error
+
+
+def _client(url: str) -> redis.Redis:
+    pool = redis.ConnectionPool.from_url(
+        url,
+        socket_timeout=5,
+        socket_connect_timeout=5,
+        socket_keepalive=True,
+        health_check_interval=30,
+        retry=Retry(ExponentialBackoff(cap=1, base=0.1), retries=2),
+        client_name=NAMESPACE,
+    )
+    return _Client(connection_pool=pool)
+
+
+class StopOnce(dramatiq.Middleware):
+    """Take the first SIGTERM as the request to stop, and let the later ones pass.
+
+    A process group that gets SIGTERM has Dramatiq's child signalled twice, by the sender and by
+    its master, and Dramatiq takes the second as the order to kill a running actor.
+    """
+
+    def after_process_boot(self, broker: dramatiq.Broker) -> None:
+        """Wrap the handler that Dramatiq has installed in the worker's process."""
+        stop = signal.getsignal(signal.SIGTERM)
+
+        def first(signum: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            stopping.set()
+            if callable(stop):
+                stop(signum, frame)
+
+        signal.signal(signal.SIGTERM, first)
+
+
+class Announcement(dramatiq.Middleware):
+    """Say at the boot of a worker whether telemetry is on, and what is odd about its settings."""
+
+    def after_process_boot(self, broker: dramatiq.Broker) -> None:
+        """Log the gate and the warnings, one line each."""
+        gate = settings().gate
+        if isinstance(gate, Disabled):
+            log.event("disabled", reason=gate.reason)
+        else:
+            log.event("enabled", endpoint=settings().endpoint_without_query)
+        for warning in settings().warnings:
+            log.event("warning", level=logging.WARNING, reason=warning)

@@ -1,0 +1,68 @@
+"""The scheduler's process: ``python -m workers.scheduler``.
+
+periodiq's own command exits when Redis is away at a tick, ignores SIGTERM as PID 1 and dies of it
+otherwise; this entry keeps its Scheduler alive and ends with exit code 0.
+"""
+
+import logging
+import signal
+from collections.abc import Sequence
+from queue import SimpleQueue
+from types import FrameType
+from typing import Any
+
+import dramatiq
+import periodiq
+from dramatiq.errors import BrokerError
+from redis.exceptions import RedisError
+
+from app import log
+from workers.broker import QUEUE, connect
+
+MOST_WAITING = 100
+"""Wake-ups that may wait for a worker; with no worker at all, Redis is not to be filled."""
+
+
+class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries no types
+    """periodiq's Scheduler, which outlives its broker's absence and a request to stop."""
+
+    def __init__(self, actors: Sequence[dramatiq.Actor[Any, Any]]) -> None:
+        """Schedule ``actors`` by their cron lines."""
+        super().__init__(actors=actors)
+        # Unlike Queue, its put may be called from a signal handler that interrupts its get.
+        self.alarm_q: SimpleQueue[bool] = SimpleQueue()
+
+    def send_actors(self, actors: Sequence[dramatiq.Actor[Any, Any]], now: Any) -> None:
+        """Send each actor's message; one that cannot be sent is logged, and the next minute's is."""
+        for actor in actors:
+            try:
+                if actor.broker.do_qsize(QUEUE) < MOST_WAITING:
+                    super().send_actors([actor], now)
+            except (BrokerError, RedisError) as error:
+                log.event(
+                    "failed",
+                    level=logging.WARNING,
+                    stage="schedule",
+                    actor=actor.actor_name,
+                    error=log.cause(error),
+                )
+
+    def stop(self, _signum: int, _frame: FrameType | None) -> None:
+        """End the loop after the tick at hand."""
+        self.alarm_q.put_nowait(False)
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    connect()
+    from workers import actors
+
+    scheduler = Scheduler([actors.heartbeat, actors.sweep])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, scheduler.stop)
+    scheduler.schedule()
+    scheduler.loop()
+
+
+if __name__ == "__main__":
+    main()
