@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from datetime import datetime
-from typing import Any
+from typing import Any, TextIO
 
 _logger = logging.getLogger("telemetry")
 
@@ -37,14 +37,14 @@ class _Line(logging.Formatter):
         return super().format(record)
 
 
-def to_stdout(level: str) -> None:
-    """Send the log to the process's real stdout, each record in one write.
+def setup(level: str, stream: TextIO | None = None) -> None:
+    """Send the log to ``stream``, by default the process's real stdout, each record in one write.
 
     Dramatiq puts a pipe to its master's stderr in the place of ``sys.stdout``; ``sys.__stdout__``
     is the real one. ``level`` never hides an event. Libraries speak from WARNING on, for their
     lower levels hold URLs, statements and rows; Dramatiq's own lines follow ``level``.
     """
-    handler = logging.StreamHandler(sys.__stdout__)
+    handler = logging.StreamHandler(stream or sys.__stdout__)
     handler.setFormatter(_Line("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     wanted = logging.getLevelNamesMapping()[level]

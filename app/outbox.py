@@ -15,6 +15,7 @@ from sqlalchemy import (
     Connection,
     Interval,
     Row,
+    Select,
     and_,
     delete,
     exists,
@@ -269,35 +270,43 @@ def prune(connection: Connection, retention: timedelta) -> int:
     return connection.execute(delete(OutboxRow).where(old)).rowcount
 
 
-def of_day(connection: Connection, day: date) -> Row[*tuple[Any, ...]] | None:
+Record = dict[str, Any]
+"""A row, or an attempt, as it stands in its table: the column's name to its value."""
+
+
+def of_day(connection: Connection, day: date) -> Record | None:
     """Return the day's row, or None where it has none."""
-    return connection.execute(select(*_ROW).where(OutboxRow.day == day)).one_or_none()
+    return next(iter(_read(connection, select(*_ROW).where(OutboxRow.day == day))), None)
 
 
-def unfinished(connection: Connection) -> Sequence[Row[*tuple[Any, ...]]]:
+def unfinished(connection: Connection) -> list[Record]:
     """Return the rows that are pending or being sent, the oldest day first."""
     open_rows = OutboxRow.state.in_(("pending", "sending"))
-    return connection.execute(select(*_ROW).where(open_rows).order_by(OutboxRow.day)).all()
+    return _read(connection, select(*_ROW).where(open_rows).order_by(OutboxRow.day))
 
 
-def last_failure(connection: Connection) -> Row[*tuple[Any, ...]] | None:
+def last_failure(connection: Connection) -> Record | None:
     """Return the latest attempt that failed, or whose process died in it; or None."""
     in_flight = exists().where(OutboxRow.id == Attempt.outbox_id, OutboxRow.state == "sending")
     died = Attempt.outcome.is_(None) & ~in_flight
     failed = died | Attempt.outcome.in_(("retryable", "rejected"))
     latest = select(*_ATTEMPT).where(failed).order_by(Attempt.started_at.desc()).limit(1)
-    return connection.execute(latest).one_or_none()
+    return next(iter(_read(connection, latest)), None)
 
 
-def rows(connection: Connection) -> Sequence[Row[*tuple[Any, ...]]]:
+def rows(connection: Connection) -> list[Record]:
     """Return the whole outbox, the newest day first."""
-    return connection.execute(select(*_ROW).order_by(OutboxRow.day.desc())).all()
+    return _read(connection, select(*_ROW).order_by(OutboxRow.day.desc()))
 
 
-def attempts(connection: Connection) -> Sequence[Row[*tuple[Any, ...]]]:
+def attempts(connection: Connection) -> list[Record]:
     """Return every attempt, row by row, in the order in which they began."""
-    return connection.execute(select(*_ATTEMPT).order_by(Attempt.outbox_id, Attempt.n)).all()
+    return _read(connection, select(*_ATTEMPT).order_by(Attempt.outbox_id, Attempt.n))
 
 
 _ROW = OutboxRow.__table__.columns
 _ATTEMPT = Attempt.__table__.columns
+
+
+def _read(connection: Connection, statement: Select[*tuple[Any, ...]]) -> list[Record]:
+    return [dict(row) for row in connection.execute(statement).mappings()]

@@ -9,21 +9,19 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import cached_property
 from threading import Event
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, Row
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from app import database, facts, instance, log, notice, outbox, payload, sender
 from app.instance import Identity
-from app.outbox import Begun, Claim
+from app.outbox import Begun, Claim, Record
 from app.payload import Facts
 from app.retry import Delivered, RetryAt, judge
 from app.schedule import OPENS_AT, OVERDUE_AFTER, Day, Obstacle, obstacle, offset, running_day
@@ -63,8 +61,8 @@ class Status:
     noticed_at: datetime | None
     last_success: datetime | None
     next_send: datetime | None
-    pending: Sequence[dict[str, Any]]
-    last_error: dict[str, Any] | None
+    pending: list[Record]
+    last_error: Record | None
     overdue: bool
 
 
@@ -73,8 +71,9 @@ class Sent:
     """How an operator's explicit send ended: the day's row, or what kept it from being written."""
 
     day: date
-    row: Row[*tuple[Any, ...]] | None
+    row: Record | None
     obstacle: Obstacle | None
+    sent_before: bool
 
 
 class Pipeline:
@@ -114,14 +113,14 @@ class Pipeline:
         if isinstance(self._gate, Disabled) or time.monotonic() < self._write_not_before:
             return False
         try:
-            day, hindrance = self._write(waive_notice=False)
+            day, hurdle = self._write(waive_notice=False)
         except Exception:
             wait = min(FIRST_WRITE_BACKOFF * 2.0**self._write_failures, LAST_WRITE_BACKOFF)
             self._write_not_before = time.monotonic() + wait
             self._write_failures = min(self._write_failures + 1, 6)
             raise
         self._write_failures = 0
-        if hindrance == "sent elsewhere" and self._told_of_other_sender != day:
+        if hurdle == "sent elsewhere" and self._told_of_other_sender != day:
             self._told_of_other_sender = day
             log.event(
                 "warning",
@@ -130,7 +129,7 @@ class Pipeline:
                 " telemetry task still on?",
                 day=day.date,
             )
-        return hindrance is None
+        return hurdle is None
 
     def _write(self, *, waive_notice: bool) -> tuple[Day, Obstacle | None]:
         """Facts, instance where it is new, and heartbeat: one transaction, all or nothing."""
@@ -138,15 +137,15 @@ class Pipeline:
             now = database.clock(connection)
             day = running_day(now)
             known = instance.find(connection)
-            hindrance = obstacle(
+            hurdle = obstacle(
                 day,
                 written=outbox.has_day(connection, day.date),
                 last_telemetry_at=known.last_telemetry_at if known else None,
                 noticed_at=notice.given_at(connection, payload.SCHEMA_VERSION),
                 waive_notice=waive_notice,
             )
-            if hindrance:
-                return day, hindrance
+            if hurdle:
+                return day, hurdle
             instance_id = instance.ensure(connection)
             heartbeat = payload.compose(self._facts(connection), instance_id=instance_id, at=now)
             second = day.opens + offset(instance_id, self._settings.telemetry_spread_seconds)
@@ -337,14 +336,14 @@ class Pipeline:
             raise PermissionError(self._gate.reason)
         with self._transaction() as connection:
             self._tidy(connection)
-        day, hindrance = self._write(waive_notice=True)
+        day, hurdle = self._write(waive_notice=True)
         with self._transaction() as connection:
             claim = outbox.claim(connection, self._lease, day=day.date)
         if claim:
             self._deliver(claim)
         with self._transaction(read_only=True) as connection:
             row = outbox.of_day(connection, day.date)
-        return Sent(day.date, row, hindrance)
+        return Sent(day.date, row, hurdle, sent_before=hurdle is not None and claim is None)
 
     def preview(self) -> tuple[str, bool]:
         """Return the body that would be written now, and whether its instance exists yet.
@@ -361,11 +360,11 @@ class Pipeline:
             )
         return body.canonical(), known is not None
 
-    def audit(self) -> list[dict[str, Any]]:
+    def audit(self) -> list[Record]:
         """Return the whole outbox, the newest day first, each row with its attempts."""
         with self._transaction(read_only=True) as connection:
-            attempts = [dict(row._mapping) for row in outbox.attempts(connection)]
-            rows = [dict(row._mapping) for row in outbox.rows(connection)]
+            attempts = outbox.attempts(connection)
+            rows = outbox.rows(connection)
         for row in rows:
             row["tries"] = [each for each in attempts if each["outbox_id"] == row["id"]]
         return rows
@@ -380,7 +379,7 @@ class Pipeline:
             noticed_at = notice.given_at(connection, payload.SCHEMA_VERSION)
             pending = outbox.unfinished(connection)
             last_error = outbox.last_failure(connection)
-            hindrance = obstacle(
+            hurdle = obstacle(
                 day,
                 written=outbox.has_day(connection, day.date),
                 last_telemetry_at=known.last_telemetry_at if known else None,
@@ -396,24 +395,26 @@ class Pipeline:
             instance_id=known.id if known else None,
             noticed_at=noticed_at,
             last_success=known.last_telemetry_at if known else None,
-            next_send=self._next_send(now, known, pending, hindrance) if enabled else None,
-            pending=[dict(row._mapping) for row in pending],
-            last_error=dict(last_error._mapping) if last_error else None,
-            overdue=enabled and hindrance is None and now >= day.opens + OVERDUE_AFTER,
+            next_send=self._next_send(now, known, pending, hurdle) if enabled else None,
+            pending=pending,
+            last_error=last_error,
+            overdue=enabled and hurdle is None and now >= day.opens + OVERDUE_AFTER,
         )
 
     def _next_send(
         self,
         now: datetime,
         known: Identity | None,
-        pending: Sequence[Row[*tuple[Any, ...]]],
-        hindrance: Obstacle | None,
+        pending: list[Record],
+        hurdle: Obstacle | None,
     ) -> datetime:
         """Return when a heartbeat leaves next: now if one is due and merely not written yet."""
-        waiting = [row.next_attempt_at for row in pending if row.expires_at > now]
+        waiting: list[datetime] = [
+            row["next_attempt_at"] for row in pending if row["expires_at"] > now
+        ]
         if waiting:
             return max(min(waiting), now)
         spread = self._settings.telemetry_spread_seconds
         second = offset(known.id, spread) if known else timedelta()
         day = running_day(now)
-        return max(now, day.opens + second) if hindrance is None else day.closes + second
+        return max(now, day.opens + second) if hurdle is None else day.closes + second

@@ -124,7 +124,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 async def _exchange(
-    endpoint: str, body: bytes, schema: int, timeout: float
+    endpoint: str, body: bytes, schema: int, deadline: float
 ) -> tuple[int, str | None]:
     headers = {
         "Content-Type": "application/json",
@@ -135,7 +135,7 @@ async def _exchange(
     }
     # A client for each POST keeps no cookie, and no connection.
     async with (
-        asyncio.timeout(timeout),
+        asyncio.timeout(deadline),
         httpx.AsyncClient(timeout=None, follow_redirects=False) as client,  # noqa: S113 - see above
         client.stream("POST", endpoint, content=body, headers=headers) as response,
     ):

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 History = Literal["telemetry", "collector"]
 
 
-class MigrationRefused(Exception):
+class MigrationRefusedError(Exception):
     """The database is in a state that a migration will not touch; the message says what to do."""
 
 
@@ -26,7 +26,7 @@ def migrate(connection: Connection, history: History, to: str = "head") -> tuple
     for none).
 
     Raises:
-        MigrationRefused: see the message.
+        MigrationRefusedError: see the message.
     """
     config = Config()
     here = Path(__file__).parent

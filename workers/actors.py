@@ -51,7 +51,7 @@ def drain() -> None:
 
 @cache
 def _pipeline() -> "Pipeline":
-    from app.pipeline import Pipeline
+    from app.pipeline import Pipeline  # noqa: PLC0415 - see this module's docstring
 
     return Pipeline(settings(), stopping)
 

@@ -36,12 +36,12 @@ def settings() -> Settings:
     return Settings.load()
 
 
-def connect() -> None:
+def connect() -> RedisBroker:
     """Build the broker and make it Dramatiq's own; exit with a sentence where it cannot be.
 
     Dramatiq calls this in the worker's process, after the fork.
     """
-    log.to_stdout(settings().log_level)
+    log.setup(settings().log_level)
     # periodiq reads cron lines in the local zone, and pendulum keeps the zone it found first.
     pendulum.set_local_timezone(pendulum.UTC)
     try:
@@ -50,7 +50,9 @@ def connect() -> None:
     except SettingsError as error:
         raise SystemExit(f"consentos-telemetry: {error}") from None
     middleware = [PeriodiqMiddleware(skip_delay=OLDEST_WAKE_UP), StopOnce(), Announcement()]
-    dramatiq.set_broker(RedisBroker(client=client, namespace=NAMESPACE, middleware=middleware))
+    broker = RedisBroker(client=client, namespace=NAMESPACE, middleware=middleware)
+    dramatiq.set_broker(broker)
+    return broker
 
 
 class _Client(redis.Redis):
@@ -58,7 +60,7 @@ class _Client(redis.Redis):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().execute_command(*args, **options)
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except redis.TimeoutError as error:
             raise redis.ConnectionError(str(error)) from error
 
@@ -83,7 +85,7 @@ class StopOnce(dramatiq.Middleware):
     its master, and Dramatiq takes the second as the order to kill a running actor.
     """
 
-    def after_process_boot(self, broker: dramatiq.Broker) -> None:
+    def after_process_boot(self, broker: dramatiq.Broker) -> None:  # noqa: ARG002 - Dramatiq's name
         """Wrap the handler that Dramatiq has installed in the worker's process."""
         stop = signal.getsignal(signal.SIGTERM)
 
@@ -99,7 +101,7 @@ class StopOnce(dramatiq.Middleware):
 class Announcement(dramatiq.Middleware):
     """Say at the boot of a worker whether telemetry is on, and what is odd about its settings."""
 
-    def after_process_boot(self, broker: dramatiq.Broker) -> None:
+    def after_process_boot(self, broker: dramatiq.Broker) -> None:  # noqa: ARG002 - Dramatiq's name
         """Log the gate and the warnings, one line each."""
         gate = settings().gate
         if isinstance(gate, Disabled):

@@ -13,6 +13,7 @@ from typing import Any
 
 import dramatiq
 import periodiq
+from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import BrokerError
 from redis.exceptions import RedisError
 
@@ -26,17 +27,18 @@ MOST_WAITING = 100
 class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries no types
     """periodiq's Scheduler, which outlives its broker's absence and a request to stop."""
 
-    def __init__(self, actors: Sequence[dramatiq.Actor[Any, Any]]) -> None:
-        """Schedule ``actors`` by their cron lines."""
+    def __init__(self, broker: RedisBroker, actors: Sequence[dramatiq.Actor[Any, Any]]) -> None:
+        """Schedule ``actors`` of ``broker`` by their cron lines."""
         super().__init__(actors=actors)
+        self.broker = broker
         # Unlike Queue, its put may be called from a signal handler that interrupts its get.
         self.alarm_q: SimpleQueue[bool] = SimpleQueue()
 
     def send_actors(self, actors: Sequence[dramatiq.Actor[Any, Any]], now: Any) -> None:
-        """Send each actor's message; one that cannot be sent is logged, and the next minute's is."""
+        """Send each actor's message; one that cannot be sent is logged, and the next is tried."""
         for actor in actors:
             try:
-                if actor.broker.do_qsize(QUEUE) < MOST_WAITING:
+                if self.broker.do_qsize(QUEUE) < MOST_WAITING:
                     super().send_actors([actor], now)
             except (BrokerError, RedisError) as error:
                 log.event(
@@ -54,10 +56,10 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
-    connect()
-    from workers import actors
+    broker = connect()
+    from workers import actors  # noqa: PLC0415 - actors are declared on the broker just built
 
-    scheduler = Scheduler([actors.heartbeat, actors.sweep])
+    scheduler = Scheduler(broker, [actors.heartbeat, actors.sweep])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, scheduler.stop)
     scheduler.schedule()

@@ -107,7 +107,7 @@ def main() -> None:
         cli()
     except SettingsError as error:
         _fail(str(error), 2)
-    except (migrations.MigrationRefused, CommandError) as error:
+    except (migrations.MigrationRefusedError, CommandError) as error:
         _fail(str(error), 1)
     except SQLAlchemyError as error:
         _fail(f"The database of COLLECTOR_DATABASE_URL failed with {store.cause(error)}.", 1)

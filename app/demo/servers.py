@@ -194,7 +194,7 @@ def _alone(directory: Path) -> Iterator[None]:
     """Hold the lock file beside `directory`, waiting a while for a keeper that is just stopping."""
     path = Path(f"{directory}.lock")
     if not path.exists() and directory.exists() and any(directory.iterdir()):
-        raise ServersError(f"{directory} is not empty and was not made by a keeper.")
+        raise ServersError(f"{directory} holds something else: remove it or name another.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as lock:
         _wait_for(lock, directory)
@@ -362,7 +362,7 @@ def _is_postgres(process: psutil.Process) -> bool:
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.Error):
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)  # a stopped process would not notice
 
@@ -418,13 +418,15 @@ def _remember(closed: Mapping[Path, int], modes: Path) -> None:
     """Announce and note the modes before any is changed: an opened one is never an original."""
     notice = "Running as root, so Postgres runs as the system user pgserver (added if missing)"
     if closed:
-        notice += f"; until it stops, all users may enter {', '.join(map(str, closed))}"
+        notice += f"; until it stops, all users may enter and list {', '.join(map(str, closed))}"
     _tell(say=f"{notice}.")
     with modes.open("a") as file:
         file.writelines(f"{mode:o} {path}\n" for path, mode in closed.items())
 
 
 def _put_back(modes: Path) -> None:
+    if not modes.exists():  # a keeper that stopped at the same moment was first
+        return
     for line in modes.read_text().splitlines():
         mode, _, name = line.partition(" ")
         original, path = int(mode, 8), Path(name)

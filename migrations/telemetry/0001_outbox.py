@@ -1,11 +1,11 @@
-"""The notice, the outbox, its attempts, and ConsentOS's ``instance`` where there is no ConsentOS."""
+"""The notice, the outbox and its attempts; and ``instance``, where there is no ConsentOS."""
 
 import re
 
 from alembic import op
 from sqlalchemy import Connection, text
 
-from migrations import MigrationRefused
+from migrations import MigrationRefusedError
 
 revision = "0001"
 down_revision = None
@@ -137,11 +137,11 @@ def _refuse_beside_an_older_consentos(connection: Connection) -> None:
         return
     reached = max(revisions, default="none") if numbered else "unknown"
     if reached.isdigit() and reached >= INSTANCE_SINCE:
-        raise MigrationRefused(
+        raise MigrationRefusedError(
             f"ConsentOS's database is at revision {reached}, which has a table 'instance', but the "
             "table is missing: restore it first."
         )
-    raise MigrationRefused(
+    raise MigrationRefusedError(
         f"ConsentOS's database is at revision {reached}, and its table 'instance' comes with "
         f"{INSTANCE_SINCE}: upgrade ConsentOS first."
     )

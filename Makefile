@@ -1,0 +1,56 @@
+# Everything runs in .venv, made from the locked requirements; nothing else has to be installed.
+
+SHELL := /bin/bash
+BIN := .venv/bin
+
+# The first interpreter that runs here and is new enough; a pyenv shim may exist and not run.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help setup demo up test lint format docs lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.made ## Make .venv from the lock; does nothing when it is up to date
+
+.venv/.made: requirements-dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found."; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) --version) from requirements-dev.txt ..."
+	@$(PYTHON) -m venv --clear .venv \
+		|| { echo "Python cannot make virtual environments here: apt install python3-venv"; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## See one heartbeat leave, on embedded Postgres and Valkey; under 20 seconds
+	@$(BIN)/python -m app.demo
+
+up: setup ## The demo, which stays until Ctrl-C
+	@$(BIN)/python -m app.demo --stay
+
+test: setup ## Run the tests, on embedded Postgres and Valkey
+	@$(BIN)/pytest
+
+lint: setup ## Check style, types and the arrows between modules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## Format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: setup ## Write what is generated: the JSON Schema and the field table
+	@$(BIN)/python docs/generate.py
+
+LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --universal --no-emit-index-url --no-header \
+	--python-version 3.11 pyproject.toml
+
+lock: setup ## Lock the newest versions that pyproject.toml allows
+	@$(LOCK) --upgrade --output-file requirements.txt
+	@$(LOCK) --upgrade --group dev --output-file requirements-dev.txt
+
+clean: ## Remove what the targets made
+	@rm -rf .venv .data .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
