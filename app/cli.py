@@ -61,8 +61,6 @@ def _explained() -> Iterator[None]:
         raise CommandError(f"{error}: {log.cause(error)}.") from error
     except DBAPIError as error:
         cause = log.cause(error)
-        if "telemetry_" in cause and "does not exist" in cause:
-            cause = "the tables of telemetry are missing; run `consentos-telemetry migrate` first"
         raise CommandError(f"{cause[0].upper()}{cause[1:]}.") from error
 
 
@@ -300,9 +298,7 @@ def migrate_command(
         url = settings.require("migration_database_url" if given else "database_url")
         with database.engine(url).connect() as connection:
             before, after = migrate(connection, "telemetry", "base" if down else "head")
-    typer.echo(
-        f"telemetry: {before} -> {after}" if before != after else f"telemetry: at {after}"
-    )
+    typer.echo(f"telemetry: {before} -> {after}" if before != after else f"telemetry: at {after}")
 
 
 # Printing

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from datetime import datetime
 from typing import Any, TextIO
@@ -55,6 +56,9 @@ def setup(level: str, stream: TextIO | None = None) -> None:
 # Postgres's own messages that name nothing but tables, columns and limits, by SQLSTATE.
 _NAMES_ONLY = frozenset({"25006", "3F000", "42501", "42703", "42P01", "55P03", "57014", "57P01"})
 
+_OWN_TABLE = re.compile(r'relation "(telemetry_\w+|instance)" does not exist')
+_UNMIGRATED = "the tables of telemetry are missing; run `python -m app migrate` first"
+
 _CONNECTION_TROUBLE = (
     ("password", "the database refuses the password"),
     ("does not exist", "the database or its role does not exist"),
@@ -72,7 +76,8 @@ def cause(error: BaseException) -> str:
     origin: Any = getattr(error, "orig", None) or error
     state = getattr(origin, "sqlstate", None)
     if state in _NAMES_ONLY:
-        return str(origin.diag.message_primary)
+        told = str(origin.diag.message_primary)
+        return _UNMIGRATED if _OWN_TABLE.search(told) else told
     if state is None and type(origin).__name__ == "OperationalError":
         told = str(origin)
         known = (sentence for words, sentence in _CONNECTION_TROUBLE if words in told)

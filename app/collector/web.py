@@ -59,7 +59,7 @@ def create_app(engine: Engine, *, body_seconds: float = BODY_SECONDS) -> Starlet
     app = Starlette(
         routes=[Route("/v1/heartbeat", heartbeat, methods=["POST"])],
         lifespan=lifespan,
-        exception_handlers={HTTPException: _refused, Exception: _broken},
+        exception_handlers={HTTPException: _explain, Exception: _explain},
     )
     app.router.redirect_slashes = False
     return app
@@ -138,13 +138,12 @@ def _keep(engine: Engine, heartbeat: Heartbeat) -> None:
         raise HTTPException(503, "The database is not available.", RETRY) from None
 
 
-async def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    details = {"details": error.details} if isinstance(error, NotAHeartbeat) else {}
-    return _answer(error.status_code, {"error": error.detail, **details}, error.headers)
-
-
-async def _broken(_: Request, __: Exception) -> Response:
+async def _explain(_: Request, error: Exception) -> Response:
+    match error:
+        case NotAHeartbeat():
+            return _answer(400, {"error": error.detail, "details": error.details})
+        case HTTPException():
+            return _answer(error.status_code, {"error": error.detail}, error.headers)
     # Starlette raises the error once more after this answer, and the server logs it.
     return _answer(500, {"error": "The collector failed."})
 

@@ -45,6 +45,7 @@ POSTGRES_SETTINGS = {
     "max_connections": "200",
     "fsync": "off",
     "full_page_writes": "off",
+    "dynamic_shared_memory_type": "mmap",  # wiped with the directory, unlike /dev/shm
 }
 VALKEY_SETTINGS = {
     "bind": "127.0.0.1",

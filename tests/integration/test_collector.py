@@ -392,9 +392,11 @@ def inside(app: Starlette) -> Iterator[int]:
         running = server(app)
         thread = threading.Thread(target=running.run, args=([listener],))
         thread.start()
-        yield listener.getsockname()[1]
-        running.should_exit = True
-        thread.join()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            running.should_exit = True
+            thread.join()
 
 
 def test_nothing_about_the_caller_reaches_the_table_or_the_log(collector: Collector) -> None:
@@ -482,7 +484,7 @@ def test_an_error_that_nobody_foresaw_is_500_without_its_words(tmp_path: Path) -
     with serving(broken, NOWHERE, tmp_path / "log") as collector:
         response = collector.post(BODY)
         assert (response.status_code, response.json()) == (500, {"error": "The collector failed."})
-        assert collector.log()[1:] == ["collector.failed error=RuntimeError"]
+    assert collector.log()[1:] == ["collector.failed error=RuntimeError"]
 
 
 def test_sigterm_does_not_wait_for_a_slow_caller(collector: Collector) -> None:

@@ -1,0 +1,195 @@
+"""Real Postgres, real Valkey and a real HTTP receiver for every test that needs one."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+from sqlalchemy import Engine, create_engine, make_url, text
+
+import tests.guard.sitecustomize  # noqa: F401 - cuts the tests off from the network
+from app import database
+from app.demo import consentos, servers
+from app.pipeline import Pipeline
+from app.settings import Settings
+from migrations import migrate
+from tests.processes import Processes
+from tests.receiver import Receiver, receiving
+
+ROOT = Path(__file__).parents[1]
+
+Clock = Callable[[str], None]
+"""Moves the database's clock to an ISO time, from where it goes on running."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def only_what_a_test_sets() -> None:
+    """Take every variable of the pipeline, and every proxy, out of the tests' environment."""
+    names = {*(name.upper() for name in Settings.model_fields), "COLLECTOR_DATABASE_URL"}
+    for name in os.environ:
+        if name in names or name.startswith("TELEMETRY_") or name.lower().endswith("_proxy"):
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[servers.Servers | None]:
+    """The embedded servers, or None where TEST_DATABASE_URL and TEST_REDIS_URL name others."""
+    if os.environ.get("TEST_DATABASE_URL") and os.environ.get("TEST_REDIS_URL"):
+        yield None
+        return
+    data = ROOT / ".data"
+    data.mkdir(exist_ok=True)
+    with servers.running(data / "test") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server_url(embedded: servers.Servers | None) -> str:
+    """The maintenance database of the server that databases are made on."""
+    url = embedded.postgres if embedded else os.environ["TEST_DATABASE_URL"]
+    return make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def make_database(server_url: str) -> Iterator[Callable[[str], str]]:
+    """Make a database from a template and return its URL; all are dropped at the end."""
+    server = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    made: list[str] = []
+
+    def make(template: str) -> str:
+        made.append(f"telemetry_test_{uuid4().hex}")
+        with server.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {made[-1]} TEMPLATE {template}"))
+        return make_url(server_url).set(database=made[-1]).render_as_string(hide_password=False)
+
+    yield make
+    with server.connect() as connection:
+        for name in reversed(made):
+            connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+    server.dispose()
+
+
+@pytest.fixture(scope="session")
+def truth_and_template(make_database: Callable[[str], str]) -> tuple[consentos.Truth, str]:
+    """A migrated ConsentOS database to copy, and what is true in it."""
+    url = make_database("template1")
+    engine = database.engine(url)
+    with engine.begin() as connection:
+        consentos.create_tables(connection)
+        truth = consentos.populate(connection)
+        connection.execute(text("CREATE SCHEMA clock"))
+        connection.execute(text("CREATE TABLE clock.shift AS SELECT interval '0' AS by"))
+        connection.execute(
+            text(
+                "CREATE FUNCTION clock.now() RETURNS timestamptz STABLE LANGUAGE sql AS"
+                " 'SELECT pg_catalog.now() + (SELECT by FROM clock.shift)'"
+            )
+        )
+    with engine.connect() as connection:
+        migrate(connection, "telemetry")
+    name = make_url(url).database
+    assert name is not None
+    return truth, name
+
+
+@pytest.fixture(scope="session")
+def truth(truth_and_template: tuple[consentos.Truth, str]) -> consentos.Truth:
+    """The true counts of the ConsentOS database that the tests begin with."""
+    return truth_and_template[0]
+
+
+@pytest.fixture
+def empty_database(make_database: Callable[[str], str]) -> str:
+    """The URL of a database without a table."""
+    return make_database("template1")
+
+
+@pytest.fixture
+def collector_database(empty_database: str) -> str:
+    """The URL of a database for a collector, not migrated."""
+    return empty_database
+
+
+@pytest.fixture
+def database_url(
+    make_database: Callable[[str], str], truth_and_template: tuple[consentos.Truth, str]
+) -> str:
+    """The URL of a ConsentOS database with the tables of telemetry, and nothing sent yet."""
+    return make_database(truth_and_template[1])
+
+
+@pytest.fixture
+def db(database_url: str) -> Engine:
+    """The ConsentOS database, looked at from outside."""
+    return database.engine(database_url)
+
+
+@pytest.fixture
+def clock(db: Engine) -> Clock:
+    """Move the database's clock: `now()` is found in a schema that comes before Postgres's own.
+
+    Sessions opened from then on have the new time.
+    """
+
+    def travel(to: str) -> None:
+        with db.begin() as connection:
+            name = connection.scalar(text("SELECT current_database()"))
+            connection.execute(
+                text(f'ALTER DATABASE "{name}" SET search_path = clock, public, pg_catalog')
+            )
+            connection.execute(
+                text("UPDATE clock.shift SET by = CAST(:to AS timestamptz) - pg_catalog.now()"),
+                {"to": to},
+            )
+
+    return travel
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of heartbeats on loopback."""
+    with receiving() as listening:
+        yield listening
+
+
+@pytest.fixture
+def redis_url(embedded: servers.Servers | None) -> str:
+    """A Redis without a key in it."""
+    url = embedded.redis if embedded else os.environ["TEST_REDIS_URL"]
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture
+def environment(
+    database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """Telemetry switched on, to the receiver, without the install's offset."""
+    variables = {
+        "DATABASE_URL": database_url,
+        "ENVIRONMENT": "production",
+        "TELEMETRY_ENDPOINT": receiver.url,
+        "TELEMETRY_SPREAD_SECONDS": "0",
+        "TELEMETRY_TIMEOUT_SECONDS": "5",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return variables
+
+
+@pytest.fixture
+def pipeline(environment: dict[str, str]) -> Pipeline:
+    """The pipeline of a worker that has just started."""
+    assert environment
+    return Pipeline(Settings.load())
+
+
+@pytest.fixture
+def processes(environment: dict[str, str], redis_url: str, tmp_path: Path) -> Iterator[Processes]:
+    """The Procfile's own processes, in the test's environment; all ended after the test."""
+    running = Processes({**environment, "REDIS_URL": redis_url}, tmp_path)
+    yield running
+    running.end()

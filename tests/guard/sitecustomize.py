@@ -1,0 +1,43 @@
+"""Cuts every Python process of the tests off from all but loopback and unix sockets.
+
+Python imports this module at start-up where its directory is on PYTHONPATH; conftest.py puts it
+there for the processes that the tests start, and imports it for the tests themselves. With
+GUARD_TRACE, every address that is connected to is appended to that file.
+"""
+
+import os
+import sys
+from ipaddress import ip_address
+from typing import Any
+
+LOCAL_NAMES = {"localhost", "", None}
+
+
+class CutOffError(OSError):
+    """A test tried to reach beyond this machine."""
+
+
+def _is_local(host: Any) -> bool:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in LOCAL_NAMES or str(name).endswith((".localhost", ".invalid")):
+        return True
+    try:
+        return ip_address(name).is_loopback or ip_address(name).is_unspecified
+    except ValueError:
+        return False
+
+
+def guard(event: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse a connection, a datagram or a name look-up that would leave this machine."""
+    if event in {"socket.connect", "socket.sendto"}:
+        address = arguments[1]
+        if trace := os.environ.get("GUARD_TRACE"):
+            with open(trace, "a") as file:  # noqa: PTH123 - pathlib is not loaded this early
+                file.write(f"{address}\n")
+        if isinstance(address, tuple) and not _is_local(address[0]):
+            raise CutOffError(f"{event} to {address[0]} is cut in tests")
+    elif event == "socket.getaddrinfo" and not _is_local(arguments[0]):
+        raise CutOffError(f"the look-up of {arguments[0]} is cut in tests")
+
+
+sys.addaudithook(guard)

@@ -1,0 +1,105 @@
+"""The Procfile's own lines as processes that a test can watch, signal and kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+from honcho.environ import parse_procfile
+
+ROOT = Path(__file__).parents[1]
+GUARD = ROOT / "tests" / "guard"
+
+
+def minimal(environment: Mapping[str, str], trace: Path | None = None) -> dict[str, str]:
+    """Return the whole environment of a process: ours, what Python needs, and the guard."""
+    return {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "HOME": os.environ.get("HOME", "/"),
+        "PYTHONPATH": str(GUARD),
+        **({"GUARD_TRACE": str(trace)} if trace else {}),
+        **environment,
+    }
+
+
+class Process:
+    """One process of a Procfile, with the file that its output goes to."""
+
+    def __init__(self, command: str, environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self._popen = subprocess.Popen(  # noqa: S602 - as every Procfile runner does
+                command,
+                shell=True,
+                env=dict(environment),
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.pid = self._popen.pid
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def lines(self, start: str) -> list[str]:
+        """Return the lines of the output so far that begin with ``start``."""
+        return [line for line in self.output().splitlines() if line.startswith(start)]
+
+    def wait_for(self, words: str, count: int = 1, seconds: float = 30) -> None:
+        """Wait until the output holds ``words`` ``count`` times."""
+        deadline = time.monotonic() + seconds
+        while self.output().count(words) < count:
+            if time.monotonic() > deadline or self._popen.poll() is not None:
+                raise AssertionError(f"{words!r} did not come within {seconds} s:\n{self.output()}")
+            time.sleep(0.02)
+
+    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
+        (os.killpg if group else os.kill)(self.pid, number)
+
+    def wait(self, seconds: float = 10) -> int:
+        """Wait for the end and return the exit code."""
+        return self._popen.wait(seconds)
+
+    def end(self) -> None:
+        """Kill the process and all that it started."""
+        try:
+            family = [*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)]
+        except psutil.NoSuchProcess:
+            family = []
+        for member in family:
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self._popen.wait(10)
+
+
+class Processes:
+    """Starts lines of the Procfile in one environment."""
+
+    def __init__(self, environment: Mapping[str, str], directory: Path) -> None:
+        self.environment = dict(environment)
+        self.trace = directory / "sockets"
+        self._directory = directory
+        self._running: list[Process] = []
+
+    def start(self, name: str, procfile: str = "Procfile", **environment: str) -> Process:
+        """Start a line of a Procfile, with variables changed or added."""
+        line = parse_procfile((ROOT / procfile).read_text()).processes[name]
+        return self.run(line, **environment)
+
+    def run(self, command: str, **environment: str) -> Process:
+        """Start any command in the processes' environment."""
+        log = self._directory / f"{len(self._running)}.log"
+        variables = minimal({**self.environment, **environment}, self.trace)
+        self._running.append(Process(command, variables, log))
+        return self._running[-1]
+
+    def end(self) -> None:
+        for process in self._running:
+            process.end()
