@@ -17,9 +17,9 @@ setup: .venv/.made ## Make .venv from the lock; does nothing when it is up to da
 .venv/.made: requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found."; exit 1; }
 	@echo "Making .venv with $$($(PYTHON) --version) from requirements-dev.txt ..."
-	@$(PYTHON) -m venv --clear .venv \
+	@umask 022; $(PYTHON) -m venv --clear .venv \
 		|| { echo "Python cannot make virtual environments here: apt install python3-venv"; exit 1; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@umask 022; $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

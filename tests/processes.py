@@ -26,6 +26,12 @@ def minimal(environment: Mapping[str, str], trace: Path | None = None) -> dict[s
     }
 
 
+def line(name: str, procfile: str = "Procfile") -> str:
+    """Return a line of a Procfile."""
+    found: str = parse_procfile((ROOT / procfile).read_text()).processes[name]
+    return found
+
+
 class Process:
     """One process of a Procfile, with the file that its output goes to."""
 
@@ -90,8 +96,7 @@ class Processes:
 
     def start(self, name: str, procfile: str = "Procfile", **environment: str) -> Process:
         """Start a line of a Procfile, with variables changed or added."""
-        line = parse_procfile((ROOT / procfile).read_text()).processes[name]
-        return self.run(line, **environment)
+        return self.run(line(name, procfile), **environment)
 
     def run(self, command: str, **environment: str) -> Process:
         """Start any command in the processes' environment."""

@@ -62,6 +62,8 @@ def main() -> None:
     scheduler = Scheduler(broker, [actors.heartbeat, actors.sweep])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, scheduler.stop)
+    for actor in scheduler.actors:
+        log.event("scheduled", actor=actor.actor_name, cron=actor.options["periodic"], zone="UTC")
     scheduler.schedule()
     scheduler.loop()
 

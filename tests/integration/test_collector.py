@@ -77,9 +77,9 @@ def command(process: str) -> list[str]:
     """Return the command line of a process type in Procfile.collector."""
     lines = (ROOT / "Procfile.collector").read_text().splitlines()
     commands = dict(line.split(": ", 1) for line in lines)
-    python, *arguments = shlex.split(commands[process])
-    assert python == "python"
-    return [sys.executable, *arguments]
+    words = shlex.split(commands[process])
+    assert words[:2] == ["exec", "python"]
+    return [sys.executable, *words[2:]]
 
 
 def run(process: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,198 @@
+"""The Procfile's own processes, started and ended as a platform does."""
+
+import json
+import signal
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import Engine
+
+from app.payload import Heartbeat
+from app.pipeline import Pipeline
+from tests.database import attempts, count, outbox_row
+from tests.processes import ROOT, Processes, line, minimal
+from tests.receiver import Receiver
+
+HONCHO = f"exec {sys.executable} -m honcho -e /dev/null"
+
+
+@pytest.mark.usefixtures("due")
+class TestUnderHoncho:
+    def test_the_schedulers_own_sweep_has_the_days_heartbeat_written_and_sent(
+        self, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        honcho = processes.run(f"{HONCHO} start worker scheduler")
+        (request,) = receiver.wait_for(1)
+        honcho.wait_for("telemetry.attempt")
+        row = outbox_row(db)
+        assert row["state"] == "sent"
+        assert Heartbeat.model_validate_json(request.body).instance_id == str(row["instance_id"])
+        assert [attempt["outcome"] for attempt in attempts(db)] == ["sent"]
+
+    def test_the_log_gives_back_the_body_byte_for_byte(
+        self, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        honcho = processes.run(f"{HONCHO} start worker scheduler")
+        (request,) = receiver.wait_for(1)
+        honcho.wait_for("telemetry.attempt")
+        as_documented = f"grep telemetry.payload {honcho.log} | sed 's/.*telemetry.payload //'"
+        found = subprocess.run(as_documented, shell=True, capture_output=True, check=True)  # noqa: S602 - the documented pipe
+        assert found.stdout == request.body + b"\n"
+        assert found.stdout.decode() == outbox_row(db)["payload"] + "\n"
+
+    def test_a_stop_in_idleness_is_clean_and_prompt(self, processes: Processes) -> None:
+        honcho = processes.run(f"{HONCHO} start worker scheduler")
+        honcho.wait_for("telemetry.attempt")
+        honcho.signal(signal.SIGTERM)
+        assert honcho.wait(10) == 143
+        assert "worker.1 stopped (rc=0)" in honcho.output().replace("  ", " ")
+        assert "scheduler.1 stopped (rc=0)" in honcho.output()
+        assert "Traceback" not in honcho.output()
+
+
+@pytest.mark.usefixtures("due")
+class TestOneByOne:
+    def test_the_log_stands_on_stdout_with_the_event_first(
+        self, processes: Processes, receiver: Receiver
+    ) -> None:
+        worker = processes.run(f"{line('worker')} 2>/dev/null")
+        processes.start("scheduler")
+        (request,) = receiver.wait_for(1)
+        worker.wait_for("telemetry.attempt")
+        assert worker.lines("telemetry.enabled")
+        assert worker.lines("telemetry.queued")
+        assert worker.lines("telemetry.payload") == [f"telemetry.payload {request.body.decode()}"]
+
+    @pytest.mark.parametrize("name", ["worker", "scheduler"])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_request_to_stop_is_followed_within_ten_seconds(
+        self, processes: Processes, name: str, number: signal.Signals
+    ) -> None:
+        process = processes.start(name, LOG_LEVEL="INFO")
+        process.wait_for("is ready for action" if name == "worker" else "telemetry.scheduled")
+        process.signal(number, group=True)
+        assert process.wait(10) == 0
+        assert "Traceback" not in process.output()
+
+    def test_a_platforms_spelling_of_the_database_url_will_do(
+        self, processes: Processes, environment: dict[str, str], receiver: Receiver
+    ) -> None:
+        url = environment["DATABASE_URL"].replace("postgresql+psycopg:", "postgres:")
+        assert urlsplit(url).scheme == "postgres"
+        processes.start("worker", DATABASE_URL=url)
+        processes.start("scheduler", DATABASE_URL=url)
+        receiver.wait_for(1)
+
+
+class TestFirstBoot:
+    def test_the_notice_comes_and_no_heartbeat(
+        self, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        worker = processes.start("worker")
+        processes.start("scheduler")
+        worker.wait_for("telemetry.notice")
+        assert count(db, "telemetry_outbox") == count(db, "instance") == 0
+        assert receiver.connections == 0
+
+    def test_the_release_line_makes_the_tables_and_may_be_run_again(
+        self, processes: Processes, empty_database: str
+    ) -> None:
+        for told in ("telemetry: base -> 0001\n", "telemetry: at 0001\n"):
+            release = processes.start("release", DATABASE_URL=empty_database)
+            assert release.wait(30) == 0
+            assert release.output() == told
+
+    def test_a_worker_before_the_release_says_what_to_do_and_stays(
+        self, processes: Processes, empty_database: str
+    ) -> None:
+        worker = processes.start("worker", DATABASE_URL=empty_database)
+        processes.start("scheduler", DATABASE_URL=empty_database)
+        worker.wait_for("telemetry.failed stage=sweep")
+        assert "python -m app migrate" in worker.output()
+        assert "Traceback" not in worker.output()
+
+
+@pytest.mark.usefixtures("due")
+@pytest.mark.parametrize(
+    "switch", [{"TELEMETRY_ENABLED": "false"}, {"DO_NOT_TRACK": "1"}, {"ENVIRONMENT": "test"}]
+)
+def test_off_no_process_opens_a_socket_to_the_endpoint_and_what_was_pending_is_discarded(
+    pipeline: Pipeline,
+    processes: Processes,
+    receiver: Receiver,
+    db: Engine,
+    switch: dict[str, str],
+) -> None:
+    pipeline.write_heartbeat()
+    worker = processes.start("worker", **switch)
+    processes.start("scheduler", **switch)
+    worker.wait_for("telemetry.discarded")
+    assert "reason=off" in worker.lines("telemetry.discarded")[0]
+    assert worker.lines("telemetry.disabled reason=")
+    assert outbox_row(db)["state"] == "discarded"
+    sockets = processes.trace.read_text()
+    assert f"('127.0.0.1', {urlsplit(processes.environment['REDIS_URL']).port})" in sockets
+    assert str(receiver.port) not in sockets
+    assert receiver.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "sentence"),
+    [
+        ("worker", "DATABASE_URL", "consentos-telemetry: DATABASE_URL is not set."),
+        ("worker", "REDIS_URL", "consentos-telemetry: REDIS_URL is not set."),
+        ("scheduler", "REDIS_URL", "consentos-telemetry: REDIS_URL is not set."),
+    ],
+)
+def test_a_process_that_cannot_work_says_so_in_one_sentence(
+    processes: Processes, name: str, missing: str, sentence: str
+) -> None:
+    del processes.environment[missing]
+    process = processes.start(name)
+    assert process.wait(20) != 0
+    assert sentence in process.output()
+    assert "Traceback" not in process.output()
+
+
+def test_the_scheduler_loads_neither_sqlalchemy_nor_httpx(
+    processes: Processes,
+) -> None:
+    modules = _python(
+        processes,
+        "import sys, workers.broker; workers.broker.connect();"
+        "import workers.scheduler, workers.actors, json; print(json.dumps(list(sys.modules)))",
+    )
+    loaded = set(json.loads(modules))
+    assert "workers.actors" in loaded
+    assert not loaded & {"sqlalchemy", "psycopg", "httpx", "tenacity", "alembic", "typer", "rich"}
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York", "UTC", ":nonsense"])
+def test_the_schedule_is_half_past_two_utc_wherever_the_machine_is(
+    processes: Processes, zone: str
+) -> None:
+    processes.environment["TZ"] = zone
+    ticks = _python(
+        processes,
+        "import pendulum, workers.broker; workers.broker.connect(); from workers import actors;"
+        "start = pendulum.now();"
+        "tick = actors.heartbeat.options['periodic'].next_valid_date(start);"
+        "print(tick.in_timezone('UTC').isoformat(), tick - start < pendulum.duration(days=1))",
+    )
+    assert ticks.split()[0].endswith("T02:30:00+00:00")
+    assert ticks.split()[1] == "True"
+
+
+def _python(processes: Processes, code: str) -> str:
+    """Run a line of Python in the processes' environment and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=minimal(processes.environment),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
