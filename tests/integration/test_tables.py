@@ -5,30 +5,30 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
 from app import database
 from app.models import FINAL, STATES
 from migrations import migrate
 
-TOKEN = "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99"
+ROW_ID = "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99"
 MOMENT = "2026-05-02T02:30:00Z"
-LEASE = {"lease_token": TOKEN, "lease_until": MOMENT}
+LEASE = {"lease_token": ROW_ID, "lease_until": MOMENT}
 FINISHED = {"finished_at": MOMENT}
 BODY = '{"b" : 1,  "a":\t2, "a": "\\u0000"}'
 
 ROW: dict[str, object] = {
-    "id": TOKEN,
+    "id": ROW_ID,
     "day": "2026-05-02",
-    "instance_id": TOKEN,
+    "instance_id": ROW_ID,
     "payload": BODY,
     "created_at": MOMENT,
     "next_attempt_at": MOMENT,
     "expires_at": MOMENT,
 }
 ATTEMPT: dict[str, object] = {
-    "outbox_id": TOKEN,
+    "outbox_id": ROW_ID,
     "n": 1,
     "started_at": MOMENT,
     "endpoint": "https://collector.invalid/",
@@ -72,7 +72,7 @@ class TestTheOutbox:
             pytest.param({"state": ""}, "state", id="an empty state"),
             pytest.param({"state": "sending"}, "leased", id="sending without a lease"),
             pytest.param(
-                {"state": "sending", "lease_token": TOKEN}, "leased", id="a lease without an end"
+                {"state": "sending", "lease_token": ROW_ID}, "leased", id="a lease without an end"
             ),
             pytest.param(
                 {"state": "sending", "lease_until": MOMENT}, "leased", id="a lease without a token"
@@ -163,7 +163,7 @@ class TestTheFrozenRow:
     @pytest.mark.parametrize(
         "change",
         [
-            f"state = 'sending', lease_token = '{TOKEN}', lease_until = now(), drains = 1",
+            f"state = 'sending', lease_token = '{ROW_ID}', lease_until = now(), drains = 1",
             "state = 'sent', finished_at = now()",
             "state = 'discarded', finished_at = now()",
             "next_attempt_at = now(), not_before = now(), attempts = 3, last_error = 'dns'",
@@ -216,10 +216,6 @@ class TestTheAttempts:
         for n in (1, 2):
             insert(connection, "telemetry_attempt", {**ATTEMPT, "n": n})
         insert(connection, "telemetry_attempt", {**ATTEMPT, "outbox_id": other["id"]})
-        connection.execute(text("DELETE FROM telemetry_outbox WHERE id = :id"), {"id": TOKEN})
+        connection.execute(text("DELETE FROM telemetry_outbox WHERE id = :id"), {"id": ROW_ID})
         left = connection.scalars(text("SELECT outbox_id FROM telemetry_attempt")).all()
         assert left == [other["id"]]
-
-
-def test_no_index_is_made_on_a_table_of_consentos(migrated: Engine) -> None:
-    assert [index["name"] for index in inspect(migrated).get_indexes("instance")] == []

@@ -1,0 +1,86 @@
+"""Writes what the docs derive from the payload: its JSON Schema and the table of its fields."""  # noqa: INP001
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from app import payload
+
+DOCS = Path(__file__).parent
+SCHEMA = DOCS / f"heartbeat.v{payload.SCHEMA_VERSION}.schema.json"
+PAGE = DOCS / "telemetry.md"
+BEGIN, END = "<!-- fields -->", "<!-- /fields -->"
+
+# A pattern says it exactly, and few can read one.
+_PATTERNS_IN_WORDS = {
+    "instance_id": "a UUID",
+    "sent_at": "`YYYY-MM-DDThh:mm:ss+00:00`",
+    "version": "`N.N.N`, optionally with `-dev`, `-alpha.N`, `-beta.N` or `-rc.N`",
+    "python_version": "`N.N.N`",
+    "deployment": "1 to 32 of `a-z`, `0-9` and `-`, and no `-` first",
+    "stack.postgres_version": "`N.N`",
+}
+
+
+def schema() -> str:
+    """Return the text of the JSON Schema's file."""
+    return json.dumps(payload.json_schema(), indent=2) + "\n"
+
+
+def table() -> str:
+    """Return the table of fields: one row each, in the order of the body."""
+    forms = dict(_forms(payload.json_schema()))
+    rows = [f"| `{name}` | {forms[name]} | {purpose} |" for name, purpose in payload.fields()]
+    return "\n".join(["| Field | Form | Purpose |", "| --- | --- | --- |", *rows])
+
+
+def with_table(page: str) -> str:
+    """Return ``page`` with the table between its markers.
+
+    Raises:
+        ValueError: the page does not hold each marker once.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or page.count(BEGIN) + page.count(END) != len((BEGIN, END)):
+        raise ValueError(f"{PAGE.name} must hold {BEGIN} and then {END}, each once")
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+def _forms(root: Mapping[str, Any], of: str = "", prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, field in (root["$defs"][of] if of else root)["properties"].items():
+        name = f"{prefix}{key}"
+        if "$ref" in field:
+            yield from _forms(root, field["$ref"].rpartition("/")[2], f"{name}.")
+        else:
+            yield name, _form(name, field)
+
+
+def _form(name: str, field: Mapping[str, Any]) -> str:
+    match field:
+        case {"const": value}:
+            return _code(value)
+        case {"enum": names} if tuple(names) == get_args(payload.Bucket):
+            return "bucket"
+        case {"enum": values}:
+            *first, last = map(_code, values)
+            return f"{', '.join(first)} or {last}"
+        case {"type": "boolean"}:
+            return f"{_code(True)} or {_code(False)}"
+        case _:
+            return _PATTERNS_IN_WORDS[name]
+
+
+def _code(value: object) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+def main() -> None:
+    """Write the schema's file, and the table into the page."""
+    SCHEMA.write_text(schema())
+    PAGE.write_text(with_table(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The docs say what the code does: what is generated is fresh, and ConsentOS's page comes true."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from app.payload import Heartbeat, fields
+from docs import generate
+
+# The payload that ConsentOS's page shows to its operators, as it stands there.
+PAGE = """\
+{
+  "telemetry_schema": 1,
+  "instance_id": "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99",
+  "sent_at": "2026-05-02T02:30:00+00:00",
+  "version": "0.1.0",
+  "edition": "ce",
+  "python_version": "3.12.7",
+  "platform": "linux",
+  "deployment": "docker-compose",
+  "counts": {
+    "orgs": "1-10",
+    "sites": "10-100",
+    "users": "1-10",
+    "scans_last_24h": "10-100",
+    "consents_last_24h": "100-1k"
+  },
+  "features": {
+    "tcf_v22_sites": "1-10",
+    "auto_blocking_sites": "10-100",
+    "scanner_scheduled_sites": "1-10",
+    "geoip_header_configured": true,
+    "geoip_maxmind_configured": false,
+    "rate_limit_enabled": true,
+    "compliance_ee": false
+  },
+  "stack": {
+    "postgres_version": "16.2",
+    "redis_present": true
+  }
+}
+"""
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_the_json_schema_in_the_docs_is_the_payloads_own() -> None:
+    assert generate.SCHEMA.read_text() == generate.schema(), "run `make docs`"
+
+
+def test_the_field_table_in_the_docs_is_the_payloads_own() -> None:
+    page = generate.PAGE.read_text()
+    assert page == generate.with_table(page), "run `make docs`"
+
+
+def test_the_field_table_has_one_full_row_for_each_field() -> None:
+    rows = [row.strip("| ").split(" | ") for row in generate.table().splitlines()[2:]]
+    assert [row[0] for row in rows] == [f"`{name}`" for name, _ in fields()]
+    assert all(len(row) == 3 and all(row) for row in rows)
+
+
+def test_the_rest_of_the_page_is_left_as_its_author_wrote_it() -> None:
+    page = "# Before\n\n<!-- fields -->\nstale\n<!-- /fields -->\n\nAfter |\n"
+    written = generate.with_table(page)
+    assert written.startswith("# Before\n\n<!-- fields -->\n| Field |")
+    assert written.endswith("|\n<!-- /fields -->\n\nAfter |\n")
+    assert "stale" not in written
+    assert generate.with_table(written) == written
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "no marker",
+        "<!-- fields --> only",
+        "<!-- /fields --> first <!-- fields -->",
+        "<!-- fields --><!-- /fields --> and again <!-- fields --><!-- /fields -->",
+    ],
+)
+def test_a_page_without_its_two_markers_is_refused_and_not_written_over(page: str) -> None:
+    with pytest.raises(ValueError, match="each once"):
+        generate.with_table(page)
+
+
+def test_the_payload_that_consentos_documents_is_a_heartbeat() -> None:
+    heartbeat = Heartbeat.model_validate_json(PAGE)
+    assert heartbeat.model_dump() == json.loads(PAGE)
+
+
+def test_the_documented_payload_has_exactly_our_fields_in_our_order() -> None:
+    assert list(leaves(json.loads(PAGE))) == [name for name, _ in fields()]
+
+
+def test_the_body_is_the_documented_payload_without_its_spaces() -> None:
+    compact = json.dumps(json.loads(PAGE), separators=(",", ":"))
+    assert Heartbeat.model_validate_json(PAGE).canonical() == compact
