@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Connection, Engine, text
@@ -87,7 +88,6 @@ class TestTheGeneratedDatabase:
         )
 
 
-SITE = {"is_active": True, "deleted_at": None}
 CONFIG = {"tcf_enabled": True, "blocking_mode": "opt_in", "scan_schedule_cron": "0 3 * * *"}
 ALL_FEATURES = {"tcf_v22_sites": 1, "auto_blocking_sites": 1, "scanner_scheduled_sites": 1}
 
@@ -106,12 +106,8 @@ def add_site(
     number = connection.scalar(text("SELECT count(*) FROM sites"))
     owner = insert(connection, "organisations", name="-", slug=f"o{number}")
     belongs = insert(connection, "site_groups", organisation_id=owner, name="-")
-    key = insert(
-        connection,
-        "sites",
-        **{"organisation_id": owner, "site_group_id": belongs, "domain": f"d{number}"},
-        **{"display_name": "-", **SITE, **columns},
-    )
+    row = {"organisation_id": owner, "site_group_id": belongs, "is_active": True, **columns}
+    key = insert(connection, "sites", domain=f"d{number}", display_name="-", **row)
     if org is not None:
         insert(connection, "org_configs", organisation_id=owner, **org)
     if group is not None:
@@ -181,15 +177,14 @@ class TestASite:
             assert found == expected, f"{org=} {group=} {site=}"
 
 
-class TestPeople:
+class TestOrganisationsAndUsers:
     def test_that_are_deleted_do_not_count(self, emptied: Connection) -> None:
-        for n, deleted_at in enumerate([None, None, "2026-01-01T00:00:00Z"]):
+        gone = "2026-01-01T00:00:00Z"
+        for n, deleted_at in enumerate([None, None, gone]):
             org = insert(emptied, "organisations", name="-", slug=f"o{n}", deleted_at=deleted_at)
-            for user in range(2):
-                insert(
-                    emptied, "users", organisation_id=org, email=f"{n}.{user}", full_name="-",
-                    password_hash="-", deleted_at=deleted_at if user else None,
-                )  # fmt: skip
+            for email, left_at in ((f"stayed@{n}", None), (f"left@{n}", deleted_at)):
+                person = {"email": email, "full_name": "-", "password_hash": "-"}
+                insert(emptied, "users", organisation_id=org, deleted_at=left_at, **person)
         assert counted(emptied) == replace(NOTHING, orgs=2, users=5)
 
 
@@ -211,23 +206,32 @@ class TestTheLast24Hours:
         self, emptied: Connection, ago: str, counts: int
     ) -> None:
         add_site(emptied)
-        emptied.execute(
-            text(
-                "INSERT INTO scan_jobs (site_id, created_at)"
-                " SELECT id, now() - CAST(:ago AS interval) FROM sites"
-            ),
-            {"ago": ago},
-        )
-        emptied.execute(
-            text(
-                "INSERT INTO consent_records"
-                " (site_id, visitor_id, action, ip_hash, user_agent, consented_at)"
-                " SELECT id, '', '', '', '', now() - CAST(:ago AS interval) FROM sites"
-            ),
-            {"ago": ago},
-        )
+        add_events(emptied, ago)
         found = counted(emptied)
         assert (found.scans_last_24h, found.consents_last_24h) == (counts, counts)
+
+    def test_are_not_hidden_by_what_lies_in_the_future(self, emptied: Connection) -> None:
+        add_site(emptied)
+        add_events(emptied, "-1 hour", times=10_050)
+        add_events(emptied, "1 hour", times=3)
+        found = counted(emptied)
+        assert (found.scans_last_24h, found.consents_last_24h) == (3, 3)
+
+
+def add_events(connection: Connection, ago: str, *, times: int = 1) -> None:
+    """Add scans and consents to the only site."""
+    scans = (
+        "INSERT INTO scan_jobs (site_id, created_at)"
+        " SELECT id, now() - CAST(:ago AS interval) FROM sites, generate_series(1, :times)"
+    )
+    consents = (
+        "INSERT INTO consent_records"
+        " (site_id, visitor_id, action, ip_hash, user_agent, consented_at)"
+        " SELECT id, '', '', '', '', now() - CAST(:ago AS interval)"
+        " FROM sites, generate_series(1, :times)"
+    )
+    for statement in (scans, consents):
+        connection.execute(text(statement), {"ago": ago, "times": times})
 
 
 MANY = """
@@ -258,18 +262,18 @@ class TestTheTopBucket:
         self, emptied: Connection
     ) -> None:
         add_site(emptied)
-        for statement in (
-            "ALTER TABLE consent_records RENAME TO analysed",
-            "CREATE TABLE consent_records (LIKE analysed INCLUDING ALL)",
+        emptied.exec_driver_sql("ALTER TABLE consent_records RENAME TO analysed")
+        emptied.exec_driver_sql("CREATE TABLE consent_records (LIKE analysed INCLUDING ALL)")
+        emptied.exec_driver_sql(
             "INSERT INTO consent_records"
             " (site_id, visitor_id, action, ip_hash, user_agent, consented_at)"
             " SELECT id, '', '', '', '', now() - n * interval '2 seconds'"
-            " FROM sites, generate_series(200000, 1, -1) AS n",
-        ):
-            emptied.exec_driver_sql(statement)
+            " FROM sites, generate_series(200000, 1, -1) AS n"
+        )
         explained = f"EXPLAIN (ANALYZE, FORMAT JSON) {facts._CENSUS.text}"  # noqa: SLF001
         plan = emptied.exec_driver_sql(explained).scalar_one()
-        (scan,) = [node for node in nodes(plan[0]["Plan"]) if reads(node, "consent_records")]
+        every = nodes(plan[0]["Plan"])
+        (scan,) = [node for node in every if node.get("Relation Name") == "consent_records"]
         assert scan["Node Type"] in {"Index Scan", "Index Only Scan"}
         assert "consented_at" in scan["Index Cond"]
         assert scan["Actual Rows"] == 10_000
@@ -279,10 +283,6 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for inner in plan.get("Plans", []):
         yield from nodes(inner)
-
-
-def reads(node: dict[str, Any], table: str) -> bool:
-    return node.get("Relation Name") == table
 
 
 class TestThePostgresVersion:
@@ -320,5 +320,5 @@ def stated(connection: Connection) -> str:
         geoip_maxmind_configured=False, rate_limit_enabled=True,
     )  # fmt: skip
     now = database.clock(connection)
-    heartbeat = compose(found, instance_id=consentos.UUID(int=1), at=now)
+    heartbeat = compose(found, instance_id=UUID(int=1), at=now)
     return heartbeat.stack.postgres_version

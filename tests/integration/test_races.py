@@ -97,11 +97,10 @@ def test_a_reclaim_that_races_a_settle_changes_the_row_once(
     with db.begin() as connection:
         claim = outbox.claim(connection, timedelta(0))
     assert claim
-    with db.connect() as settling, db.connect() as reclaiming:
-        with settling.begin():
-            assert outbox.release(settling, claim)
-            # The row is locked by the settle, which has not committed: it is passed over.
-            with reclaiming.begin():
-                assert outbox.reclaim(reclaiming, 0.0) == []
+    with db.connect() as settling, db.connect() as reclaiming, settling.begin():
+        assert outbox.release(settling, claim)
+        # The row is locked by the settle, which has not committed: it is passed over.
+        with reclaiming.begin():
+            assert outbox.reclaim(reclaiming, 0.0) == []
     with db.begin() as connection:
         assert not outbox.release(connection, claim)

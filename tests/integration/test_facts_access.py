@@ -1,0 +1,145 @@
+"""The census reads what is listed and no more, waits for nobody, and says what it lacks."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from app import database, facts, log
+from app.demo.consentos import Truth
+from app.pipeline import CollectError, Pipeline
+from tests.database import count, one, run
+
+# As /docs and the specification of the host list them.
+READ = {
+    "organisations": ("deleted_at",),
+    "users": ("deleted_at",),
+    "sites": ("id", "organisation_id", "site_group_id", "is_active", "deleted_at"),
+    "site_configs": ("site_id", "tcf_enabled", "blocking_mode", "scan_schedule_cron"),
+    "site_group_configs": ("site_group_id", "tcf_enabled", "blocking_mode"),
+    "org_configs": ("organisation_id", "tcf_enabled", "blocking_mode"),
+    "scan_jobs": ("created_at",),
+    "consent_records": ("consented_at",),
+}
+COLUMNS = [(table, column) for table, columns in READ.items() for column in columns]
+
+
+@pytest.fixture(scope="module")
+def copy(make_database: Callable[[str], str], truth_and_template: tuple[Truth, str]) -> Engine:
+    return database.engine(make_database(truth_and_template[1]))
+
+
+@pytest.fixture
+def connection(copy: Engine) -> Iterator[Connection]:
+    """A connection to the generated ConsentOS, whose transaction is rolled back."""
+    with copy.connect() as connection:
+        yield connection
+
+
+@pytest.fixture
+def noticed(db: Engine) -> None:
+    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+
+
+def test_a_role_that_may_read_the_listed_columns_and_nothing_else_can_take_it(
+    connection: Connection,
+) -> None:
+    name = connection.exec_driver_sql("SELECT current_database()").scalar_one()
+    connection.exec_driver_sql(f"CREATE ROLE {name}_reader")
+    for table, columns in READ.items():
+        connection.exec_driver_sql(
+            f"GRANT SELECT ({', '.join(columns)}) ON {table} TO {name}_reader"
+        )
+    expected = facts.census(connection)
+    connection.exec_driver_sql(f"SET LOCAL ROLE {name}_reader")
+    assert facts.census(connection) == expected
+
+
+@pytest.mark.parametrize(("table", "column"), COLUMNS)
+def test_a_column_that_is_missing_is_named(connection: Connection, table: str, column: str) -> None:
+    connection.exec_driver_sql(f"ALTER TABLE {table} RENAME COLUMN {column} TO moved")
+    with pytest.raises(DBAPIError) as failure:
+        facts.census(connection)
+    assert re.search(rf"column .*\b{column}\b.* does not exist", log.cause(failure.value))
+
+
+@pytest.mark.parametrize("table", READ)
+def test_a_table_that_is_missing_is_named(connection: Connection, table: str) -> None:
+    connection.exec_driver_sql(f"ALTER TABLE {table} RENAME TO moved")
+    with pytest.raises(DBAPIError) as failure:
+        facts.census(connection)
+    assert log.cause(failure.value) == f'relation "{table}" does not exist'
+
+
+def test_it_takes_no_lock_that_anybody_but_a_schema_change_could_notice(
+    connection: Connection,
+) -> None:
+    connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+    facts.census(connection)
+    held = connection.exec_driver_sql(
+        "SELECT c.relname, l.mode FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation"
+        " WHERE l.pid = pg_backend_pid() AND c.relnamespace = 'public'::regnamespace"
+        " AND c.relkind = 'r'"
+    ).all()
+    assert {(table, mode) for table, mode in held} == {(table, "AccessShareLock") for table in READ}
+
+
+@pytest.mark.usefixtures("noticed")
+class TestAWriteThatCannotCount:
+    @pytest.mark.parametrize(
+        ("statement", "cause"),
+        [
+            ("DROP TABLE org_configs", 'relation "org_configs" does not exist'),
+            ("ALTER TABLE sites DROP COLUMN is_active", "column sites.is_active does not exist"),
+        ],
+    )
+    def test_names_what_is_missing_and_writes_nothing(
+        self, pipeline: Pipeline, db: Engine, statement: str, cause: str
+    ) -> None:
+        run(db, statement)
+        with pytest.raises(CollectError) as failure:
+            pipeline.write_heartbeat()
+        assert log.cause(failure.value) == cause
+        assert (count(db, "telemetry_outbox"), count(db, "instance")) == (0, 0)
+
+    @pytest.mark.parametrize("table", ["scan_jobs", "consent_records"])
+    def test_waits_a_second_for_a_locked_table_and_writes_nothing(
+        self, pipeline: Pipeline, db: Engine, table: str
+    ) -> None:
+        with db.begin() as other:
+            other.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+            started = time.monotonic()
+            with pytest.raises(CollectError) as failure:
+                pipeline.write_heartbeat()
+            assert 0.9 < time.monotonic() - started < 4
+        assert log.cause(failure.value) == "canceling statement due to lock timeout"
+        assert (count(db, "telemetry_outbox"), count(db, "instance")) == (0, 0)
+
+    def test_gives_up_on_a_table_that_is_too_slow_to_count(
+        self, pipeline: Pipeline, db: Engine
+    ) -> None:
+        run(db, "ALTER TABLE users RENAME TO slow")
+        run(
+            db,
+            "CREATE VIEW users AS SELECT deleted_at FROM slow WHERE pg_sleep(60)::text IS NOT NULL",
+        )
+        started = time.monotonic()
+        with pytest.raises(CollectError) as failure:
+            pipeline.write_heartbeat()
+        assert time.monotonic() - started < 8
+        assert log.cause(failure.value) == "canceling statement due to statement timeout"
+        assert count(db, "telemetry_outbox") == 0
+
+    def test_leaves_no_connection_and_no_lock_behind(self, pipeline: Pipeline, db: Engine) -> None:
+        run(db, "DROP TABLE org_configs")
+        with pytest.raises(CollectError):
+            pipeline.write_heartbeat()
+        others = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND backend_type = 'client backend' AND state <> 'idle'"
+        )
+        assert one(db, others) == 0
