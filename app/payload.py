@@ -9,7 +9,15 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
+from pydantic_core import PydanticCustomError
 
 SCHEMA_VERSION = 1
 """The schema of this module's ``Heartbeat``; the notice is given once for each."""
@@ -44,6 +52,17 @@ def bucket(count: int) -> Bucket:
         if count >= lower:
             return name
     raise ValueError("a count is never negative")
+
+
+def _only(kind: type) -> BeforeValidator:
+    """Refuse what merely equals a literal: to Python, 1 is 1.0 is true."""
+
+    def check(value: object) -> object:
+        if type(value) is not kind:
+            raise PydanticCustomError("type", "Input is of the wrong type")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _instant(value: str) -> str:
@@ -113,7 +132,7 @@ class Stack(_Closed):
     postgres_version: PostgresVersion = Field(
         description="Major and minor version of the Postgres server, from two numbers."
     )
-    redis_present: Literal[True] = Field(
+    redis_present: Annotated[Literal[True], _only(bool)] = Field(
         description="Always true: without Redis no heartbeat is written."
     )
 
@@ -121,7 +140,7 @@ class Stack(_Closed):
 class Heartbeat(_Closed):
     """One anonymous heartbeat of one self-hosted ConsentOS, schema 1."""
 
-    telemetry_schema: Literal[1] = Field(
+    telemetry_schema: Annotated[Literal[1], _only(int)] = Field(
         description="Version of this schema, raised by a breaking change."
     )
     instance_id: InstanceId = Field(

@@ -6,11 +6,16 @@ GUARD_TRACE, every address that is connected to is appended to that file.
 """
 
 import os
+import socket
 import sys
+import time
 from ipaddress import ip_address
 from typing import Any
 
 LOCAL_NAMES = {"localhost", "", None}
+UNKNOWN_NAME = ".invalid"
+SLOW_NAME = "slow.invalid"
+SLOW_SECONDS = 8.0
 
 
 class CutOffError(OSError):
@@ -19,7 +24,7 @@ class CutOffError(OSError):
 
 def _is_local(host: Any) -> bool:
     name = host.decode() if isinstance(host, bytes) else host
-    if name in LOCAL_NAMES or str(name).endswith((".localhost", ".invalid")):
+    if name in LOCAL_NAMES:
         return True
     try:
         return ip_address(name).is_loopback or ip_address(name).is_unspecified
@@ -37,7 +42,16 @@ def guard(event: str, arguments: tuple[Any, ...]) -> None:
         if isinstance(address, tuple) and not _is_local(address[0]):
             raise CutOffError(f"{event} to {address[0]} is cut in tests")
     elif event == "socket.getaddrinfo" and not _is_local(arguments[0]):
-        raise CutOffError(f"the look-up of {arguments[0]} is cut in tests")
+        _answer_as_a_resolver(os.fsdecode(arguments[0]))
+
+
+def _answer_as_a_resolver(name: str) -> None:
+    """Say, without a packet, what a resolver says of a reserved name; refuse to ask of others."""
+    if name == SLOW_NAME:
+        time.sleep(SLOW_SECONDS)
+    if name.endswith(UNKNOWN_NAME):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    raise CutOffError(f"the look-up of {name} is cut in tests")
 
 
 sys.addaudithook(guard)

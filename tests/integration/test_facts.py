@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
-from uuid import UUID
 
 import pytest
 from sqlalchemy import Connection, Engine, text
@@ -12,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from app import database, facts
 from app.demo import consentos
 from app.demo.consentos import Truth
-from app.payload import Census, Counts, Facts, bucket, compose
+from app.payload import Census, Counts, bucket
 
 HOST = ("organisations", "users", "site_groups", "sites", "site_configs", "site_group_configs",
         "org_configs", "scan_jobs", "consent_records", "api_keys")  # fmt: skip
@@ -283,42 +282,3 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for inner in plan.get("Plans", []):
         yield from nodes(inner)
-
-
-class TestThePostgresVersion:
-    @pytest.mark.parametrize(
-        ("number", "version"),
-        [
-            ("150018", "15.18"),
-            ("160002", "16.2"),
-            ("170000", "17.0"),
-            ("180004", "18.4"),
-            ("200010", "20.10"),
-        ],
-    )
-    def test_is_made_of_the_servers_number(
-        self, connection: Connection, number: str, version: str
-    ) -> None:
-        connection.exec_driver_sql("CREATE SCHEMA other")
-        connection.exec_driver_sql(
-            "CREATE FUNCTION other.current_setting(text) RETURNS text LANGUAGE sql AS"
-            f" $$ SELECT CASE $1 WHEN 'server_version_num' THEN '{number}' END $$"
-        )
-        connection.exec_driver_sql("SET LOCAL search_path = other, public, pg_catalog")
-        assert stated(connection) == version
-
-    def test_is_the_real_servers(self, connection: Connection) -> None:
-        told = connection.exec_driver_sql("SELECT substring(version() from '[0-9]+[.][0-9]+')")
-        assert stated(connection) == told.scalar_one()
-
-
-def stated(connection: Connection) -> str:
-    """Return the Postgres version that a heartbeat written now would state."""
-    found = Facts(
-        census=facts.census(connection), version="1.0.0", edition="ce", deployment="unknown",
-        python=(3, 12, 7), platform="linux", geoip_header_configured=False,
-        geoip_maxmind_configured=False, rate_limit_enabled=True,
-    )  # fmt: skip
-    now = database.clock(connection)
-    heartbeat = compose(found, instance_id=UUID(int=1), at=now)
-    return heartbeat.stack.postgres_version

@@ -11,9 +11,9 @@ from sqlalchemy.exc import DBAPIError
 from app import database, facts, log
 from app.demo.consentos import Truth
 from app.pipeline import CollectError, Pipeline
-from tests.database import count, one, run
+from tests.database import count, run
 
-# As /docs and the specification of the host list them.
+# As docs/ and the specification of the host list them.
 READ = {
     "organisations": ("deleted_at",),
     "users": ("deleted_at",),
@@ -132,14 +132,3 @@ class TestAWriteThatCannotCount:
         assert time.monotonic() - started < 8
         assert log.cause(failure.value) == "canceling statement due to statement timeout"
         assert count(db, "telemetry_outbox") == 0
-
-    def test_leaves_no_connection_and_no_lock_behind(self, pipeline: Pipeline, db: Engine) -> None:
-        run(db, "DROP TABLE org_configs")
-        with pytest.raises(CollectError):
-            pipeline.write_heartbeat()
-        others = (
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            " AND backend_type = 'client backend' AND state <> 'idle'"
-        )
-        assert one(db, others) == 0

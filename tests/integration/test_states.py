@@ -37,7 +37,7 @@ CHANGES: dict[str, Change] = {
 
 
 def put(db: Engine, state: str) -> Claim:
-    """Leave one row in the outbox, in ``state``, its times so that nothing else forbids a change."""
+    """Leave one row in the outbox, in ``state``, at a time when nothing else forbids a change."""
     run(db, "TRUNCATE telemetry_outbox, telemetry_attempt")
     run(
         db,

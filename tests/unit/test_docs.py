@@ -8,40 +8,7 @@ import pytest
 
 from app.payload import Heartbeat, fields
 from docs import generate
-
-# The payload that ConsentOS's page shows to its operators, as it stands there.
-PAGE = """\
-{
-  "telemetry_schema": 1,
-  "instance_id": "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99",
-  "sent_at": "2026-05-02T02:30:00+00:00",
-  "version": "0.1.0",
-  "edition": "ce",
-  "python_version": "3.12.7",
-  "platform": "linux",
-  "deployment": "docker-compose",
-  "counts": {
-    "orgs": "1-10",
-    "sites": "10-100",
-    "users": "1-10",
-    "scans_last_24h": "10-100",
-    "consents_last_24h": "100-1k"
-  },
-  "features": {
-    "tcf_v22_sites": "1-10",
-    "auto_blocking_sites": "10-100",
-    "scanner_scheduled_sites": "1-10",
-    "geoip_header_configured": true,
-    "geoip_maxmind_configured": false,
-    "rate_limit_enabled": true,
-    "compliance_ee": false
-  },
-  "stack": {
-    "postgres_version": "16.2",
-    "redis_present": true
-  }
-}
-"""
+from tests.unit.published import EXAMPLE
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -91,14 +58,14 @@ def test_a_page_without_its_two_markers_is_refused_and_not_written_over(page: st
 
 
 def test_the_payload_that_consentos_documents_is_a_heartbeat() -> None:
-    heartbeat = Heartbeat.model_validate_json(PAGE)
-    assert heartbeat.model_dump() == json.loads(PAGE)
+    heartbeat = Heartbeat.model_validate_json(EXAMPLE)
+    assert heartbeat.model_dump() == json.loads(EXAMPLE)
 
 
 def test_the_documented_payload_has_exactly_our_fields_in_our_order() -> None:
-    assert list(leaves(json.loads(PAGE))) == [name for name, _ in fields()]
+    assert list(leaves(json.loads(EXAMPLE))) == [name for name, _ in fields()]
 
 
 def test_the_body_is_the_documented_payload_without_its_spaces() -> None:
-    compact = json.dumps(json.loads(PAGE), separators=(",", ":"))
-    assert Heartbeat.model_validate_json(PAGE).canonical() == compact
+    compact = json.dumps(json.loads(EXAMPLE), separators=(",", ":"))
+    assert Heartbeat.model_validate_json(EXAMPLE).canonical() == compact
