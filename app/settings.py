@@ -71,8 +71,11 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
-_URL_CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
-_HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+_URL_CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]{1,2048}")
+# A name whose last label is a number is an address, or nothing (WHATWG URL, "ends in a number").
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}$)(?!.*(?:^|\.)[0-9]+\.?$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
+)
 
 
 def _is_address(host: str) -> bool:
@@ -85,7 +88,7 @@ def _is_address(host: str) -> bool:
 
 def _endpoint(value: str) -> str:
     if not _URL_CHARACTERS.fullmatch(value):
-        raise _wrong("must be a URL of plain ASCII characters, without spaces")
+        raise _wrong("must be a URL of at most 2048 plain ASCII characters, without spaces")
     url = _split(value)
     if url.scheme not in {"http", "https"}:
         raise _wrong("must begin with https:// or http://")
@@ -209,7 +212,10 @@ class Settings(Environment):
     telemetry_enabled: Boolean = True
     do_not_track: str = ""
     environment: str = "development"
-    telemetry_endpoint: Annotated[str, AfterValidator(_endpoint)] = DEFAULT_ENDPOINT
+    # Its query may carry a token, so it is not shown.
+    telemetry_endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
+        DEFAULT_ENDPOINT, repr=False
+    )
     telemetry_timeout_seconds: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 10.0
     telemetry_spread_seconds: Annotated[int, Field(ge=0, le=3600)] = 900
     telemetry_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 365

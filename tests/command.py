@@ -38,18 +38,47 @@ class Ended:
 def command(
     environment: Mapping[str, str], *arguments: str, typed: str = "", **changed: str | None
 ) -> Ended:
-    """Run ``python -m app`` with some variables changed, or removed where they are None.
+    """Run ``python -m app`` with some variables changed, or removed where they are None."""
+    changes = {**environment, **changed}
+    variables = {name: value for name, value in changes.items() if value is not None}
+    return _run(variables, ["-m", "app", *arguments], typed)
 
-    Every database URL without a password is given one, and whatever the command prints, it is
-    neither that nor a traceback.
+
+def commands(environment: Mapping[str, str], *lines: str, typed: str = "") -> list[Ended]:
+    """Run several commands one after the other in one process, for the sake of time."""
+    ended = _run(environment, ["-c", SEVERAL, *lines], typed)
+    assert (ended.code, ended.err) == (0, "")
+    return [Ended(**each) for each in ended.json]
+
+
+SEVERAL = """
+import contextlib, io, json, sys
+from app import cli
+
+several = []
+for line in sys.argv[1:]:
+    sys.argv[1:] = line.split()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    several.append({"code": code, "out": out.getvalue(), "err": err.getvalue()})
+print(json.dumps(several))
+"""
+
+
+def _run(environment: Mapping[str, str], arguments: list[str], typed: str) -> Ended:
+    """Run Python; whatever it prints, it is neither a password nor a traceback.
+
+    Every database URL without a password is given one.
     """
-    variables = {
-        name: word for name, word in {**environment, **changed}.items() if word is not None
-    }
+    variables = dict(environment)
     for name in variables.keys() & {"DATABASE_URL", "MIGRATION_DATABASE_URL"}:
         variables[name] = with_password(variables[name])
     ended = subprocess.run(
-        [sys.executable, "-m", "app", *arguments],
+        [sys.executable, *arguments],
         input=typed,
         capture_output=True,
         encoding="utf-8",
@@ -60,7 +89,7 @@ def command(
     )
     for said in (ended.stdout, ended.stderr):
         assert PASSWORD not in said
-        assert "Traceback" not in said
+        assert "Traceback" not in said, said
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 

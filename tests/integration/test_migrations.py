@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine, inspect, text
-from sqlalchemy.dialects import postgresql
 
 from app import database
 from app.demo import consentos
@@ -246,9 +245,8 @@ def test_two_migrations_at_once_both_succeed_and_one_does_the_work(empty: Engine
 
 
 def columns_of(db: Engine, table: str) -> dict[str, tuple[str, bool]]:
-    dialect = postgresql.dialect()
     return {
-        column["name"]: (column["type"].compile(dialect=dialect), column["nullable"])
+        column["name"]: (column["type"].compile(dialect=db.dialect), column["nullable"])
         for column in inspect(db).get_columns(table)
     }
 
@@ -261,9 +259,8 @@ def test_the_models_and_the_migrated_tables_agree(
     db: Engine = request.getfixturevalue(kind)
     move(db)
     model = Base.metadata.tables[table]
-    dialect = postgresql.dialect()
     assert columns_of(db, table) == {
-        column.name: (column.type.compile(dialect=dialect), bool(column.nullable))
+        column.name: (column.type.compile(dialect=db.dialect), bool(column.nullable))
         for column in model.columns
     }
     key = inspect(db).get_pk_constraint(table)["constrained_columns"]

@@ -1,4 +1,4 @@
-"""Endpoint, database and Redis: every spelling that operators use, and no secret in what is told."""
+"""Endpoint, database and Redis: every spelling in use is understood, and no secret is told."""
 
 import traceback
 from urllib.parse import quote
@@ -65,13 +65,10 @@ def test_anything_else_is_no_endpoint_and_means_off(url: str) -> None:
     assert MARKER not in told(settings)
 
 
-@pytest.mark.xfail(reason="httpx refuses these with InvalidURL, which the sender does not expect")
 @pytest.mark.parametrize(
     "url", ["https://999.1.1.1/", "https://1.2.3.256./", f"https://host/{'a' * 70_000}"]
 )
 def test_an_endpoint_that_no_client_can_use_means_off(url: str) -> None:
-    with pytest.raises(httpx.InvalidURL):
-        httpx.URL(url)
     assert reason(load(TELEMETRY_ENDPOINT=url))
 
 
@@ -117,11 +114,11 @@ def test_the_endpoint_is_shown_without_its_query() -> None:
         ("postgresql+asyncpg://h/d?ssl=true", "postgresql+psycopg://h/d?sslmode=require"),
         ("postgres://h/d?sslmode=disable", "postgresql+psycopg://h/d?sslmode=disable"),
         (
-            "postgresql+asyncpg://h/d?prepared_statement_cache_size=0&ssl=prefer"
-            "&statement_cache_size=0&prepared_statement_name_func=f&application_name=a%20b",
-            "postgresql+psycopg://h/d?sslmode=prefer&application_name=a%20b",
+            "postgresql+asyncpg://h/d?prepared_statement_cache_size=0&ssl=prefer&application_name=a",
+            "postgresql+psycopg://h/d?sslmode=prefer&application_name=a",
         ),
         ("postgresql+asyncpg://h/d?statement_cache_size=0", "postgresql+psycopg://h/d"),
+        ("postgresql+asyncpg://h/d?prepared_statement_name_func=f", "postgresql+psycopg://h/d"),
         ("postgresql:///d?host=/var/run/pg", "postgresql+psycopg:///d?host=/var/run/pg"),
         ("postgresql+asyncpg://u:p@/d?host=/a%20b", "postgresql+psycopg://u:p@/d?host=/a%20b"),
         ("postgres://u:p%40:/?#%25@h/d", "postgresql+psycopg://u:p%40:/?#%25@h/d"),
@@ -165,14 +162,17 @@ def test_a_redis_is_named_with_or_without_tls(url: str) -> None:
     [
         *("", " ", MARKER, f"mysql://u:{MARKER}@h/d", f"{MARKER}://h/d", f"http://{MARKER}/"),
         *(f"postgres:/{MARKER}", f"postgres://h:port{MARKER}/d", f"postgres://[{MARKER}/d"),
-        *(f"redis:{MARKER}:", f"unix://{MARKER}", f"redis://h:{MARKER}{MARKER}", f"\udcff{MARKER}"),
+        *(
+            f"redis+{MARKER}://h",
+            f"unix://{MARKER}",
+            f"redis://h:{MARKER}{MARKER}",
+            f"\udcff{MARKER}",
+        ),
     ],
 )
 def test_a_connection_that_is_none_is_refused_by_name_and_is_not_repeated(
     variable: str, value: str
 ) -> None:
-    if variable == "REDIS_URL" and value == f"redis:{MARKER}:":
-        pytest.skip("redis-py reads a Redis on localhost from it")
     settings = load(**{variable: value})
     with pytest.raises(SettingsError, match=rf"^{variable} ") as refusal:
         settings.require(variable.lower())
@@ -196,7 +196,6 @@ def test_no_secret_is_in_what_settings_show_of_themselves() -> None:
     assert MARKER not in told(settings)
 
 
-@pytest.mark.xfail(reason="repr shows telemetry_endpoint whole")
 def test_no_token_of_the_endpoint_is_in_what_settings_show_of_themselves() -> None:
     settings = load(TELEMETRY_ENDPOINT=f"https://example.com/v1?token={MARKER}")
     assert MARKER not in told(settings)

@@ -1,0 +1,183 @@
+"""Every command teaches, and tells what is wrong in one sentence without a value in it."""
+
+import json
+import re
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine, create_engine, inspect, text
+
+from app import database
+from app.payload import json_schema
+from tests.command import PASSWORD, Ended, command, commands, with_password
+from tests.processes import ROOT
+
+COMMANDS = ("status", "preview", "audit", "schema", "send", "migrate")
+ASKING = ("status", "preview", "audit", "send", "migrate")
+"""The commands that need a database."""
+
+
+@pytest.fixture
+def switched_on() -> dict[str, str]:
+    """Telemetry is on; where its database is, a test says."""
+    return {"ENVIRONMENT": "production", "TELEMETRY_ENDPOINT": "http://127.0.0.1:1/"}
+
+
+def test_every_command_has_a_help_that_teaches() -> None:
+    overview, *helped = commands({}, "--help", *(f"{name} --help" for name in COMMANDS))
+    assert {ended.code for ended in (overview, *helped)} == {0}
+    for words in ("TELEMETRY_ENABLED=false", *COMMANDS):
+        assert words in told(overview)
+    teaches = dict(zip(COMMANDS, map(told, helped), strict=True))
+    for name, words in (
+        ("status", "--check --json an hour after it was due"),
+        ("preview", "store nothing, send nothing whether telemetry is on or off"),
+        ("audit", "[ID] newest first exact bytes"),
+        ("schema", "the JSON Schema of the heartbeat"),
+        ("send", "with 0 when 3 when telemetry is off never asks a receiver before the time"),
+        ("migrate", "--down --yes MIGRATION_DATABASE_URL alembic_version are never touched"),
+    ):
+        assert set(words.split()) <= set(teaches[name].split())
+
+
+def told(ended: Ended) -> str:
+    """Return a help's words without its frames and line ends."""
+    return re.sub(r"[^\w\[\]=,-]+", " ", ended.out)
+
+
+def test_the_schema_is_the_one_that_is_published() -> None:
+    printed = command({}, "schema")
+    assert printed.code == 0
+    assert printed.json == json_schema()
+    published = ROOT / "docs" / "heartbeat.v1.schema.json"
+    assert printed.json == json.loads(published.read_text())
+
+
+def test_a_command_that_does_not_exist_is_a_wrong_use() -> None:
+    assert command({}, "delete").code == 2
+
+
+class TestADatabase:
+    def test_that_is_not_named_is_asked_for(self, switched_on: dict[str, str]) -> None:
+        for ended in commands(switched_on, *ASKING):
+            assert (ended.code, ended.out) == (2, "")
+            assert ended.sentence == "DATABASE_URL is not set."
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            f"mysql://operator:{PASSWORD}@127.0.0.1/consentos",
+            f"postgresql://operator:{PASSWORD}@127.0.0.1:{PASSWORD}/consentos",
+            PASSWORD,
+        ],
+    )
+    def test_that_is_named_by_no_url_is_told_by_its_variable_alone(
+        self, switched_on: dict[str, str], url: str
+    ) -> None:
+        for ended in commands({**switched_on, "DATABASE_URL": url}, "preview", "migrate"):
+            assert (ended.code, ended.out) == (2, "")
+            assert ended.sentence.startswith("DATABASE_URL ")
+
+    def test_that_cannot_be_reached_is_told_without_its_address(
+        self, switched_on: dict[str, str]
+    ) -> None:
+        url = f"postgresql://operator:{PASSWORD}@127.0.0.1:1/consentos"
+        for ended in commands({**switched_on, "DATABASE_URL": url}, *ASKING):
+            assert (ended.code, ended.out) == (1, "")
+            assert ended.sentence == "The database cannot be reached."
+
+    def test_that_does_not_exist_is_told(
+        self, environment: dict[str, str], database_url: str
+    ) -> None:
+        gone = database_url.replace("telemetry_test_", "telemetry_gone_")
+        ended = command(environment, "status", DATABASE_URL=gone)
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.sentence == "The database or its role does not exist."
+
+    def test_that_was_not_migrated_is_told_with_the_remedy(
+        self, switched_on: dict[str, str], empty_database: str
+    ) -> None:
+        here = {**switched_on, "DATABASE_URL": empty_database}
+        for ended in commands(here, "status", "preview", "audit", "send"):
+            assert (ended.code, ended.out) == (1, "")
+            assert ended.sentence.endswith("run `python -m app migrate` first.")
+
+    def test_that_refuses_the_password_is_told_without_it(
+        self, switched_on: dict[str, str], locked: str
+    ) -> None:
+        for ended in commands({**switched_on, "DATABASE_URL": locked}, "status", "send"):
+            assert (ended.code, ended.out) == (1, "")
+            assert ended.sentence == "The database refuses the password."
+
+
+@pytest.fixture
+def locked(server_url: str, database_url: str) -> Iterator[str]:
+    """The URL of a database and a role whose password is another one."""
+    role = f"locked_{uuid4().hex}"
+    server = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        file = connection.scalar(text("SHOW hba_file"))
+        rules = connection.scalar(text("SELECT pg_read_file(:file)"), {"file": file})
+        lines = f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n"
+        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'another'"))
+        write_on_server(connection.engine, str(file), lines + str(rules))
+        try:
+            yield with_password(database_url.replace("postgres@", f"{role}@"))
+        finally:
+            write_on_server(connection.engine, str(file), str(rules))
+            connection.execute(text(f"DROP ROLE {role}"))
+    server.dispose()
+
+
+def write_on_server(server: Engine, file: str, content: str) -> None:
+    """Write a file as the server's own user does, and have the server read its rules again."""
+    with server.connect() as connection:
+        made = connection.scalar(
+            text("SELECT lo_from_bytea(0, convert_to(:content, 'UTF8'))"), {"content": content}
+        )
+        connection.execute(text("SELECT lo_export(:made, :file)"), {"made": made, "file": file})
+        connection.execute(text("SELECT lo_unlink(:made)"), {"made": made})
+        connection.execute(text("SELECT pg_reload_conf()"))
+
+
+class TestMigrate:
+    def test_makes_the_tables_once_and_removes_them_when_that_is_confirmed(
+        self, switched_on: dict[str, str], empty_database: str
+    ) -> None:
+        here = {**switched_on, "MIGRATION_DATABASE_URL": empty_database}
+        up, down = "migrate", "migrate --down"
+        first, second, refused, still, confirmed, anew, unanswered, last = commands(
+            here, up, up, down, up, down, up, down, f"{down} --yes", typed="n\ny\n"
+        )
+        assert first.out == anew.out == "telemetry: base -> 0001\n"
+        assert second.out == still.out == "telemetry: at 0001\n"
+        assert (refused.code, unanswered.code) == (1, 1)
+        assert (confirmed.code, last.code) == (0, 0)
+        assert confirmed.out.endswith("telemetry: 0001 -> base\n")
+        assert last.out == "telemetry: 0001 -> base\n"
+
+    def test_uses_its_own_url_before_the_pipelines(
+        self, switched_on: dict[str, str], empty_database: str
+    ) -> None:
+        here = {**switched_on, "MIGRATION_DATABASE_URL": empty_database}
+        unreachable = "postgresql://operator@127.0.0.1:1/consentos"
+        assert command(here, "migrate", DATABASE_URL=unreachable).code == 0
+
+    def test_does_not_put_the_pipelines_url_in_the_place_of_its_own_misspelt_one(
+        self, switched_on: dict[str, str], empty_database: str
+    ) -> None:
+        here = {**switched_on, "DATABASE_URL": empty_database}
+        ended = command(here, "migrate", MIGRATION_DATABASE_URL=f"postgres//:{PASSWORD}@nowhere")
+        assert inspect(database.engine(empty_database)).get_table_names() == []
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.sentence.startswith("MIGRATION_DATABASE_URL ")
+
+    def test_tells_in_one_sentence_that_an_older_consentos_comes_first(
+        self, switched_on: dict[str, str], empty_database: str
+    ) -> None:
+        with database.engine(empty_database).begin() as connection:
+            connection.execute(text("CREATE TABLE alembic_version AS SELECT '0004' AS version_num"))
+        ended = command({**switched_on, "DATABASE_URL": empty_database}, "migrate")
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.sentence.endswith("upgrade ConsentOS first.")

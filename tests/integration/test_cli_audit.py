@@ -1,0 +1,87 @@
+"""``audit`` shows the whole outbox, and of each row the bytes that left."""
+
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine
+
+from app.pipeline import Pipeline
+from tests.command import command, commands
+from tests.conftest import Clock
+from tests.database import attempts, one, run
+from tests.receiver import Receiver, answer
+
+ODD = '{"telemetry_schema" : 1,\t"b":  [ 2,1 ], "a": "\\u0000 [red]\\u00e9[/]", "a": 1e2}'
+
+
+@pytest.fixture
+def three_days(pipeline: Pipeline, clock: Clock, db: Engine, receiver: Receiver) -> list[str]:
+    """A day that was sent, one that was rejected and one that waits; their ids in that order."""
+    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+    receiver.answers = [answer(202), answer(400), answer(429, "Retry-After: 3600")]
+    for day in ("2026-05-02", "2026-05-03", "2026-05-04"):
+        clock(f"{day}T02:30:00Z")
+        assert pipeline.write_heartbeat()
+        pipeline.drain()
+    ids = "SELECT array_agg(id::text ORDER BY day) FROM telemetry_outbox"
+    found: list[str] = one(db, ids)
+    return found
+
+
+def test_the_newest_day_comes_first_with_every_attempt(
+    environment: dict[str, str], three_days: list[str], db: Engine
+) -> None:
+    shown, listed = commands(environment, "audit", "audit --json")
+    assert (shown.code, shown.err) == (0, "")
+    places = [shown.out.index(row_id) for row_id in three_days]
+    assert places == sorted(places, reverse=True)
+    for words in ("1. 2026-05-02 02:30:", "sent (HTTP 202)", "rejected (HTTP 400)", "(HTTP 429)"):
+        assert words in shown.out
+    told = listed.json
+    assert [row["id"] for row in told] == three_days[::-1]
+    assert [row["state"] for row in told] == ["pending", "rejected", "sent"]
+    assert [row["tries"][0]["http_status"] for row in told] == [429, 400, 202]
+    assert {each["outbox_id"] for row in told for each in row["tries"]} == set(three_days)
+    assert len(attempts(db)) == 3
+
+
+def test_a_row_begins_with_the_bytes_that_were_sent_and_a_machine_gets_them_too(
+    environment: dict[str, str], three_days: list[str], receiver: Receiver
+) -> None:
+    sent, rejected = f"audit {three_days[0]}", f"audit {three_days[1]} --json"
+    shown, listed = commands(environment, sent, rejected)
+    assert shown.code == 0
+    first, rest = shown.out.split("\n", 1)
+    assert first.encode() == receiver.requests[0].body
+    assert "sent (HTTP 202)" in rest
+    assert receiver.url in rest
+    told = listed.json
+    assert told["payload"].encode() == receiver.requests[1].body
+    assert [each["n"] for each in told["tries"]] == [1]
+
+
+def test_not_a_byte_of_what_is_stored_is_tidied_up(environment: dict[str, str], db: Engine) -> None:
+    row_id = uuid4()
+    run(
+        db,
+        "INSERT INTO telemetry_outbox (id, day, instance_id, payload, created_at, next_attempt_at,"
+        " expires_at) VALUES (:id, '2026-05-02', :id, :payload, now(), now(), now())",
+        id=row_id,
+        payload=ODD,
+    )
+    shown = command(environment, "audit", str(row_id))
+    assert shown.out.split("\n", 1)[0] == ODD
+
+
+def test_an_id_that_is_unknown_and_one_that_is_none_are_told_apart(
+    environment: dict[str, str],
+) -> None:
+    unknown, malformed = commands(environment, f"audit {uuid4()}", "audit yesterday")
+    assert (unknown.code, unknown.out) == (1, "")
+    assert unknown.sentence.startswith("No row of the outbox has the id")
+    assert (malformed.code, malformed.out) == (2, "")
+
+
+def test_an_empty_outbox_is_an_empty_list(environment: dict[str, str]) -> None:
+    told = command(environment, "audit", "--json", TELEMETRY_ENABLED="false")
+    assert (told.code, told.json) == (0, [])
