@@ -125,7 +125,8 @@ def _print_status(now: Status) -> None:
     table.add_row("next send", _time(now.next_send) or ("never: telemetry is off"))
     for row in now.pending:
         what = "awaits being discarded" if not now.enabled else f"next try {_next_try(row)}"
-        table.add_row(row["state"], f"{row['day']}, {row['attempts']} attempts, {what}")
+        tries = f"{row['attempts']} attempt{'' if row['attempts'] == 1 else 's'}"
+        table.add_row(row["state"], f"{row['day']}, {tries}, {what}")
     if not now.pending:
         table.add_row("pending", "nothing")
     table.add_row("last error", escape(_failure(now.last_error)))
@@ -294,7 +295,7 @@ def migrate_command(
     if down and not yes:
         typer.confirm("This deletes the outbox, its attempts and the notice. Go on?", abort=True)
     with _explained():
-        given = settings.migration_database_url is not None
+        given = "migration_database_url" in settings.model_fields_set
         url = settings.require("migration_database_url" if given else "database_url")
         with database.engine(url).connect() as connection:
             before, after = migrate(connection, "telemetry", "base" if down else "head")

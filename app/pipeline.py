@@ -9,6 +9,7 @@ import logging
 import random
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -16,7 +17,7 @@ from functools import cached_property
 from threading import Event
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import DBAPIError
 
 from app import database, facts, instance, log, notice, outbox, payload, sender
@@ -74,6 +75,19 @@ class Sent:
     row: Record | None
     obstacle: Obstacle | None
     sent_before: bool
+
+
+Ended = tuple[str, dict[str, object]]
+"""An event that is true once its transaction has committed: its name and its fields."""
+
+
+def _discarded(rows: Sequence[Row[UUID, date]], reason: str) -> list[Ended]:
+    return [("discarded", {"id": row.id, "day": row.day, "reason": reason}) for row in rows]
+
+
+def _log_all(ended: list[Ended]) -> None:
+    for name, fields in ended:
+        log.event(name, level=logging.WARNING, **fields)
 
 
 class Pipeline:
@@ -187,20 +201,20 @@ class Pipeline:
 
         When telemetry is off it only discards what was pending, and prunes.
         """
+        wait = None
         with self._transaction() as connection:
-            if isinstance(self._gate, Disabled):
-                self._reclaim(connection)
-                for row in outbox.discard_all(connection):
-                    log.event("discarded", id=row.id, day=row.day, reason="off")
-                self._prune(connection)
-                return False
-            self._give_notice(connection)
-            self._tidy(connection)
-            self._prune(connection)
-            wait = outbox.until_due(connection)
+            if isinstance(self._gate, Enabled):
+                self._give_notice(connection)
+            ended = self._tidy(connection)
+            if days := self._settings.telemetry_retention_days:
+                outbox.prune(connection, timedelta(days=days))
+            if isinstance(self._gate, Enabled):
+                wait = outbox.until_due(connection)
+        _log_all(ended)
         return wait is not None and wait <= WAIT_FOR_SECOND
 
     def _give_notice(self, connection: Connection) -> None:
+        """Log the notice, then commit its record: it may be told twice, never not at all."""
         schema = payload.SCHEMA_VERSION
         if notice.given_at(connection, schema) or not notice.record(connection, schema):
             return
@@ -214,26 +228,18 @@ class Pipeline:
             off=f"{OFF_SWITCH} and a restart",
         )
 
-    def _tidy(self, connection: Connection) -> None:
-        self._reclaim(connection)
-        for row in outbox.expire(connection):
-            log.event("expired", level=logging.WARNING, id=row.id, day=row.day)
-        for row in outbox.discard_foreign(connection):
-            log.event("discarded", id=row.id, day=row.day, reason="instance id rotated")
-
-    def _reclaim(self, connection: Connection) -> None:
-        for row_id in outbox.reclaim(connection, random.random()):  # noqa: S311 - jitter
-            log.event(
-                "failed",
-                level=logging.WARNING,
-                stage="drain",
-                id=row_id,
-                error="the process that held it ended without a word",
-            )
-
-    def _prune(self, connection: Connection) -> None:
-        if days := self._settings.telemetry_retention_days:
-            outbox.prune(connection, timedelta(days=days))
+    def _tidy(self, connection: Connection) -> list[Ended]:
+        """Take back lapsed leases and end what may not leave; return what is to be logged."""
+        died = "the process that held it ended without a word"
+        lapsed = outbox.reclaim(connection, random.random())  # noqa: S311 - jitter
+        ended: list[Ended] = [
+            ("failed", {"stage": "drain", "id": row, "error": died}) for row in lapsed
+        ]
+        if isinstance(self._gate, Disabled):
+            return ended + _discarded(outbox.discard_all(connection), "off")
+        expired = outbox.expire(connection)
+        ended += [("expired", {"id": row.id, "day": row.day}) for row in expired]
+        return ended + _discarded(outbox.discard_foreign(connection), "instance id rotated")
 
     # Sending
 
@@ -335,7 +341,8 @@ class Pipeline:
         if isinstance(self._gate, Disabled):
             raise PermissionError(self._gate.reason)
         with self._transaction() as connection:
-            self._tidy(connection)
+            ended = self._tidy(connection)
+        _log_all(ended)
         day, hurdle = self._write(waive_notice=True)
         with self._transaction() as connection:
             claim = outbox.claim(connection, self._lease, day=day.date)

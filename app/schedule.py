@@ -38,8 +38,8 @@ def offset(instance_id: UUID, spread_seconds: int) -> timedelta:
 
     It is a hash of the instance id, so that a fleet does not arrive in one second.
     """
-    share = int.from_bytes(sha256(instance_id.bytes).digest()[:8]) / 2**64
-    return timedelta(seconds=int(spread_seconds * share))
+    share = int.from_bytes(sha256(instance_id.bytes).digest()[:8])
+    return timedelta(seconds=spread_seconds * share >> 64)
 
 
 Obstacle = Literal["written", "sent elsewhere", "not noticed"]

@@ -98,7 +98,7 @@ def post(endpoint: str, body: bytes, *, schema: int, timeout: float, at: datetim
         )
         # The loop keeps the deadline; the second bound is for a loop that is itself held up.
         status, asked = request.result(timeout + 5)
-    except (httpx.HTTPError, OSError, UnicodeError) as failure:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as failure:
         error = _kind(failure)
     elapsed = time.monotonic() - started
     if status is not None:
@@ -164,6 +164,10 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionRefusedError, "refused"),
     (ConnectionResetError, "reset"),
     (httpx.ProtocolError, "protocol"),
+    # The endpoint is a URL that httpx takes; a proxy from the environment may be none.
+    (httpx.InvalidURL, "proxy"),
+    (ValueError, "proxy"),
+    (ImportError, "proxy"),
 )
 
 

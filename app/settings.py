@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_ENDPOINT = "https://telemetry.consentos.dev/v1/heartbeat"
+LAST_PORT = 65_535
 QUIET_ENVIRONMENTS = frozenset({"development", "dev", "local", "test", ""})
 
 
@@ -104,18 +105,28 @@ def _endpoint(value: str) -> str:
 _POSTGRES_URL = re.compile(
     r"(?:postgres|postgresql|postgresql\+asyncpg|postgresql\+psycopg)://"
     r"(?P<login>[^@]*@)?"
-    r"(?P<place>(?:\[[0-9a-fA-F:.]+\]|[^/:\[\]?]*)(?::\d{1,5})?(?:/[^?]*)?)"
+    r"(?P<place>(?:\[[0-9a-fA-F:.]+\]|[^/:\[\]?]*)(?::(?P<port>[0-9]{1,5}))?(?:/[^?]*)?)"
     r"(?:\?(?P<query>.*))?"
 )
 _ASYNCPG_ONLY = frozenset(
-    {"prepared_statement_cache_size", "prepared_statement_name_func", "statement_cache_size"}
+    {
+        "async_fallback",
+        "command_timeout",
+        "direct_tls",
+        "max_cacheable_statement_size",
+        "max_cached_statement_lifetime",
+        "prepared_statement_cache_size",
+        "prepared_statement_name_func",
+        "statement_cache_size",
+        "timeout",
+    }
 )
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:
     """Turn every spelling that ConsentOS and Procfile platforms use into SQLAlchemy's psycopg."""
     url = _POSTGRES_URL.fullmatch(value.get_secret_value())
-    if not url:
+    if not url or int(url["port"] or 0) > LAST_PORT:
         raise _wrong("must be a URL like postgresql://user:password@host:5432/database")
     query = [
         # asyncpg says `ssl` where libpq says `sslmode`, with the same words but for `true`.
@@ -128,8 +139,10 @@ def _postgres_url(value: SecretStr) -> SecretStr:
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    if _split(value.get_secret_value()).scheme not in {"redis", "rediss"}:
+    url = value.get_secret_value()
+    if not url.startswith(("redis://", "rediss://")):
         raise _wrong("must begin with redis:// or rediss://")
+    _split(url)
     return value
 
 
@@ -214,7 +227,7 @@ class Settings(Environment):
     environment: str = "development"
     # Its query may carry a token, so it is not shown.
     telemetry_endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
-        DEFAULT_ENDPOINT, repr=False
+        default=DEFAULT_ENDPOINT, repr=False
     )
     telemetry_timeout_seconds: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 10.0
     telemetry_spread_seconds: Annotated[int, Field(ge=0, le=3600)] = 900

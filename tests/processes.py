@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
+from dramatiq import Message
+from dramatiq.brokers.redis import RedisBroker
 from honcho.environ import parse_procfile
+from redis import Redis
+
+from workers.broker import NAMESPACE, QUEUE
 
 ROOT = Path(__file__).parents[1]
 GUARD = ROOT / "tests" / "guard"
@@ -105,6 +110,41 @@ class Processes:
         self._running.append(Process(command, variables, log))
         return self._running[-1]
 
+    def start_to_stop_at(self, point: str, name: str = "worker") -> "Stopped":
+        """Start a line of the Procfile that stops for good at MODULE:FUNCTION:call or :return."""
+        reached = self._directory / f"{len(self._running)}.reached"
+        process = self.start(
+            name, GUARD_POINT=point, GUARD_ACTION="wait", GUARD_REACHED=str(reached)
+        )
+        return Stopped(process, reached)
+
+    def wake(self, actor: str) -> None:
+        """Send an actor its message, as the scheduler does."""
+        with Redis.from_url(self.environment["REDIS_URL"]) as client:
+            broker = RedisBroker(client=client, namespace=NAMESPACE, middleware=[])
+            broker.enqueue(Message(QUEUE, actor, (), {}, {}))
+
     def end(self) -> None:
         for process in self._running:
             process.end()
+
+
+class Stopped:
+    """A process that is going to stop at a named point of its code."""
+
+    def __init__(self, process: Process, reached: Path) -> None:
+        self.process = process
+        self._reached = reached
+
+    def wait(self, seconds: float = 30) -> int:
+        """Wait until it stands at the point; return the id of the process that does."""
+        deadline = time.monotonic() + seconds
+        while not (self._reached.exists() and self._reached.read_text()):
+            assert time.monotonic() < deadline, self.process.output()
+            time.sleep(0.02)
+        return int(self._reached.read_text())
+
+    def kill(self) -> None:
+        """Wait until it stands at the point, and kill it and all its family with -9."""
+        self.wait()
+        self.process.end()

@@ -1,15 +1,21 @@
 """Cuts every Python process of the tests off from all but loopback and unix sockets.
 
 Python imports this module at start-up where its directory is on PYTHONPATH; conftest.py puts it
-there for the processes that the tests start, and imports it for the tests themselves. With
-GUARD_TRACE, every address that is connected to is appended to that file.
+there for the processes that the tests start, and imports it for the tests themselves.
+
+GUARD_TRACE=FILE appends every address that is connected to. GUARD_POINT=MODULE:FUNCTION:call (or
+:return) makes the process stop there: GUARD_ACTION=wait writes its process id into the file
+GUARD_REACHED and waits to be killed, GUARD_ACTION=die kills it at once.
 """
 
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from ipaddress import ip_address
+from types import FrameType
 from typing import Any
 
 LOCAL_NAMES = {"localhost", "", None}
@@ -55,3 +61,26 @@ def _answer_as_a_resolver(name: str) -> None:
 
 
 sys.addaudithook(guard)
+
+
+def stop_at(point: str, action: str) -> None:
+    """Have every thread of this process, and of its forks, act at a named point of the code."""
+    module, function, when = point.split(":")
+
+    def watch(frame: FrameType, event: str, _argument: object) -> None:
+        at = frame.f_code.co_name == function and frame.f_globals.get("__name__") == module
+        if not at or event != when:
+            return
+        if action == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(os.environ["GUARD_REACHED"], "w") as file:  # noqa: PTH123 - as above
+            file.write(str(os.getpid()))
+        while True:
+            time.sleep(60)
+
+    threading.setprofile(watch)
+    sys.setprofile(watch)
+
+
+if "GUARD_POINT" in os.environ:
+    stop_at(os.environ["GUARD_POINT"], os.environ["GUARD_ACTION"])

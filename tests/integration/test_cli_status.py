@@ -79,7 +79,7 @@ class TestAHeartbeat:
         shown, listed = commands(environment, "status", "status --json")
         row, told = outbox_row(db), listed.json
         again = f"{row['next_attempt_at']:%Y-%m-%d %H:%M:%S}Z"
-        assert line(shown, "pending") == f"2026-05-02, 1 attempts, next try {again}"
+        assert line(shown, "pending") == f"2026-05-02, 1 attempt, next try {again}"
         assert line(shown, "next send") == again
         assert line(shown, "last error").startswith("retryable (HTTP 429), 2026-05-02 02:30:0")
         assert line(shown, "instance") == str(row["instance_id"])
@@ -99,7 +99,7 @@ class TestAHeartbeat:
         shown, listed = commands(off, "status", "status --json")
         told = listed.json
         assert line(shown, "telemetry").startswith("off: TELEMETRY_ENABLED must be true or false")
-        assert line(shown, "pending") == "2026-05-02, 1 attempts, awaits being discarded"
+        assert line(shown, "pending") == "2026-05-02, 1 attempt, awaits being discarded"
         assert line(shown, "next send") == "never: telemetry is off"
         assert line(shown, "warning").startswith("CONSENTOS_DEPLOYMENT must be")
         assert (told["enabled"], told["next_send"], told["overdue"]) == (False, None, False)

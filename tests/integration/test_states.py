@@ -58,7 +58,7 @@ def put(db: Engine, state: str) -> Claim:
 def observed(db: Engine) -> set[tuple[str, str]]:
     """Every move that some function makes from some state."""
     run(db, "INSERT INTO instance VALUES (gen_random_uuid(), now(), now(), NULL)")
-    moves = set()
+    moves: set[tuple[str, str]] = set()
     for state in STATES:
         for name, change in CHANGES.items():
             claim = put(db, state)

@@ -41,9 +41,8 @@ def test_telemetry_enabled_says_off_in_four_words_of_any_case(value: str) -> Non
     "value", ["", " ", "\t", " true", "true ", "2", "t", "y", "enable", "ture"]
 )
 def test_any_other_word_for_enabled_is_off(value: str) -> None:
-    assert "TELEMETRY_ENABLED must be true or false" in (
-        reason(load(TELEMETRY_ENABLED=value)) or ""
-    )
+    off = reason(load(TELEMETRY_ENABLED=value)) or ""
+    assert off.startswith("TELEMETRY_ENABLED must be true or false")
 
 
 @pytest.mark.parametrize("value", [None, "", "0", "false", "False", "FALSE"])
@@ -80,8 +79,7 @@ def test_every_reason_for_off_is_told_at_once() -> None:
 
 
 WRONG = [
-    ("TELEMETRY_ENABLED", f"{MARKER}"),
-    ("RATE_LIMIT_ENABLED", f"{MARKER}"),
+    *(("TELEMETRY_ENABLED", MARKER), ("RATE_LIMIT_ENABLED", MARKER)),
     *(("TELEMETRY_TIMEOUT_SECONDS", value) for value in (MARKER, f"-{MARKER}", f"{MARKER}s")),
     *(("TELEMETRY_SPREAD_SECONDS", value) for value in (MARKER, f"-{MARKER}", f"1.{MARKER}")),
     *(("TELEMETRY_RETENTION_DAYS", value) for value in (MARKER * 2, f"-{MARKER}", f"{MARKER}d")),

@@ -72,6 +72,18 @@ def test_an_endpoint_that_no_client_can_use_means_off(url: str) -> None:
     assert reason(load(TELEMETRY_ENDPOINT=url))
 
 
+@given(
+    st.from_regex(
+        r"https?://[a-z0-9.-]{1,12}(:[0-9]{0,6})?(/[!-~]{0,9})?"
+        r"|https?://([0-9]{1,3}\.){3}[0-9]{1,3}"
+        r"|https?://\[[0-9a-f:.%]{2,20}\]",
+        fullmatch=True,
+    )
+)
+def test_whatever_is_accepted_as_an_endpoint_is_a_url_to_the_client(url: str) -> None:
+    assert httpx.URL(load(TELEMETRY_ENDPOINT=url).telemetry_endpoint)
+
+
 @pytest.mark.parametrize(
     "host", ["example.com", "10.0.0.7", "receiver:8000", "localhost.example.com", "[2001:db8::7]"]
 )
