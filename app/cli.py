@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from app import database, log, payload
+from app import database, log, payload, report
 from app.outbox import Record
-from app.pipeline import CollectError, Pipeline, Sent, Status
+from app.pipeline import CollectError, Pipeline, Sent
+from app.report import Status
 from app.settings import Disabled, Settings, SettingsError
 from migrations import MigrationRefusedError, migrate
 
@@ -69,8 +70,15 @@ def main() -> None:
     try:
         app()
     except CommandError as error:
-        typer.echo(f"consentos-telemetry: {error}", err=True)
+        _complain(str(error))
         raise SystemExit(error.code) from None
+    except Exception as error:  # noqa: BLE001 - an operator gets a sentence, whatever happens
+        _complain(f"Something unforeseen happened: {log.cause(error)}.")
+        raise SystemExit(FAILED) from None
+
+
+def _complain(sentence: str) -> None:
+    typer.echo(f"consentos-telemetry: {sentence}", err=True)
 
 
 # Looking
@@ -93,46 +101,58 @@ def status(
     settings = Settings.load()
     try:
         with _explained():
-            now = Pipeline(settings).status()
+            now = report.status(Pipeline(settings))
     except CommandError as error:
-        if not check or error.code == WRONG_ENVIRONMENT:
+        if not as_json:
+            _console().print(_table(_settings_rows(settings)))
+        if not check:
             raise
-        # Nobody knows whether a heartbeat is overdue, and a restart would not mend the database.
-        typer.echo(f"consentos-telemetry: {error}", err=True)
+        # Nobody knows whether a heartbeat is overdue, and a restart would not mend this.
+        _complain(str(error))
         return
     if as_json:
         _print_json(asdict(now))
     else:
-        _print_status(now)
+        _console().print(_table([*_settings_rows(settings), *_status_rows(now)]))
     if check and now.overdue:
         raise typer.Exit(FAILED)
 
 
-def _print_status(now: Status) -> None:
-    console = _console()
+def _settings_rows(settings: Settings) -> Iterator[tuple[str, str]]:
+    gate = settings.gate
+    off = f"[yellow]off[/]: {escape(gate.reason)}" if isinstance(gate, Disabled) else None
+    yield "telemetry", off or "[green]on[/]"
+    for warning in settings.warnings:
+        yield "warning", f"[yellow]{escape(warning)}[/]"
+    yield "endpoint", escape(settings.endpoint_without_query)
+
+
+def _status_rows(now: Status) -> Iterator[tuple[str, str]]:
+    yield "schedule", now.schedule
+    yield "instance", str(now.instance_id or "none yet: made with the first heartbeat")
+    yield "notice", _time(now.noticed_at) or "not given yet"
+    yield "last success", _time(now.last_success) or "never"
+    yield "next send", _time(now.next_send) or "never: telemetry is off"
+    for row in now.pending:
+        what = f"next try {_next_try(row)}" if now.enabled else "awaits being discarded"
+        tries = f"{row['attempts']} attempt{'' if row['attempts'] == 1 else 's'}"
+        yield row["state"], f"{row['day']}, {tries}, {what}"
+    if not now.pending:
+        yield "pending", "nothing"
+    yield "last error", escape(_failure(now.last_error))
+    if now.cannot_write:
+        yield "cannot write", f"[red]{escape(now.cannot_write)}[/]"
+    if now.overdue:
+        yield "overdue", "[red]the day's heartbeat is not written: see the worker's log[/]"
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    on = "[green]on[/]" if now.enabled else f"[yellow]off[/]: {escape(now.reason or '')}"
-    table.add_row("telemetry", on)
-    for warning in now.warnings:
-        table.add_row("warning", f"[yellow]{escape(warning)}[/]")
-    table.add_row("endpoint", escape(now.endpoint))
-    table.add_row("schedule", now.schedule)
-    table.add_row("instance", str(now.instance_id or "none yet: made with the first heartbeat"))
-    table.add_row("notice", _time(now.noticed_at) or "not given yet")
-    table.add_row("last success", _time(now.last_success) or "never")
-    table.add_row("next send", _time(now.next_send) or ("never: telemetry is off"))
-    for row in now.pending:
-        what = "awaits being discarded" if not now.enabled else f"next try {_next_try(row)}"
-        tries = f"{row['attempts']} attempt{'' if row['attempts'] == 1 else 's'}"
-        table.add_row(row["state"], f"{row['day']}, {tries}, {what}")
-    if not now.pending:
-        table.add_row("pending", "nothing")
-    table.add_row("last error", escape(_failure(now.last_error)))
-    if now.overdue:
-        table.add_row("overdue", "[red]the day's heartbeat is not written: is the worker up?[/]")
-    console.print(table)
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
 
 
 def _next_try(row: Record) -> str:
@@ -151,7 +171,7 @@ def preview() -> None:
     """
     settings = Settings.load()
     with _explained():
-        body, known = Pipeline(settings).preview()
+        body, known = report.preview(Pipeline(settings))
     if not known:
         typer.echo(
             "No instance exists yet: the nil UUID stands for the random one that the first"
@@ -174,7 +194,7 @@ def audit(
 ) -> None:
     """List the outbox, newest first: every heartbeat, whether it left, and each attempt."""
     with _explained():
-        rows = Pipeline(Settings.load()).audit()
+        rows = report.audit(Pipeline(Settings.load()))
     if row_id is not None:
         rows = [row for row in rows if row["id"] == row_id]
         if not rows:
@@ -183,7 +203,7 @@ def audit(
         _print_json(rows[0] if row_id else rows)
     elif row_id is not None:
         typer.echo(rows[0]["payload"])
-        _console().print(_attempts_table(rows[0]["tries"]))
+        _console().print(_attempts_table(rows[0]))
     else:
         _console().print(_outbox_table(rows))
 
@@ -192,20 +212,20 @@ def _outbox_table(rows: list[Record]) -> Table:
     table = Table("day", "state", "id", "attempts", "next or finished", title="telemetry_outbox")
     for row in rows:
         when = row["finished_at"] or row["next_attempt_at"]
-        tries = [f"{t['n']}. {_time(t['started_at'])} {_outcome(t)}" for t in row["tries"]]
+        tries = [f"{t['n']}. {_time(t['started_at'])} {_outcome(t, row)}" for t in row["tries"]]
         cells = (str(row["day"]), row["state"], str(row["id"]), "\n".join(tries), _time(when))
         table.add_row(*map(escape, cells))
     return table
 
 
-def _attempts_table(attempts: list[Record]) -> Table:
+def _attempts_table(row: Record) -> Table:
     table = Table("n", "started", "finished", "outcome", "ms", "endpoint", title="attempts")
-    for each in attempts:
+    for each in row["tries"]:
         cells = (
             str(each["n"]),
             _time(each["started_at"]),
             _time(each["finished_at"]),
-            _outcome(each),
+            _outcome(each, row),
             str(each["duration_ms"] or ""),
             each["endpoint"],
         )
@@ -213,9 +233,11 @@ def _attempts_table(attempts: list[Record]) -> Table:
     return table
 
 
-def _outcome(attempt: Record) -> str:
+def _outcome(attempt: Record, row: Record | None = None) -> str:
+    """Tell an attempt's outcome; ``row`` tells one that goes on from one that was cut off."""
     if attempt["outcome"] is None:
-        return "in flight when the process died"
+        going_on = row and row["state"] == "sending" and attempt["n"] == row["attempts"]
+        return "in flight" if going_on else "in flight when the process died"
     status = attempt["http_status"]
     detail = f"HTTP {status}" if status else attempt["error"]
     return f"{attempt['outcome']} ({detail})"
@@ -311,7 +333,7 @@ def _console() -> Console:
 
 
 def _time(value: datetime | None) -> str:
-    return f"{value:%Y-%m-%d %H:%M:%S}Z" if value else ""
+    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z" if value else ""
 
 
 def _print_json(value: Any) -> None:

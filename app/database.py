@@ -9,7 +9,11 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select
 _BOUNDS = text(
     "SELECT set_config('statement_timeout', '5s', true),"
     " set_config('lock_timeout', '1s', true),"
-    " set_config('idle_in_transaction_session_timeout', '30s', true)"
+    " set_config('idle_in_transaction_session_timeout', '30s', true),"
+    # psycopg reads times as these say, whatever the database's own settings are.
+    " set_config('TimeZone', 'UTC', true),"
+    " set_config('DateStyle', 'ISO', true),"
+    " set_config('IntervalStyle', 'postgres', true)"
 )
 
 
@@ -26,6 +30,7 @@ def engine(url: str) -> Engine:
         use_native_hstore=False,
         connect_args={
             "application_name": "consentos-telemetry",
+            "client_encoding": "utf8",
             "connect_timeout": 5,
             # A server that vanished is noticed within half a minute, sending or waiting.
             "tcp_user_timeout": 15_000,

@@ -32,10 +32,18 @@ def _word(value: object) -> str:
 
 
 class _Line(logging.Formatter):
+    """One line a record; what a library says of an error is told without a value in it."""
+
     def format(self, record: logging.LogRecord) -> str:
         if record.name == _logger.name:
             return record.getMessage()
-        return super().format(record)
+        told = logging.makeLogRecord(record.__dict__)
+        if isinstance(record.args, tuple):
+            told.args = tuple(cause(x) if isinstance(x, Exception) else x for x in record.args)
+        error = record.exc_info[1] if record.exc_info else None
+        told.exc_info = told.exc_text = None
+        line = super().format(told) + (f" ({cause(error)})" if error else "")
+        return " ".join(line.split())
 
 
 def setup(level: str, stream: TextIO | None = None) -> None:
@@ -60,10 +68,10 @@ _OWN_TABLE = re.compile(r'relation "(telemetry_\w+|instance)" does not exist')
 _UNMIGRATED = "the tables of telemetry are missing; run `python -m app migrate` first"
 
 _CONNECTION_TROUBLE = (
-    ("password", "the database refuses the password"),
-    ("does not exist", "the database or its role does not exist"),
-    ("too many", "the database has no connection left"),
-    ("remaining connection slots", "the database has no connection left"),
+    (r"password authentication failed|no password supplied", "the database refuses the password"),
+    (r'FATAL: +(database|role) ".*" does not exist', "the database or its role does not exist"),
+    (r"FATAL: .*(too many|connection slots)", "the database has no connection left"),
+    (r"root certificate|certificate verify", "the database's certificate cannot be verified"),
 )
 
 
@@ -79,7 +87,8 @@ def cause(error: BaseException) -> str:
         told = str(origin.diag.message_primary)
         return _UNMIGRATED if _OWN_TABLE.search(told) else told
     if state is None and type(origin).__name__ == "OperationalError":
-        told = str(origin)
-        known = (sentence for words, sentence in _CONNECTION_TROUBLE if words in told)
+        known = (told for words, told in _CONNECTION_TROUBLE if re.search(words, str(origin)))
         return next(known, "the database cannot be reached")
+    if state is None and "invalid connection option" in str(origin):
+        return "DATABASE_URL has an option that Postgres does not know"
     return f"{type(origin).__name__} {state}" if state else type(origin).__name__

@@ -162,9 +162,9 @@ def begin(connection: Connection, claim: Claim, lease: timedelta, *, endpoint: s
     return Begun(*row) if row else None
 
 
-def record(connection: Connection, attempt: Begun, outcome: Outcome) -> datetime:
-    """Complete the attempt with its outcome, whoever holds the row by now; return the time."""
-    return connection.execute(
+def record(connection: Connection, attempt: Begun, outcome: Outcome) -> None:
+    """Complete the attempt with its outcome, whoever holds the row by now."""
+    connection.execute(
         update(Attempt)
         .where(Attempt.id == attempt.attempt_id)
         .values(
@@ -174,8 +174,7 @@ def record(connection: Connection, attempt: Begun, outcome: Outcome) -> datetime
             error=outcome.error,
             duration_ms=outcome.duration_ms,
         )
-        .returning(_now)
-    ).scalar_one()
+    )
 
 
 def settle(connection: Connection, claim: Claim, verdict: Verdict, error: str | None) -> bool:
@@ -230,7 +229,7 @@ def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
             .values(
                 state="pending",
                 next_attempt_at=now + backoff(drains, jitter),
-                last_error="the process died in the attempt",
+                last_error="its lease lapsed",
                 lease_token=None,
                 lease_until=None,
             )
@@ -264,10 +263,10 @@ def _finish(
     ).all()
 
 
-def prune(connection: Connection, retention: timedelta) -> int:
+def prune(connection: Connection, retention: timedelta) -> None:
     """Delete the finished rows, with their attempts, that are older than ``retention``."""
     old = OutboxRow.state.in_(FINAL) & (OutboxRow.finished_at < _now - retention)
-    return connection.execute(delete(OutboxRow).where(old)).rowcount
+    connection.execute(delete(OutboxRow).where(old))
 
 
 Record = dict[str, Any]

@@ -133,7 +133,7 @@ class Stack(_Closed):
         description="Major and minor version of the Postgres server, from two numbers."
     )
     redis_present: Annotated[Literal[True], _only(bool)] = Field(
-        description="Always true: without Redis no heartbeat is written."
+        description="Always true: the worker and the scheduler need Redis to run."
     )
 
 

@@ -9,15 +9,25 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache
-from threading import Thread
+from threading import Event, Thread
+from typing import Any
 
 import httpx
-from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_exponential, wait_random
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_result,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
+from tenacity.nap import sleep_using_event
 
 from app.retry import Outcome, result_of
 
@@ -25,49 +35,49 @@ TRIES = 3
 PATIENCE = timedelta(seconds=3)
 """The longest Retry-After that is waited out inside a drain."""
 
-Begin = Callable[[], datetime | None]
-"""Allow the next POST by returning the database's time, or forbid it by returning None."""
+GRACE = 1.0
+"""Seconds that a POST on its way is given when the process is told to stop."""
 
 _backoff = wait_exponential(multiplier=0.5, max=2) + wait_random(0, 0.5)
 
 
 @dataclass(frozen=True)
-class Try:
-    """One POST's outcome, and whether it is the last of its drain."""
+class Target:
+    """Where a body goes, and how: ``timeout`` is the total deadline of one POST in seconds."""
 
-    outcome: Outcome
-    last: bool
+    endpoint: str
+    schema: int
+    timeout: float
 
 
 def deliver(
-    endpoint: str,
+    target: Target,
     body: bytes,
-    begin: Begin,
     *,
-    schema: int,
-    timeout: float,
-    pause: Callable[[float], None],
-) -> Iterator[Try]:
-    """POST ``body`` up to 3 times, yielding each outcome before the wait that follows it.
+    begin: Callable[[], datetime | None],
+    record: Callable[[Outcome], None],
+    stopping: Event,
+) -> Outcome | None:
+    """POST ``body`` up to 3 times and return the last outcome.
 
-    ``timeout`` is the total deadline of one POST in seconds; ``pause`` waits a number of seconds.
-    The tries end early when ``begin`` forbids one.
+    ``begin`` allows the next POST by returning the time now, or forbids it by None, which is then
+    returned at once. ``record`` gets each outcome that another try is to follow. ``stopping`` ends
+    the waits between, and a POST that does not end within a second of it.
     """
     tries = Retrying(
         stop=stop_after_attempt(TRIES),
-        retry=lambda state: _worth_another(_outcome(state)),
-        wait=lambda state: max(_backoff(state), _asked(state)),
-        sleep=pause,
-        retry_error_callback=lambda _: None,
+        retry=retry_if_result(_worth_another),
+        wait=lambda state: max(_backoff(state), _asked(_outcome(state))),
+        sleep=sleep_using_event(stopping),
+        before_sleep=lambda state: record(_outcome(state)),
+        retry_error_callback=_outcome,
     )
-    for attempt in tries:
+
+    def attempt() -> Outcome | None:
         begun = begin()
-        if begun is None:
-            return
-        outcome = post(endpoint, body, schema=schema, timeout=timeout, at=begun)
-        attempt.retry_state.set_result(outcome)
-        exhausted = attempt.retry_state.attempt_number == TRIES
-        yield Try(outcome, last=exhausted or not _worth_another(outcome))
+        return post(target, body, at=begun, stopping=stopping) if begun else None
+
+    return tries(attempt)
 
 
 def _outcome(state: RetryCallState) -> Outcome:
@@ -76,28 +86,33 @@ def _outcome(state: RetryCallState) -> Outcome:
     return outcome
 
 
-def _asked(state: RetryCallState) -> float:
-    return (_outcome(state).retry_after or timedelta()).total_seconds()
+def _asked(outcome: Outcome) -> float:
+    return (outcome.retry_after or timedelta()).total_seconds()
 
 
-def _worth_another(outcome: Outcome) -> bool:
-    return outcome.result == "retryable" and (outcome.retry_after or timedelta()) <= PATIENCE
+def _worth_another(outcome: Outcome | None) -> bool:
+    if outcome is None or outcome.result != "retryable":
+        return False
+    return _asked(outcome) <= PATIENCE.total_seconds()
 
 
-def post(endpoint: str, body: bytes, *, schema: int, timeout: float, at: datetime) -> Outcome:
-    """POST once, within ``timeout`` seconds in all: name look-up, connection, TLS, response head.
+def post(target: Target, body: bytes, *, at: datetime, stopping: Event) -> Outcome:
+    """POST once, within a deadline over name look-up, connection, TLS and response head.
 
     The response's body is never read. ``at`` is the time now, against which a Retry-After that is
     a date is read.
     """
     started = time.monotonic()
     status, retry_after, error = None, None, None
+    request = asyncio.run_coroutine_threadsafe(_exchange(target, body), _loop())
+    while not wait([request], timeout=GRACE).done:
+        if stopping.is_set() or time.monotonic() - started > target.timeout + 5 * GRACE:
+            request.cancel()
     try:
-        request = asyncio.run_coroutine_threadsafe(
-            _exchange(endpoint, body, schema, timeout), _loop()
-        )
-        # The loop keeps the deadline; the second bound is for a loop that is itself held up.
-        status, asked = request.result(timeout + 5)
+        # The loop keeps the deadline; the loop above is for a stop, and for a loop held up.
+        status, asked = request.result()
+    except CancelledError:
+        error = "stopped"
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as failure:
         error = _kind(failure)
     elapsed = time.monotonic() - started
@@ -112,32 +127,49 @@ def post(endpoint: str, body: bytes, *, schema: int, timeout: float, at: datetim
     )
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop whose name look-ups hold nothing up: its executor would be joined at exit."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> Any:
+        """Resolve in a thread of its own, which a process does not wait for."""
+        answer = self.create_future()
+
+        def tell(result: Any, failure: Exception | None) -> None:
+            if not answer.done():
+                answer.set_exception(failure) if failure else answer.set_result(result)
+
+        def ask() -> None:
+            try:
+                self.call_soon_threadsafe(tell, socket.getaddrinfo(host, port, **hints), None)
+            except (OSError, UnicodeError) as failure:
+                self.call_soon_threadsafe(tell, None, failure)
+
+        Thread(target=ask, name="telemetry-resolver", daemon=True).start()
+        return await answer
+
+
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """Run one event loop for the life of the process.
-
-    ``asyncio.run`` would wait for a slow resolver's thread each time it ends.
-    """
-    loop = asyncio.new_event_loop()
+    """Run one event loop for the life of the process, in a thread that ends with it."""
+    loop = _Loop()
     Thread(target=loop.run_forever, name="telemetry-http", daemon=True).start()
     return loop
 
 
-async def _exchange(
-    endpoint: str, body: bytes, schema: int, deadline: float
-) -> tuple[int, str | None]:
+async def _exchange(target: Target, body: bytes) -> tuple[int, str | None]:
     headers = {
         "Content-Type": "application/json",
-        "User-Agent": f"consentos-telemetry/{schema}",
+        "User-Agent": f"consentos-telemetry/{target.schema}",
         "Accept": "*/*",
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
-    # A client for each POST keeps no cookie, and no connection.
+    # A client for each POST keeps no cookie and no connection; its own time-outs would start anew
+    # with each byte.
     async with (
-        asyncio.timeout(deadline),
+        asyncio.timeout(target.timeout),
         httpx.AsyncClient(timeout=None, follow_redirects=False) as client,  # noqa: S113 - see above
-        client.stream("POST", endpoint, content=body, headers=headers) as response,
+        client.stream("POST", target.endpoint, content=body, headers=headers) as response,
     ):
         return response.status_code, response.headers.get("Retry-After")
 
@@ -155,11 +187,12 @@ def _kind(failure: BaseException) -> str:
     return "connection"
 
 
+# The deadline comes first: the TLS of a read that it cuts off leaves an SSLWantReadError behind.
 _KINDS: tuple[tuple[type[BaseException], str], ...] = (
+    (TimeoutError, "deadline"),
     (socket.gaierror, "dns"),
     (UnicodeError, "dns"),
     (ssl.SSLError, "tls"),
-    (TimeoutError, "deadline"),
     (httpx.ProxyError, "proxy"),
     (ConnectionRefusedError, "refused"),
     (ConnectionResetError, "reset"),

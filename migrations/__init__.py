@@ -39,7 +39,11 @@ def migrate(connection: Connection, history: History, to: str = "head") -> tuple
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry'))"))
         before = revision(connection, history)
-        (command.downgrade if to == "base" else command.upgrade)(config, to)
+        if to == "base":
+            command.downgrade(config, to)
+            connection.execute(text(f"DROP TABLE IF EXISTS {history}_alembic_version"))
+        else:
+            command.upgrade(config, to)
         return before, revision(connection, history)
 
 

@@ -37,6 +37,8 @@ def sweep() -> None:
         due = _pipeline().sweep()
     with _swallowed("write"):
         due = _pipeline().write_heartbeat() or due
+    with _swallowed("prune"):
+        _pipeline().prune()
     if due:
         with _swallowed("wake"):
             drain.send()

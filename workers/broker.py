@@ -4,9 +4,11 @@ Messages are wake-ups without data: the broker may lose any of them, and the swe
 """
 
 import logging
+import os
 import signal
 from functools import cache
-from threading import Event
+from multiprocessing import parent_process
+from threading import Event, Thread
 from types import FrameType
 from typing import Any
 
@@ -41,6 +43,8 @@ def connect() -> RedisBroker:
 
     Dramatiq calls this in the worker's process, after the fork.
     """
+    _stop_once()
+    _stop_as_an_orphan()
     log.setup(settings().log_level)
     # periodiq reads cron lines in the local zone, and pendulum keeps the zone it found first.
     pendulum.set_local_timezone(pendulum.UTC)
@@ -49,7 +53,7 @@ def connect() -> RedisBroker:
         client = _client(settings().require("redis_url"))
     except SettingsError as error:
         raise SystemExit(f"consentos-telemetry: {error}") from None
-    middleware = [PeriodiqMiddleware(skip_delay=OLDEST_WAKE_UP), StopOnce(), Announcement()]
+    middleware = [PeriodiqMiddleware(skip_delay=OLDEST_WAKE_UP), Announcement()]
     broker = RedisBroker(client=client, namespace=NAMESPACE, middleware=middleware)
     dramatiq.set_broker(broker)
     return broker
@@ -66,6 +70,11 @@ class _Client(redis.Redis):
 
 
 def _client(url: str) -> redis.Redis:
+    """Return a client that has not connected yet.
+
+    Raises:
+        SettingsError: the URL has an option that is none, or one with a wrong value.
+    """
     pool = redis.ConnectionPool.from_url(
         url,
         socket_timeout=5,
@@ -75,27 +84,43 @@ def _client(url: str) -> redis.Redis:
         retry=Retry(ExponentialBackoff(cap=1, base=0.1), retries=2),
         client_name=NAMESPACE,
     )
+    try:
+        pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, ValueError, redis.RedisError):
+        raise SettingsError("REDIS_URL has an option that cannot be understood.") from None
     return _Client(connection_pool=pool)
 
 
-class StopOnce(dramatiq.Middleware):
+def _stop_once() -> None:
     """Take the first SIGTERM as the request to stop, and let the later ones pass.
 
     A process group that gets SIGTERM has Dramatiq's child signalled twice, by the sender and by
-    its master, and Dramatiq takes the second as the order to kill a running actor.
+    its master, and Dramatiq takes the second as the order to kill a running actor. In a process
+    that is no child of Dramatiq's there is no handler yet, and nothing to wrap.
     """
+    stop = signal.getsignal(signal.SIGTERM)
+    if not callable(stop):
+        return
 
-    def after_process_boot(self, broker: dramatiq.Broker) -> None:  # noqa: ARG002 - Dramatiq's name
-        """Wrap the handler that Dramatiq has installed in the worker's process."""
-        stop = signal.getsignal(signal.SIGTERM)
+    def first(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stopping.set()
+        stop(signum, frame)
 
-        def first(signum: int, frame: FrameType | None) -> None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            stopping.set()
-            if callable(stop):
-                stop(signum, frame)
+    signal.signal(signal.SIGTERM, first)
 
-        signal.signal(signal.SIGTERM, first)
+
+def _stop_as_an_orphan() -> None:
+    """Stop when Dramatiq's master is gone: whoever restarts it may have turned telemetry off."""
+    master = parent_process()
+    if master is None:
+        return
+
+    def watch() -> None:
+        master.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=watch, name="telemetry-orphan", daemon=True).start()
 
 
 class Announcement(dramatiq.Middleware):

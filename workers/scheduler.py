@@ -4,9 +4,10 @@ periodiq's own command exits when Redis is away at a tick, ignores SIGTERM as PI
 otherwise; this entry keeps its Scheduler alive and ends with exit code 0.
 """
 
-import logging
 import signal
+import sys
 from collections.abc import Sequence
+from logging import WARNING
 from queue import SimpleQueue
 from types import FrameType
 from typing import Any
@@ -38,16 +39,15 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
         """Send each actor's message; one that cannot be sent is logged, and the next is tried."""
         for actor in actors:
             try:
-                if self.broker.do_qsize(QUEUE) < MOST_WAITING:
+                crowded = self.broker.do_qsize(QUEUE) >= MOST_WAITING
+                if not crowded:
                     super().send_actors([actor], now)
-            except (BrokerError, RedisError) as error:
-                log.event(
-                    "failed",
-                    level=logging.WARNING,
-                    stage="schedule",
-                    actor=actor.actor_name,
-                    error=log.cause(error),
-                )
+                error = "no worker takes what waits" if crowded else None
+            except (BrokerError, RedisError) as failure:
+                error = log.cause(failure)
+            if error:
+                name = actor.actor_name
+                log.event("failed", level=WARNING, stage="schedule", actor=name, error=error)
 
     def stop(self, _signum: int, _frame: FrameType | None) -> None:
         """End the loop after the tick at hand."""
@@ -56,6 +56,8 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     broker = connect()
     from workers import actors  # noqa: PLC0415 - actors are declared on the broker just built
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import trustme
@@ -23,7 +23,8 @@ BODY = b'{"telemetry_schema":1}'
 def post(url: str) -> tuple[Outcome, float]:
     """POST with a deadline of a second; return the outcome and the seconds it took."""
     started = time.monotonic()
-    outcome = sender.post(url, BODY, schema=1, timeout=DEADLINE, at=datetime.now(UTC))
+    target = sender.Target(url, schema=1, timeout=DEADLINE)
+    outcome = sender.post(target, BODY, at=datetime.now(UTC), stopping=Event())
     return outcome, time.monotonic() - started
 
 

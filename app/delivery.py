@@ -1,0 +1,146 @@
+"""One drain of one claimed row: its tries, each on record before it starts, and its settling."""
+
+import json
+import logging
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
+from threading import Event
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from app import database, instance, log, outbox, sender
+from app.outbox import Begun, Claim
+from app.retry import Outcome, RetryAt, judge
+from app.settings import Settings
+
+LEASE_BEYOND_TIMEOUT = timedelta(seconds=30)
+
+PATIENCE_WITH_DATABASE = (0.5, 1.0, 2.0, 4.0)
+"""Seconds to wait between tries to commit an outcome; well within the lease."""
+
+Result = TypeVar("Result")
+Transaction = Callable[[], AbstractContextManager[Connection]]
+
+
+def lease(settings: Settings) -> timedelta:
+    """Return how long a row is held from its claim, and from each attempt's beginning."""
+    return timedelta(seconds=settings.telemetry_timeout_seconds) + LEASE_BEYOND_TIMEOUT
+
+
+class Delivery:
+    """The tries of one drain. No transaction is open while one is on the wire."""
+
+    def __init__(
+        self, claim: Claim, settings: Settings, transaction: Transaction, stopping: Event
+    ) -> None:
+        """Take a claim to deliver; ``stopping`` ends the waits, and lets no attempt begin."""
+        self._claim = claim
+        self._settings = settings
+        self._transaction = transaction
+        self._stopping = stopping
+        self._attempt: Begun
+
+    def run(self) -> None:
+        """Make the tries, and settle the row unless its lease is lost meanwhile."""
+        settings, body = self._settings, self._claim.body
+        target = sender.Target(
+            endpoint=settings.telemetry_endpoint,
+            schema=json.loads(body)["telemetry_schema"],
+            timeout=settings.telemetry_timeout_seconds,
+        )
+        outcome = sender.deliver(
+            target,
+            body.encode("ascii"),
+            begin=self._begin,
+            record=self._record,
+            stopping=self._stopping,
+        )
+        if outcome:
+            self._settle(outcome)
+        else:
+            self._release()
+
+    def _begin(self) -> datetime | None:
+        if self._stopping.is_set():
+            return None
+        with self._transaction() as connection:
+            begun = outbox.begin(
+                connection,
+                self._claim,
+                lease(self._settings),
+                endpoint=self._settings.endpoint_without_query,
+            )
+        if begun is None:
+            return None
+        self._attempt = begun
+        return begun.at
+
+    def _record(self, outcome: Outcome) -> None:
+        """Record and log the outcome of a try that another is to follow."""
+        try:
+            self._commit(lambda connection: outbox.record(connection, self._attempt, outcome))
+        finally:
+            self._log_attempt(outcome, None)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Record and log the outcome of the last try, and end the claim with its verdict."""
+        if outcome.result == "sent":
+            log.payload(self._claim.body)
+        next_attempt_at, held = None, False
+        try:
+            next_attempt_at, held = self._commit(lambda connection: self._end(connection, outcome))
+        finally:
+            self._log_attempt(outcome, next_attempt_at)
+        if not held:
+            self._log_lost_lease()
+        elif outcome.result == "rejected":
+            log.event("rejected", level=logging.WARNING, id=self._claim.id, status=outcome.status)
+
+    def _end(self, connection: Connection, outcome: Outcome) -> tuple[datetime | None, bool]:
+        """Return when the row is tried again, if it is, and whether the claim was still held."""
+        outbox.record(connection, self._attempt, outcome)
+        jitter = random.random()  # noqa: S311 - jitter
+        verdict = judge(outcome, self._claim.drains, database.clock(connection), jitter)
+        error = outcome.error or f"HTTP {outcome.status}"
+        held = outbox.settle(connection, self._claim, verdict, error)
+        if outcome.result == "sent":
+            instance.stamp(connection, self._claim.instance_id)
+        return (verdict.at if held and isinstance(verdict, RetryAt) else None), held
+
+    def _release(self) -> None:
+        if not self._commit(lambda connection: outbox.release(connection, self._claim)):
+            self._log_lost_lease()
+
+    def _commit(self, work: Callable[[Connection], Result]) -> Result:
+        """Do ``work`` in a transaction, again for a while where the database fails it.
+
+        What has happened on the wire is worth more patience than what can be done again.
+        """
+        for wait in PATIENCE_WITH_DATABASE:
+            try:
+                with self._transaction() as connection:
+                    return work(connection)
+            except DBAPIError:
+                self._stopping.wait(wait)
+        with self._transaction() as connection:
+            return work(connection)
+
+    def _log_attempt(self, outcome: Outcome, next_attempt_at: datetime | None) -> None:
+        log.event(
+            "attempt",
+            level=logging.INFO if outcome.result == "sent" else logging.WARNING,
+            id=self._claim.id,
+            n=self._attempt.n,
+            outcome=outcome.result,
+            status=outcome.status,
+            duration_ms=outcome.duration_ms,
+            error=outcome.error,
+            next_attempt_at=next_attempt_at,
+        )
+
+    def _log_lost_lease(self) -> None:
+        log.event("lease_lost", level=logging.WARNING, id=self._claim.id)
