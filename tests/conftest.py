@@ -1,13 +1,15 @@
 """Real Postgres, real Valkey and a real HTTP receiver for every test that needs one."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import redis
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 import tests.guard.sitecustomize  # noqa: F401 - cuts the tests off from the network
 from app import database
@@ -19,6 +21,8 @@ from tests.processes import Processes
 from tests.receiver import Receiver, receiving
 
 ROOT = Path(__file__).parents[1]
+RUNNER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+"""Which of the parallel runners this is: each has servers of its own."""
 
 Clock = Callable[[str], None]
 """Moves the database's clock to an ISO time, from where it goes on running."""
@@ -39,10 +43,11 @@ def embedded() -> Iterator[servers.Servers | None]:
     if os.environ.get("TEST_DATABASE_URL") and os.environ.get("TEST_REDIS_URL"):
         yield None
         return
-    data = ROOT / ".data"
-    data.mkdir(exist_ok=True)
-    with servers.running(data / "test") as running:
+    directory = ROOT / ".data" / f"test-{RUNNER}"
+    directory.parent.mkdir(exist_ok=True)
+    with servers.running(directory) as running:
         yield running
+    shutil.rmtree(directory)  # hundreds of databases
 
 
 @pytest.fixture(scope="session")
@@ -52,46 +57,52 @@ def server_url(embedded: servers.Servers | None) -> str:
     return make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
+class Databases:
+    """Makes databases from templates; one that is dropped at once hardly reaches the disk."""
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url)
+        self._server = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+
+    @contextmanager
+    def copy_of(self, template: str) -> Iterator[str]:
+        """Make a database, give its URL, and drop it when the block ends."""
+        name = f"telemetry_test_{uuid4().hex}"
+        with self._server.connect() as server:
+            # A copy of files writes no write-ahead log, as the default way of copying does.
+            server.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
+        yield self._url.set(database=name).render_as_string(hide_password=False)
+        with self._server.connect() as server:
+            server.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
 @pytest.fixture(scope="session")
-def make_database(server_url: str) -> Iterator[Callable[[str], str]]:
-    """Make a database from a template and return its URL; all are dropped at the end."""
-    server = create_engine(server_url, isolation_level="AUTOCOMMIT")
-    made: list[str] = []
-
-    def make(template: str) -> str:
-        made.append(f"telemetry_test_{uuid4().hex}")
-        with server.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {made[-1]} TEMPLATE {template}"))
-        return make_url(server_url).set(database=made[-1]).render_as_string(hide_password=False)
-
-    yield make
-    with server.connect() as connection:
-        for name in reversed(made):
-            connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-    server.dispose()
+def databases(server_url: str) -> Databases:
+    """The maker of databases."""
+    return Databases(server_url)
 
 
 @pytest.fixture(scope="session")
-def truth_and_template(make_database: Callable[[str], str]) -> tuple[consentos.Truth, str]:
+def truth_and_template(databases: Databases) -> Iterator[tuple[consentos.Truth, str]]:
     """A migrated ConsentOS database to copy, and what is true in it."""
-    url = make_database("template1")
-    engine = database.engine(url)
-    with engine.begin() as connection:
-        consentos.create_tables(connection)
-        truth = consentos.populate(connection)
-        connection.execute(text("CREATE SCHEMA clock"))
-        connection.execute(text("CREATE TABLE clock.shift AS SELECT interval '0' AS by"))
-        connection.execute(
-            text(
-                "CREATE FUNCTION clock.now() RETURNS timestamptz STABLE LANGUAGE sql AS"
-                " 'SELECT pg_catalog.now() + (SELECT by FROM clock.shift)'"
+    with databases.copy_of("template1") as url:
+        engine = database.engine(url)
+        with engine.begin() as connection:
+            consentos.create_tables(connection)
+            truth = consentos.populate(connection)
+            connection.execute(text("CREATE SCHEMA clock"))
+            connection.execute(text("CREATE TABLE clock.shift AS SELECT interval '0' AS by"))
+            connection.execute(
+                text(
+                    "CREATE FUNCTION clock.now() RETURNS timestamptz STABLE LANGUAGE sql AS"
+                    " 'SELECT pg_catalog.now() + (SELECT by FROM clock.shift)'"
+                )
             )
-        )
-    with engine.connect() as connection:
-        migrate(connection, "telemetry")
-    name = make_url(url).database
-    assert name is not None
-    return truth, name
+        with engine.connect() as connection:
+            migrate(connection, "telemetry")
+        name = make_url(url).database
+        assert name is not None
+        yield truth, name
 
 
 @pytest.fixture(scope="session")
@@ -101,9 +112,10 @@ def truth(truth_and_template: tuple[consentos.Truth, str]) -> consentos.Truth:
 
 
 @pytest.fixture
-def empty_database(make_database: Callable[[str], str]) -> str:
+def empty_database(databases: Databases) -> Iterator[str]:
     """The URL of a database without a table."""
-    return make_database("template1")
+    with databases.copy_of("template1") as url:
+        yield url
 
 
 @pytest.fixture
@@ -114,10 +126,11 @@ def collector_database(empty_database: str) -> str:
 
 @pytest.fixture
 def database_url(
-    make_database: Callable[[str], str], truth_and_template: tuple[consentos.Truth, str]
-) -> str:
+    databases: Databases, truth_and_template: tuple[consentos.Truth, str]
+) -> Iterator[str]:
     """The URL of a ConsentOS database with the tables of telemetry, and nothing sent yet."""
-    return make_database(truth_and_template[1])
+    with databases.copy_of(truth_and_template[1]) as url:
+        yield url
 
 
 @pytest.fixture
@@ -157,7 +170,8 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture
 def redis_url(embedded: servers.Servers | None) -> str:
     """A Redis without a key in it."""
-    url = embedded.redis if embedded else os.environ["TEST_REDIS_URL"]
+    number = int(RUNNER.removeprefix("gw"))
+    url = embedded.redis if embedded else f"{os.environ['TEST_REDIS_URL'].rstrip('/0')}/{number}"
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return url

@@ -5,6 +5,7 @@ otherwise; this entry keeps its Scheduler alive and ends with exit code 0.
 """
 
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from logging import WARNING
@@ -34,6 +35,9 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
         self.broker = broker
         # Unlike Queue, its put may be called from a signal handler that interrupts its get.
         self.alarm_q: SimpleQueue[bool] = SimpleQueue()
+        self._signalled, wake_up = socket.socketpair()
+        wake_up.setblocking(False)
+        signal.set_wakeup_fd(wake_up.detach(), warn_on_full_buffer=False)
 
     def send_actors(self, actors: Sequence[dramatiq.Actor[Any, Any]], now: Any) -> None:
         """Send each actor's message; one that cannot be sent is logged, and the next is tried."""
@@ -48,6 +52,19 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
             if error:
                 name = actor.actor_name
                 log.event("failed", level=WARNING, stage="schedule", actor=name, error=error)
+
+    def loop(self) -> None:
+        """Schedule at each alarm, until a request to stop.
+
+        It waits on a descriptor that every signal writes to: one that came just before a wait on
+        the queue would be noticed only with the next alarm, a minute later.
+        """
+        while True:
+            while not self.alarm_q.empty():
+                if not self.alarm_q.get():
+                    return
+                self.schedule()
+            self._signalled.recv(64)
 
     def stop(self, _signum: int, _frame: FrameType | None) -> None:
         """End the loop after the tick at hand."""

@@ -53,6 +53,7 @@ def test_a_fresh_install_is_on_and_says_when_it_will_first_send(
         "pending": [],
         "last_error": None,
         "overdue": False,
+        "cannot_write": None,
     }
     assert receiver.connections == 0
 
@@ -183,7 +184,10 @@ class TestTheCheck:
         asked, checked = commands(gone, "status", "status --check")
         assert asked.sentence == checked.sentence == "The database cannot be reached."
         assert (asked.code, checked.code) == (1, 0)
-        assert asked.out == checked.out == ""
+        # What needs no database is told all the same.
+        assert line(asked, "telemetry") == line(checked, "telemetry") == "on"
 
-    def test_does_not_pass_without_a_database_to_ask(self, environment: dict[str, str]) -> None:
-        assert command(environment, "status", "--check", DATABASE_URL=None).code == 2
+    def test_is_no_judge_without_a_database_to_ask(self, environment: dict[str, str]) -> None:
+        ended = command(environment, "status", "--check", DATABASE_URL=None)
+        assert (ended.code, ended.sentence) == (0, "DATABASE_URL is not set.")
+        assert command(environment, "status", DATABASE_URL=None).code == 2

@@ -27,6 +27,7 @@ from starlette.applications import Starlette
 from app.collector import store, web
 from app.collector.__main__ import server
 from app.payload import Heartbeat
+from tests.conftest import Databases
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "postgresql://someone:opensesame@127.0.0.1:1/nowhere"
@@ -152,10 +153,28 @@ def migrated(collector_database: str) -> str:
     return collector_database
 
 
+@pytest.fixture(scope="module")
+def shared(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collector]:
+    """One collector for the tests of this module that leave it as it is."""
+    log = tmp_path_factory.mktemp("collector") / "log"
+    with databases.copy_of("template1") as url:
+        assert run("release", COLLECTOR_DATABASE_URL=url).returncode == 0
+        with serving(command("web"), url, log) as running:
+            yield running
+
+
 @pytest.fixture
-def collector(migrated: str, tmp_path: Path) -> Iterator[Collector]:
+def own(migrated: str, tmp_path: Path) -> Iterator[Collector]:
+    """A collector for one test, which may break it or read its log."""
     with serving(command("web"), migrated, tmp_path / "log") as running:
         yield running
+
+
+@pytest.fixture
+def collector(shared: Collector) -> Collector:
+    """The collector, with nothing stored."""
+    query(shared.url, "TRUNCATE heartbeat")
+    return shared
 
 
 def head(*lines: str) -> bytes:
@@ -338,7 +357,7 @@ def test_an_endless_chunked_body_is_cut_off(collector: Collector) -> None:
         assert answer(connection).startswith(b"HTTP/1.1 413")
 
 
-def test_what_is_not_http_is_answered_400_and_not_logged(collector: Collector) -> None:
+def test_what_is_not_http_is_answered_400_and_not_logged(own: Collector) -> None:
     for nonsense in (
         b"opensesame\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
@@ -350,19 +369,19 @@ def test_what_is_not_http_is_answered_400_and_not_logged(collector: Collector) -
         head("Transfer-Encoding: gzip"),
         head("Transfer-Encoding: chunked") + b"opensesame\r\n",
     ):
-        with socket.create_connection(("127.0.0.1", collector.port)) as connection:
+        with socket.create_connection(("127.0.0.1", own.port)) as connection:
             connection.sendall(nonsense)
             assert answer(connection).startswith(b"HTTP/1.1 400")
-    assert collector.log() == [f"collector.ready port={collector.port}"]
-    assert collector.post(BODY).status_code == 202
+    assert own.log() == [f"collector.ready port={own.port}"]
+    assert own.post(BODY).status_code == 202
 
 
-def test_a_caller_who_leaves_early_leaves_nothing(collector: Collector) -> None:
-    with socket.create_connection(("127.0.0.1", collector.port)) as connection:
+def test_a_caller_who_leaves_early_leaves_nothing(own: Collector) -> None:
+    with socket.create_connection(("127.0.0.1", own.port)) as connection:
         connection.sendall(head(f"Content-Length: {len(BODY)}") + BODY[:100].encode())
-    assert collector.post(BODY).status_code == 202
-    assert len(collector.rows()) == 1
-    assert collector.log() == [f"collector.ready port={collector.port}"]
+    assert own.post(BODY).status_code == 202
+    assert len(own.rows()) == 1
+    assert own.log() == [f"collector.ready port={own.port}"]
 
 
 def test_a_body_that_drips_is_408_in_time(migrated: str) -> None:
@@ -399,7 +418,7 @@ def inside(app: Starlette) -> Iterator[int]:
             thread.join()
 
 
-def test_nothing_about_the_caller_reaches_the_table_or_the_log(collector: Collector) -> None:
+def test_nothing_about_the_caller_reaches_the_table_or_the_log(own: Collector) -> None:
     marks = {
         "User-Agent": "opensesame",
         "X-Forwarded-For": "203.0.113.77",
@@ -412,22 +431,22 @@ def test_nothing_about_the_caller_reaches_the_table_or_the_log(collector: Collec
 
     def post(body: str) -> int:
         path = "/v1/heartbeat?opensesame=203.0.113.77"
-        return collector.client.post(path, content=body, headers=marks).status_code
+        return own.client.post(path, content=body, headers=marks).status_code
 
     bodies = (BODY, changed(opensesame=1), "opensesame", BODY.ljust(20_000))
     assert [post(body) for body in bodies] == [202, 400, 400, 413]
-    assert collector.client.get("/opensesame", headers=marks).status_code == 404
-    query(collector.url, "ALTER TABLE heartbeat RENAME TO hidden")
+    assert own.client.get("/opensesame", headers=marks).status_code == 404
+    query(own.url, "ALTER TABLE heartbeat RENAME TO hidden")
     assert post(BODY) == 503
-    query(collector.url, "ALTER TABLE hidden RENAME TO heartbeat")
+    query(own.url, "ALTER TABLE hidden RENAME TO heartbeat")
 
-    [(row,)] = query(collector.url, "SELECT heartbeat::text FROM heartbeat")
+    [(row,)] = query(own.url, "SELECT heartbeat::text FROM heartbeat")
     for mark in ("opensesame", "203.0.113.77", "127.0.0.1", EXAMPLE["deployment"]):
-        assert mark not in "\n".join(collector.log())
+        assert mark not in "\n".join(own.log())
     for mark in ("opensesame", "203.0.113.77", "127.0.0.1"):
         assert mark not in row
     columns = "SELECT column_name FROM information_schema.columns WHERE table_name = 'heartbeat'"
-    names = {name for (name,) in query(collector.url, columns)}
+    names = {name for (name,) in query(own.url, columns)}
     assert names == {"instance_id", "sent_at", "received_at", "body"}
 
 
@@ -435,36 +454,36 @@ def test_a_response_does_not_say_what_serves_it(collector: Collector) -> None:
     assert "server" not in collector.post(BODY).headers
 
 
-def test_a_database_that_fails_is_503_and_heals_without_a_restart(collector: Collector) -> None:
-    query(collector.url, "ALTER TABLE heartbeat RENAME TO hidden")
-    response = collector.post(BODY)
+def test_a_database_that_fails_is_503_and_heals_without_a_restart(own: Collector) -> None:
+    query(own.url, "ALTER TABLE heartbeat RENAME TO hidden")
+    response = own.post(BODY)
     assert (response.status_code, response.headers["retry-after"]) == (503, "60")
     assert response.json() == {"error": "The database is not available."}
-    assert collector.log()[1:] == ["collector.failed error=UndefinedTable"]
-    query(collector.url, "ALTER TABLE hidden RENAME TO heartbeat")
+    assert own.log()[1:] == ["collector.failed error=UndefinedTable"]
+    query(own.url, "ALTER TABLE hidden RENAME TO heartbeat")
     end_backends = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    query(collector.url, end_backends)
-    assert collector.post(BODY).status_code == 202
+    query(own.url, end_backends)
+    assert own.post(BODY).status_code == 202
 
 
 def test_an_unreachable_database_is_503(tmp_path: Path) -> None:
-    with serving(command("web"), NOWHERE, tmp_path / "log") as collector:
-        assert collector.post(BODY).status_code == 503
-        assert collector.log()[1:] == ["collector.failed error=OperationalError"]
+    with serving(command("web"), NOWHERE, tmp_path / "log") as own:
+        assert own.post(BODY).status_code == 503
+        assert own.log()[1:] == ["collector.failed error=OperationalError"]
 
 
 def test_a_statement_that_waits_is_given_up_and_nothing_is_acknowledged(
-    collector: Collector,
+    own: Collector,
 ) -> None:
-    engine = create_engine(collector.url, poolclass=NullPool)
+    engine = create_engine(own.url, poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(text("LOCK TABLE heartbeat IN ACCESS EXCLUSIVE MODE"))
-        assert collector.post(BODY).status_code == 503
-    assert collector.log()[1:] == ["collector.failed error=QueryCanceled"]
-    assert collector.rows() == []
+        assert own.post(BODY).status_code == 503
+    assert own.log()[1:] == ["collector.failed error=QueryCanceled"]
+    assert own.rows() == []
 
 
 BROKEN = """
@@ -481,19 +500,19 @@ main()
 
 def test_an_error_that_nobody_foresaw_is_500_without_its_words(tmp_path: Path) -> None:
     broken = [sys.executable, "-c", BROKEN, "serve"]
-    with serving(broken, NOWHERE, tmp_path / "log") as collector:
-        response = collector.post(BODY)
+    with serving(broken, NOWHERE, tmp_path / "log") as own:
+        response = own.post(BODY)
         assert (response.status_code, response.json()) == (500, {"error": "The collector failed."})
-    assert collector.log()[1:] == ["collector.failed error=RuntimeError"]
+    assert own.log()[1:] == ["collector.failed error=RuntimeError"]
 
 
-def test_sigterm_does_not_wait_for_a_slow_caller(collector: Collector) -> None:
-    with socket.create_connection(("127.0.0.1", collector.port)) as connection:
+def test_sigterm_does_not_wait_for_a_slow_caller(own: Collector) -> None:
+    with socket.create_connection(("127.0.0.1", own.port)) as connection:
         connection.sendall(head("Content-Length: 100") + b"{")
         time.sleep(0.2)
         began = time.monotonic()
-        collector.process.send_signal(signal.SIGTERM)
-        assert collector.process.wait(10) == 0
+        own.process.send_signal(signal.SIGTERM)
+        assert own.process.wait(10) == 0
         assert time.monotonic() - began < 6
 
 

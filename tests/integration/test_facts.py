@@ -1,6 +1,6 @@
 """ConsentOS's tables are counted as its own rules have it, judged by plain Python."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
@@ -12,6 +12,7 @@ from app import database, facts
 from app.demo import consentos
 from app.demo.consentos import Truth
 from app.payload import Census, Counts, bucket
+from tests.conftest import Databases
 
 HOST = ("organisations", "users", "site_groups", "sites", "site_configs", "site_group_configs",
         "org_configs", "scan_jobs", "consent_records", "api_keys")  # fmt: skip
@@ -19,8 +20,9 @@ NOTHING = Truth(**dict.fromkeys(Truth.__dataclass_fields__, 0))
 
 
 @pytest.fixture(scope="module")
-def copy(make_database: Callable[[str], str], truth_and_template: tuple[Truth, str]) -> Engine:
-    return database.engine(make_database(truth_and_template[1]))
+def copy(databases: Databases, truth_and_template: tuple[Truth, str]) -> Iterator[Engine]:
+    with databases.copy_of(truth_and_template[1]) as url:
+        yield database.engine(url)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Connection, Engine, text
@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from app import database, facts, log
 from app.demo.consentos import Truth
 from app.pipeline import CollectError, Pipeline
+from tests.conftest import Databases
 from tests.database import count, run
 
 # As docs/ and the specification of the host list them.
@@ -28,8 +29,9 @@ COLUMNS = [(table, column) for table, columns in READ.items() for column in colu
 
 
 @pytest.fixture(scope="module")
-def copy(make_database: Callable[[str], str], truth_and_template: tuple[Truth, str]) -> Engine:
-    return database.engine(make_database(truth_and_template[1]))
+def copy(databases: Databases, truth_and_template: tuple[Truth, str]) -> Iterator[Engine]:
+    with databases.copy_of(truth_and_template[1]) as url:
+        yield database.engine(url)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Migration 0001 makes telemetry's tables, and leaves ConsentOS's alone."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +11,7 @@ from app import database
 from app.demo import consentos
 from app.models import Base
 from migrations import MigrationRefusedError, migrate
+from tests.conftest import Databases
 from tests.database import count, one, run
 
 OWN = {"instance", "telemetry_notice", "telemetry_outbox", "telemetry_attempt"}
@@ -68,20 +69,22 @@ def empty(empty_database: str) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def consentos_alone(make_database: Callable[[str], str]) -> str:
+def consentos_alone(databases: Databases) -> Iterator[str]:
     """The name of a ConsentOS database that telemetry has never seen."""
-    engine = database.engine(make_database("template1"))
-    with engine.begin() as connection:
-        consentos.create_tables(connection)
-        consentos.populate(connection)
-    assert engine.url.database is not None
-    return engine.url.database
+    with databases.copy_of("template1") as url:
+        engine = database.engine(url)
+        with engine.begin() as connection:
+            consentos.create_tables(connection)
+            consentos.populate(connection)
+        assert engine.url.database is not None
+        yield engine.url.database
 
 
 @pytest.fixture
-def beside(make_database: Callable[[str], str], consentos_alone: str) -> Engine:
+def beside(databases: Databases, consentos_alone: str) -> Iterator[Engine]:
     """A ConsentOS database that telemetry has never seen."""
-    return database.engine(make_database(consentos_alone))
+    with databases.copy_of(consentos_alone) as url:
+        yield database.engine(url)
 
 
 def describe_all(db: Engine) -> object:

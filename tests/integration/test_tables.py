@@ -1,6 +1,6 @@
 """What the tables of telemetry cannot hold, whoever writes to them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from app import database
 from app.models import FINAL, STATES
 from migrations import migrate
+from tests.conftest import Databases
 
 ROW_ID = "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99"
 MOMENT = "2026-05-02T02:30:00Z"
@@ -36,11 +37,12 @@ ATTEMPT: dict[str, object] = {
 
 
 @pytest.fixture(scope="module")
-def migrated(make_database: Callable[[str], str]) -> Engine:
-    engine = database.engine(make_database("template1"))
-    with engine.connect() as connection:
-        migrate(connection, "telemetry")
-    return engine
+def migrated(databases: Databases) -> Iterator[Engine]:
+    with databases.copy_of("template1") as url:
+        engine = database.engine(url)
+        with engine.connect() as connection:
+            migrate(connection, "telemetry")
+        yield engine
 
 
 @pytest.fixture

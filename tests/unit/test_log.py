@@ -172,9 +172,13 @@ def test_a_database_that_cannot_be_reached_is_told_without_where_it_is_and_who_a
     ("words", "told"),
     [
         ('password authentication failed for user "{}"', "the database refuses the password"),
-        ('database "{}" does not exist', "the database or its role does not exist"),
-        ('sorry, too many clients already for "{}"', "the database has no connection left"),
+        ('FATAL:  database "{}" does not exist', "the database or its role does not exist"),
+        ('FATAL:  sorry, too many clients already for "{}"', "the database has no connection left"),
         ('could not translate host name "{}"', "the database cannot be reached"),
+        (
+            'root certificate file "{}" does not exist',
+            "the database's certificate cannot be verified",
+        ),
     ],
 )
 def test_a_refused_connection_is_told_in_words_of_our_own(words: str, told: str) -> None:
