@@ -43,6 +43,7 @@ class Delivery:
         self._transaction = transaction
         self._stopping = stopping
         self._attempt: Begun
+        self._recorded: Outcome | None = None
 
     def run(self) -> None:
         """Make the tries, and settle the row unless its lease is lost meanwhile."""
@@ -61,8 +62,8 @@ class Delivery:
         )
         if outcome:
             self._settle(outcome)
-        else:
-            self._release()
+        elif not self._commit(self._give_back):
+            self._log_lost_lease()
 
     def _begin(self) -> datetime | None:
         if self._stopping.is_set():
@@ -81,6 +82,7 @@ class Delivery:
 
     def _record(self, outcome: Outcome) -> None:
         """Record and log the outcome of a try that another is to follow."""
+        self._recorded = outcome
         try:
             self._commit(lambda connection: outbox.record(connection, self._attempt, outcome))
         finally:
@@ -103,17 +105,26 @@ class Delivery:
     def _end(self, connection: Connection, outcome: Outcome) -> tuple[datetime | None, bool]:
         """Return when the row is tried again, if it is, and whether the claim was still held."""
         outbox.record(connection, self._attempt, outcome)
+        if outcome.result == "sent":
+            instance.stamp(connection, self._claim.instance_id)
+        return self._judge(connection, outcome)
+
+    def _judge(self, connection: Connection, outcome: Outcome) -> tuple[datetime | None, bool]:
         jitter = random.random()  # noqa: S311 - jitter
         verdict = judge(outcome, self._claim.drains, database.clock(connection), jitter)
         error = outcome.error or f"HTTP {outcome.status}"
         held = outbox.settle(connection, self._claim, verdict, error)
-        if outcome.result == "sent":
-            instance.stamp(connection, self._claim.instance_id)
         return (verdict.at if held and isinstance(verdict, RetryAt) else None), held
 
-    def _release(self) -> None:
-        if not self._commit(lambda connection: outbox.release(connection, self._claim)):
-            self._log_lost_lease()
+    def _give_back(self, connection: Connection) -> bool:
+        """End a claim whose next try was not to begin; return whether it was still held.
+
+        What a receiver has answered before still holds: its Retry-After, and the backoff.
+        """
+        if self._recorded is None:
+            return outbox.release(connection, self._claim)
+        _, held = self._judge(connection, self._recorded)
+        return held
 
     def _commit(self, work: Callable[[Connection], Result]) -> Result:
         """Do ``work`` in a transaction, again for a while where the database fails it.

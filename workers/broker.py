@@ -75,17 +75,17 @@ def _client(url: str) -> redis.Redis:
     Raises:
         SettingsError: the URL has an option that is none, or one with a wrong value.
     """
-    pool = redis.ConnectionPool.from_url(
-        url,
-        socket_timeout=5,
-        socket_connect_timeout=5,
-        socket_keepalive=True,
-        health_check_interval=30,
-        retry=Retry(ExponentialBackoff(cap=1, base=0.1), retries=2),
-        client_name=NAMESPACE,
-    )
     try:
-        pool.connection_class(**pool.connection_kwargs)
+        pool = redis.ConnectionPool.from_url(
+            url,
+            socket_timeout=5,
+            socket_connect_timeout=5,
+            socket_keepalive=True,
+            health_check_interval=30,
+            retry=Retry(ExponentialBackoff(cap=1, base=0.1), retries=2),
+            client_name=NAMESPACE,
+        )
+        pool.connection_class(**pool.connection_kwargs)  # does not connect, but knows its options
     except (TypeError, ValueError, redis.RedisError):
         raise SettingsError("REDIS_URL has an option that cannot be understood.") from None
     return _Client(connection_pool=pool)

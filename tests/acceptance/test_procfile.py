@@ -156,6 +156,19 @@ def test_a_process_that_cannot_work_says_so_in_one_sentence(
     assert "Traceback" not in process.output()
 
 
+@pytest.mark.parametrize("name", ["worker", "scheduler"])
+@pytest.mark.parametrize("option", ["socket_timeout=CANARY", "nonsense=CANARY", "db=CANARY"])
+def test_a_redis_url_with_an_option_that_is_none_is_told_without_it(
+    processes: Processes, name: str, option: str
+) -> None:
+    url = processes.environment["REDIS_URL"]
+    process = processes.start(name, REDIS_URL=f"{url}?{option}")
+    assert process.wait(20) != 0
+    assert "consentos-telemetry: REDIS_URL has an option" in process.output()
+    assert "CANARY" not in process.output()
+    assert "Traceback" not in process.output()
+
+
 def test_the_scheduler_loads_neither_sqlalchemy_nor_httpx(
     processes: Processes,
 ) -> None:

@@ -85,3 +85,16 @@ def test_an_id_that_is_unknown_and_one_that_is_none_are_told_apart(
 def test_an_empty_outbox_is_an_empty_list(environment: dict[str, str]) -> None:
     told = command(environment, "audit", "--json", TELEMETRY_ENABLED="false")
     assert (told.code, told.json) == (0, [])
+
+
+def test_a_post_that_goes_on_is_not_told_as_one_that_died(
+    pipeline: Pipeline, environment: dict[str, str], clock: Clock, db: Engine, receiver: Receiver
+) -> None:
+    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+    clock("2026-05-02T02:30:00Z")
+    pipeline.write_heartbeat()
+    meanwhile: list[str] = []
+    receiver.during = lambda: meanwhile.append(command(environment, "audit").out)
+    pipeline.drain()
+    assert "in flight" in meanwhile[0]
+    assert "died" not in meanwhile[0]
