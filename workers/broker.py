@@ -8,6 +8,7 @@ import os
 import signal
 from functools import cache
 from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from threading import Event, Thread
 from types import FrameType
 from typing import Any
@@ -43,8 +44,9 @@ def connect() -> RedisBroker:
 
     Dramatiq calls this in the worker's process, after the fork.
     """
-    _stop_once()
-    _stop_as_an_orphan()
+    if master := parent_process():
+        _stop_once()
+        _stop_without(master)
     log.setup(settings().log_level)
     # periodiq reads cron lines in the local zone, and pendulum keeps the zone it found first.
     pendulum.set_local_timezone(pendulum.UTC)
@@ -95,26 +97,21 @@ def _stop_once() -> None:
     """Take the first SIGTERM as the request to stop, and let the later ones pass.
 
     A process group that gets SIGTERM has Dramatiq's child signalled twice, by the sender and by
-    its master, and Dramatiq takes the second as the order to kill a running actor. In a process
-    that is no child of Dramatiq's there is no handler yet, and nothing to wrap.
+    its master, and Dramatiq takes the second as the order to kill a running actor.
     """
     stop = signal.getsignal(signal.SIGTERM)
-    if not callable(stop):
-        return
 
     def first(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         stopping.set()
-        stop(signum, frame)
+        if callable(stop):
+            stop(signum, frame)
 
     signal.signal(signal.SIGTERM, first)
 
 
-def _stop_as_an_orphan() -> None:
+def _stop_without(master: BaseProcess) -> None:
     """Stop when Dramatiq's master is gone: whoever restarts it may have turned telemetry off."""
-    master = parent_process()
-    if master is None:
-        return
 
     def watch() -> None:
         master.join()
