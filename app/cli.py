@@ -103,7 +103,9 @@ def status(
         with _explained():
             now = report.status(Pipeline(settings))
     except CommandError as error:
-        if not as_json:
+        if as_json:
+            _print_json({**_settings_facts(settings), "error": str(error)})
+        else:
             _console().print(_table(_settings_rows(settings)))
         if not check:
             raise
@@ -116,6 +118,16 @@ def status(
         _console().print(_table([*_settings_rows(settings), *_status_rows(now)]))
     if check and now.overdue:
         raise typer.Exit(FAILED)
+
+
+def _settings_facts(settings: Settings) -> dict[str, Any]:
+    gate = settings.gate
+    return {
+        "enabled": not isinstance(gate, Disabled),
+        "reason": gate.reason if isinstance(gate, Disabled) else None,
+        "warnings": settings.warnings,
+        "endpoint": settings.endpoint_without_query,
+    }
 
 
 def _settings_rows(settings: Settings) -> Iterator[tuple[str, str]]:

@@ -45,10 +45,13 @@ def engine(url: str) -> Engine:
 
 @contextmanager
 def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Connection]:
-    """Open a transaction whose statements and lock waits are bounded; commit it at the end."""
+    """Open a transaction whose statements and lock waits are bounded; commit it at the end.
+
+    One that is read-only sees the database as of one moment.
+    """
     with engine.begin() as connection:
         if read_only:
-            connection.execute(text("SET TRANSACTION READ ONLY"))
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         connection.execute(_BOUNDS)
         yield connection
 

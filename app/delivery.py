@@ -19,8 +19,8 @@ from app.settings import Settings
 
 LEASE_BEYOND_TIMEOUT = timedelta(seconds=30)
 
-PATIENCE_WITH_DATABASE = (0.5, 1.0, 2.0, 4.0)
-"""Seconds to wait between tries to commit an outcome; well within the lease."""
+PATIENCE_WITH_DATABASE = (0.5, 1.0, 2.0)
+"""Seconds to wait between tries to commit an outcome; with 5 for each connection, 23.5 in all."""
 
 Result = TypeVar("Result")
 Transaction = Callable[[], AbstractContextManager[Connection]]
@@ -106,7 +106,7 @@ class Delivery:
         """Return when the row is tried again, if it is, and whether the claim was still held."""
         outbox.record(connection, self._attempt, outcome)
         if outcome.result == "sent":
-            instance.stamp(connection, self._claim.instance_id)
+            instance.stamp(connection, self._claim.instance_id, self._attempt.at)
         return self._judge(connection, outcome)
 
     def _judge(self, connection: Connection, outcome: Outcome) -> tuple[datetime | None, bool]:

@@ -37,11 +37,13 @@ def ensure(connection: Connection) -> UUID:
     return connection.execute(made.returning(Instance.id)).scalar_one()
 
 
-def stamp(connection: Connection, instance_id: UUID) -> None:
-    """Record that a heartbeat of this instance has been delivered now."""
-    now = func.now()
+def stamp(connection: Connection, instance_id: UUID, at: datetime) -> None:
+    """Record that this instance has delivered a heartbeat, in an attempt that began ``at``.
+
+    The beginning lies within the heartbeat's own day; its answer may come in the next.
+    """
     connection.execute(
         update(Instance)
         .where(Instance.id == instance_id)
-        .values(last_telemetry_at=now, updated_at=now)
+        .values(last_telemetry_at=at, updated_at=func.now())
     )

@@ -86,7 +86,7 @@ def cause(error: BaseException) -> str:
     if state in _NAMES_ONLY:
         told = str(origin.diag.message_primary)
         return _UNMIGRATED if _OWN_TABLE.search(told) else told
-    if state is None and type(origin).__name__ == "OperationalError":
+    if state is None and "OperationalError" in (kind.__name__ for kind in type(origin).__mro__):
         known = (told for words, told in _CONNECTION_TROUBLE if re.search(words, str(origin)))
         return next(known, "the database cannot be reached")
     if state is None and "invalid connection option" in str(origin):

@@ -264,10 +264,10 @@ class Pipeline:
     def send(self) -> Sent:
         """Write the running day's heartbeat if it is missing and send it now.
 
-        It waives the notice, the install's offset and an earlier backoff; never a Retry-After,
-        and never the switch: the caller has to look at the gate.
+        It waives the notice, the install's offset and an earlier backoff; never a Retry-After.
 
         Raises:
+            PermissionError: telemetry is off, for the reason in the message.
             CollectError: ConsentOS's tables cannot be counted.
             sqlalchemy.exc.DBAPIError: anything else that the database refused.
         """

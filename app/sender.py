@@ -36,7 +36,7 @@ PATIENCE = timedelta(seconds=3)
 """The longest Retry-After that is waited out inside a drain."""
 
 GRACE = 1.0
-"""Seconds that a POST on its way is given when the process is told to stop."""
+"""Seconds that a POST on its way is given, at least, when the process is told to stop."""
 
 _backoff = wait_exponential(multiplier=0.5, max=2) + wait_random(0, 0.5)
 
@@ -62,7 +62,7 @@ def deliver(
 
     ``begin`` allows the next POST by returning the time now, or forbids it by None, which is then
     returned at once. ``record`` gets each outcome that another try is to follow. ``stopping`` ends
-    the waits between, and a POST that does not end within a second of it.
+    the waits between, and a POST that does not end within two seconds of it.
     """
     tries = Retrying(
         stop=stop_after_attempt(TRIES),
@@ -105,14 +105,15 @@ def post(target: Target, body: bytes, *, at: datetime, stopping: Event) -> Outco
     started = time.monotonic()
     status, retry_after, error = None, None, None
     request = asyncio.run_coroutine_threadsafe(_exchange(target, body), _loop())
-    while not wait([request], timeout=GRACE).done:
-        if stopping.is_set() or time.monotonic() - started > target.timeout + 5 * GRACE:
+    # The event loop keeps the deadline; this one is for a stop, and for an event loop held up.
+    while not (request.done() or wait([request], timeout=GRACE).done):
+        if stopping.is_set() or time.monotonic() - started > target.timeout + GRACE:
+            wait([request], timeout=GRACE)
             request.cancel()
     try:
-        # The loop keeps the deadline; the loop above is for a stop, and for a loop held up.
         status, asked = request.result()
     except CancelledError:
-        error = "stopped"
+        error = "stopped" if stopping.is_set() else "deadline"
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as failure:
         error = _kind(failure)
     elapsed = time.monotonic() - started
@@ -177,10 +178,16 @@ async def _exchange(target: Target, body: bytes) -> tuple[int, str | None]:
 def _kind(failure: BaseException) -> str:
     """Name a failure in one word; its own text may hold the endpoint's query."""
     causes: list[BaseException] = []
-    cause: BaseException | None = failure
-    while cause is not None and cause not in causes:
+    to_see: list[BaseException | None] = [failure]
+    while to_see:
+        cause = to_see.pop()
+        if cause is None or cause in causes:
+            continue
         causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
+        to_see.append(cause.__cause__ or cause.__context__)
+        # A host with several addresses fails in as many ways at once.
+        if isinstance(cause, BaseExceptionGroup):
+            to_see.extend(cause.exceptions)
     for kind, word in _KINDS:
         if any(isinstance(each, kind) for each in causes):
             return word

@@ -94,20 +94,23 @@ def _client(url: str) -> redis.Redis:
 
 
 def _stop_once() -> None:
-    """Take the first SIGTERM as the request to stop, and let the later ones pass.
+    """Take the first SIGTERM or SIGHUP as the request to stop, and let the later ones pass.
 
     A process group that gets SIGTERM has Dramatiq's child signalled twice, by the sender and by
     its master, and Dramatiq takes the second as the order to kill a running actor.
     """
     stop = signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGTERM, signal.SIGHUP)
 
     def first(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         stopping.set()
         if callable(stop):
             stop(signum, frame)
 
-    signal.signal(signal.SIGTERM, first)
+    for number in numbers:
+        signal.signal(number, first)
 
 
 def _stop_without(master: BaseProcess) -> None:

@@ -181,7 +181,9 @@ class TestTheCheck:
         self, environment: dict[str, str]
     ) -> None:
         gone = {**environment, "DATABASE_URL": UNREACHABLE}
-        asked, checked = commands(gone, "status", "status --check")
+        asked, checked, told = commands(gone, "status", "status --check", "status --json")
+        assert told.json["enabled"]
+        assert told.json["error"] == "The database cannot be reached."
         assert asked.sentence == checked.sentence == "The database cannot be reached."
         assert (asked.code, checked.code) == (1, 0)
         # What needs no database is told all the same.

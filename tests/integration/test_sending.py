@@ -69,7 +69,15 @@ class TestDelivered:
         row = outbox_row(db)
         assert (row["state"], row["drains"], row["attempts"]) == ("sent", 1, 1)
         assert (row["lease_token"], row["lease_until"], row["last_error"]) == (None, None, None)
-        assert one(db, "SELECT last_telemetry_at FROM instance") == row["finished_at"]
+        assert one(db, "SELECT last_telemetry_at FROM instance") == attempts(db)[0]["started_at"]
+
+    def test_one_whose_answer_comes_after_its_day_is_in_nobodys_way(
+        self, pipeline: Pipeline, clock: Clock, receiver: Receiver
+    ) -> None:
+        clock("2026-05-03T02:29:58Z")
+        receiver.during = lambda: clock("2026-05-03T02:30:04Z")
+        pipeline.drain()
+        assert pipeline.write_heartbeat()
 
     def test_the_attempt_is_on_record_before_the_first_byte_leaves(
         self, pipeline: Pipeline, receiver: Receiver, db: Engine
