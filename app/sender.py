@@ -35,7 +35,7 @@ TRIES = 3
 PATIENCE = timedelta(seconds=3)
 """The longest Retry-After that is waited out inside a drain."""
 
-GRACE = 1.0
+GRACE = 0.5
 """Seconds that a POST on its way is given, at least, when the process is told to stop."""
 
 _backoff = wait_exponential(multiplier=0.5, max=2) + wait_random(0, 0.5)
@@ -62,7 +62,7 @@ def deliver(
 
     ``begin`` allows the next POST by returning the time now, or forbids it by None, which is then
     returned at once. ``record`` gets each outcome that another try is to follow. ``stopping`` ends
-    the waits between, and a POST that does not end within two seconds of it.
+    the waits between, and a POST that does not end within a second of it.
     """
     tries = Retrying(
         stop=stop_after_attempt(TRIES),

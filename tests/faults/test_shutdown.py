@@ -3,12 +3,14 @@
 import os
 import signal
 import sys
+from threading import Event
 
 import psutil
 import pytest
 from sqlalchemy import Engine
 
 from app.pipeline import Pipeline
+from app.settings import Settings
 from tests.database import attempts, outbox_row, run
 from tests.faults.test_receiver import stay_silent
 from tests.processes import Process, Processes
@@ -32,7 +34,20 @@ def posting(process: Process, processes: Processes, receiver: Receiver) -> None:
 
 
 def nothing_is_lost(db: Engine) -> None:
-    """The attempt is on record as stopped, and the row waits to be tried again."""
+    """The attempt is settled as stopped, or, on a slow machine, left to its lease."""
+    (attempt,) = attempts(db)
+    how = (outbox_row(db)["state"], attempt["outcome"], attempt["error"])
+    assert how in {("pending", "retryable", "stopped"), ("sending", None, None)}
+
+
+def test_a_stop_ends_a_post_and_the_tries_after_it(
+    environment: dict[str, str], receiver: Receiver, db: Engine
+) -> None:
+    assert environment
+    stopping = Event()
+    receiver.answers = [stay_silent]
+    receiver.during = stopping.set
+    Pipeline(Settings.load(), stopping).drain()
     (attempt,) = attempts(db)
     assert (attempt["outcome"], attempt["error"]) == ("retryable", "stopped")
     assert (outbox_row(db)["state"], outbox_row(db)["last_error"]) == ("pending", "stopped")
