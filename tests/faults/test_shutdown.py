@@ -33,11 +33,19 @@ def posting(process: Process, processes: Processes, receiver: Receiver) -> None:
     receiver.wait_for(1)
 
 
-def nothing_is_lost(db: Engine) -> None:
-    """The attempt is settled as stopped, or, on a slow machine, left to its lease."""
+def settled_as_stopped(db: Engine) -> bool:
+    """Whether the attempt is on record as stopped, and the row waits to be tried again."""
     (attempt,) = attempts(db)
-    how = (outbox_row(db)["state"], attempt["outcome"], attempt["error"])
-    assert how in {("pending", "retryable", "stopped"), ("sending", None, None)}
+    row = outbox_row(db)
+    told = (row["state"], row["last_error"], attempt["outcome"], attempt["error"])
+    return told == ("pending", "stopped", "retryable", "stopped")
+
+
+def left_to_its_lease(db: Engine) -> bool:
+    """Whether the attempt has no outcome, and the row is held until its lease lapses."""
+    (attempt,) = attempts(db)
+    row = outbox_row(db)
+    return attempt["outcome"] is None and row["state"] == "sending" and bool(row["lease_until"])
 
 
 def test_a_stop_ends_a_post_and_the_tries_after_it(
@@ -48,9 +56,7 @@ def test_a_stop_ends_a_post_and_the_tries_after_it(
     receiver.answers = [stay_silent]
     receiver.during = stopping.set
     Pipeline(Settings.load(), stopping).drain()
-    (attempt,) = attempts(db)
-    assert (attempt["outcome"], attempt["error"]) == ("retryable", "stopped")
-    assert (outbox_row(db)["state"], outbox_row(db)["last_error"]) == ("pending", "stopped")
+    assert settled_as_stopped(db)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +70,7 @@ def test_a_post_on_its_way_is_given_up_and_recorded(
     for _ in range(times):
         worker.signal(signal.SIGTERM, group=group)
     assert worker.wait(10) == 0
-    nothing_is_lost(db)
+    assert settled_as_stopped(db)
 
 
 def test_under_honcho_no_process_has_to_be_killed(
@@ -77,7 +83,8 @@ def test_under_honcho_no_process_has_to_be_killed(
     honcho.wait(10)
     assert "SIGKILL" not in honcho.output()
     assert "stopped (rc=-9)" not in honcho.output()
-    nothing_is_lost(db)
+    # honcho kills after five seconds: on a slow machine the row is recovered later.
+    assert settled_as_stopped(db) or left_to_its_lease(db)
 
 
 def test_a_name_that_is_being_looked_up_holds_nothing_up(processes: Processes, db: Engine) -> None:
@@ -88,7 +95,7 @@ def test_a_name_that_is_being_looked_up_holds_nothing_up(processes: Processes, d
         pass
     worker.signal(signal.SIGTERM)
     assert worker.wait(7) == 0
-    nothing_is_lost(db)
+    assert settled_as_stopped(db)
 
 
 def test_an_orphan_of_a_killed_master_stops_so_that_off_can_mean_off(
