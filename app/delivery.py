@@ -3,6 +3,7 @@
 import json
 import logging
 import random
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
@@ -104,6 +105,8 @@ class Delivery:
 
     def _end(self, connection: Connection, outcome: Outcome) -> tuple[datetime | None, bool]:
         """Return when the row is tried again, if it is, and whether the claim was still held."""
+        if outbox.is_recorded(connection, self._attempt):
+            return None, True  # settled by an earlier commit, of which only the reply was lost
         outbox.record(connection, self._attempt, outcome)
         if outcome.result == "sent":
             instance.stamp(connection, self._claim.instance_id, self._attempt.at)
@@ -129,14 +132,15 @@ class Delivery:
     def _commit(self, work: Callable[[Connection], Result]) -> Result:
         """Do ``work`` in a transaction, again for a while where the database fails it.
 
-        What has happened on the wire is worth more patience than what can be done again.
+        What has happened on the wire is worth more patience than what can be done again, and a
+        process that is told to stop has it too, until its time to stop is over.
         """
         for wait in PATIENCE_WITH_DATABASE:
             try:
                 with self._transaction() as connection:
                     return work(connection)
             except DBAPIError:
-                self._stopping.wait(wait)
+                time.sleep(wait)
         with self._transaction() as connection:
             return work(connection)
 

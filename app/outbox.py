@@ -162,6 +162,12 @@ def begin(connection: Connection, claim: Claim, lease: timedelta, *, endpoint: s
     return Begun(*row) if row else None
 
 
+def is_recorded(connection: Connection, attempt: Begun) -> bool:
+    """Whether the attempt's outcome is on record already."""
+    completed = Attempt.id == attempt.attempt_id, Attempt.outcome.is_not(None)
+    return bool(connection.scalar(select(exists().where(*completed))))
+
+
 def record(connection: Connection, attempt: Begun, outcome: Outcome) -> None:
     """Complete the attempt with its outcome, whoever holds the row by now."""
     connection.execute(
@@ -255,9 +261,16 @@ def discard_foreign(connection: Connection) -> Sequence[Row[UUID, date]]:
 def _finish(
     connection: Connection, state: str, which: ColumnElement[bool]
 ) -> Sequence[Row[UUID, date]]:
+    # A row that somebody has locked waits for the next sweep, and the others do not wait for it.
+    free = (
+        select(OutboxRow.id)
+        .where(OutboxRow.state == "pending", which)
+        .with_for_update(skip_locked=True)
+        .cte("free")
+    )
     return connection.execute(
         update(OutboxRow)
-        .where(OutboxRow.state == "pending", which)
+        .where(OutboxRow.id == free.c.id)
         .values(state=state, finished_at=_now)
         .returning(OutboxRow.id, OutboxRow.day)
     ).all()

