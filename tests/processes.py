@@ -111,7 +111,7 @@ class Processes:
         return self._running[-1]
 
     def start_to_stop_at(self, point: str, name: str = "worker") -> "Stopped":
-        """Start a line of the Procfile that stops for good at MODULE:FUNCTION:call or :return."""
+        """Start a line of the Procfile that waits at MODULE:FUNCTION:call or :return."""
         reached = self._directory / f"{len(self._running)}.reached"
         process = self.start(
             name, GUARD_POINT=point, GUARD_ACTION="wait", GUARD_REACHED=str(reached)
@@ -137,12 +137,17 @@ class Stopped:
         self._reached = reached
 
     def wait(self, seconds: float = 30) -> int:
-        """Wait until it stands at the point; return the id of the process that does."""
+        """Wait until it stands at the point; return the id of the process that does so."""
         deadline = time.monotonic() + seconds
         while not (self._reached.exists() and self._reached.read_text()):
             assert time.monotonic() < deadline, self.process.output()
             time.sleep(0.02)
         return int(self._reached.read_text())
+
+    def go_on(self) -> None:
+        """Wait until it stands at the point, and let it go on for good."""
+        self.wait()
+        self._reached.unlink()
 
     def kill(self) -> None:
         """Wait until it stands at the point, and kill it and all its family with -9."""

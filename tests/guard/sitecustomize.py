@@ -4,8 +4,9 @@ Python imports this module at start-up where its directory is on PYTHONPATH; con
 there for the processes that the tests start, and imports it for the tests themselves.
 
 GUARD_TRACE=FILE appends every address that is connected to. GUARD_POINT=MODULE:FUNCTION:call (or
-:return) makes the process stop there: GUARD_ACTION=wait writes its process id into the file
-GUARD_REACHED and waits to be killed, GUARD_ACTION=die kills it at once.
+:return) has the process act there: GUARD_ACTION=wait writes its process id into the file
+GUARD_REACHED, the first time only, and waits until it is killed or the file is gone;
+GUARD_ACTION=die kills it, every time. GUARD_CLOCK=SECONDS has its clock be so much ahead.
 """
 
 import os
@@ -66,6 +67,7 @@ sys.addaudithook(guard)
 def stop_at(point: str, action: str) -> None:
     """Have every thread of this process, and of its forks, act at a named point of the code."""
     module, function, when = point.split(":")
+    first = iter([True])
 
     def watch(frame: FrameType, event: str, _argument: object) -> None:
         at = frame.f_code.co_name == function and frame.f_globals.get("__name__") == module
@@ -73,14 +75,22 @@ def stop_at(point: str, action: str) -> None:
             return
         if action == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        with open(os.environ["GUARD_REACHED"], "w") as file:  # noqa: PTH123 - as above
+        if not next(first, False):
+            return
+        reached = os.environ["GUARD_REACHED"]
+        with open(reached, "w") as file:  # noqa: PTH123 - as above
             file.write(str(os.getpid()))
-        while True:
-            time.sleep(60)
+        while os.path.exists(reached):  # noqa: PTH110 - as above
+            time.sleep(0.02)
 
     threading.setprofile(watch)
     sys.setprofile(watch)
 
+
+if ahead := os.environ.get("GUARD_CLOCK"):
+    import time_machine
+
+    time_machine.travel(time.time() + float(ahead), tick=True).start()
 
 if "GUARD_POINT" in os.environ:
     stop_at(os.environ["GUARD_POINT"], os.environ["GUARD_ACTION"])

@@ -1,0 +1,80 @@
+"""A running server that a test may kill, start again, and freeze."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from signal import SIGCONT, SIGKILL, SIGQUIT, SIGSTOP
+
+import psutil
+
+SECONDS = 20
+
+_started: list[psutil.Popen] = []
+"""Kept, for they outlive their Server: the keeper, whose mark they carry, ends them."""
+
+
+class Server:
+    """One of the embedded servers; it is started again just as its keeper had started it."""
+
+    def __init__(self, pid: int, is_up: Callable[[], bool]) -> None:
+        self._is_up = is_up
+        self._process = psutil.Process(pid)
+        self._command = self._process.cmdline()
+        self._home = self._process.cwd()
+        self._environment = self._process.environ()
+        self._user = self._process.uids().real
+
+    def kill(self) -> None:
+        """End it without a chance to put anything in order, and wait until it is gone."""
+        family = self._family()
+        # SIGQUIT is Postgres's way to die at once: its children with it, its shared memory freed.
+        self._process.send_signal(SIGQUIT if self._process.name() == "postgres" else SIGKILL)
+        psutil.wait_procs(family, SECONDS)
+        assert not self._is_up()
+
+    def start(self) -> None:
+        """Start it on the same address, with what it had on disk, and wait until it answers."""
+        self._process = psutil.Popen(
+            self._command,
+            cwd=self._home,
+            env=self._environment,
+            user=self._user,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        _started.append(self._process)
+        deadline = time.monotonic() + SECONDS
+        while not self._is_up():
+            assert time.monotonic() < deadline, f"{self._command[0]} did not come back"
+            time.sleep(0.05)
+
+    def restart(self) -> None:
+        with self.down():
+            pass
+
+    @contextmanager
+    def down(self) -> Iterator[None]:
+        """Have it down until the block ends."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have it and its children stand still, their sockets open, until the block ends."""
+        family = self._family()
+        for process in family:
+            process.send_signal(SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in family:
+                process.send_signal(SIGCONT)
+
+    def _family(self) -> list[psutil.Process]:
+        return [self._process, *self._process.children(recursive=True)]

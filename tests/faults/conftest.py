@@ -1,0 +1,111 @@
+"""Servers that may be broken, and a day's heartbeat that waits to be sent."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import redis
+from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
+
+from app.demo import servers
+from app.pipeline import Pipeline
+from tests.conftest import Clock
+from tests.database import run
+from tests.faults.breakable import Server
+from tests.faults.relay import Relay, relaying
+from tests.processes import Processes
+
+DAY_BEGINS = "2026-05-02T02:30:00Z"
+"""The beginning of the day that most of these tests are about."""
+
+MORE_THAN_A_LEASE = "2026-05-02T02:32:00Z"
+"""A time at which every lease of that moment is over, at a timeout of up to a minute."""
+
+MORE_THAN_A_BACKOFF = "2026-05-02T02:34:00Z"
+"""A time at which the first backoff after a lapsed lease is over."""
+
+
+def eventually(holds: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"did not come to hold within {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def noticed(db: Engine) -> None:
+    """An operator who was told on the day before."""
+    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+
+
+@pytest.fixture
+def pending(noticed: None, pipeline: Pipeline, clock: Clock) -> None:  # noqa: ARG001 - as a fixture
+    """Half past two, and the day's heartbeat waits to be sent."""
+    clock(DAY_BEGINS)
+    assert pipeline.write_heartbeat()
+
+
+@pytest.fixture(scope="session")
+def breakable(embedded: servers.Servers | None) -> servers.Servers:
+    """The embedded servers; those that somebody has lent to the tests are not broken."""
+    if embedded is None:
+        pytest.skip("servers named by TEST_DATABASE_URL and TEST_REDIS_URL are not broken")
+    return embedded
+
+
+@pytest.fixture(scope="session")
+def valkey(breakable: servers.Servers) -> Server:
+    """The Valkey, which forgets everything when it is killed."""
+
+    def is_up() -> bool:
+        with suppress(redis.RedisError), redis.Redis.from_url(breakable.redis) as client:
+            return bool(client.ping())
+        return False
+
+    return Server(breakable.redis_pid, is_up)
+
+
+@pytest.fixture(scope="session")
+def postgres(breakable: servers.Servers, server_url: str) -> Server:
+    """The Postgres, which keeps what was committed when it is killed."""
+    engine = create_engine(server_url, poolclass=NullPool)
+
+    def is_up() -> bool:
+        with suppress(DBAPIError), engine.connect() as connection:
+            return connection.scalar(text("SELECT true")) is True
+        return False
+
+    return Server(breakable.postgres_pid, is_up)
+
+
+@pytest.fixture
+def relayed_database(
+    breakable: servers.Servers,
+    database_url: str,
+    processes: Processes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Relay]:
+    """A relay to the database, through which new pipelines and processes reach it."""
+    assert breakable
+    url = make_url(database_url)
+    (directory, port) = (url.query["host"], url.query["port"])
+    with relaying(str(Path(str(directory)) / f".s.PGSQL.{port}")) as relay:
+        over_tcp = url.set(host="127.0.0.1", port=relay.port, query={})
+        relayed_url = over_tcp.render_as_string(hide_password=False)
+        processes.environment["DATABASE_URL"] = relayed_url
+        monkeypatch.setenv("DATABASE_URL", relayed_url)
+        yield relay
+
+
+@pytest.fixture
+def relayed_redis(redis_url: str, processes: Processes) -> Iterator[Relay]:
+    """A relay to Redis, through which the processes reach it."""
+    port = make_url(redis_url).port
+    assert port
+    with relaying(("127.0.0.1", port)) as relay:
+        processes.environment["REDIS_URL"] = f"redis://127.0.0.1:{relay.port}/0"
+        yield relay
