@@ -7,10 +7,10 @@ BIN := .venv/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo up test lint format docs lock clean
+.PHONY: help setup demo up test test-faults prove lint format docs lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.made ## Make .venv from the lock; does nothing when it is up to date
 
@@ -30,7 +30,13 @@ up: setup ## The demo, which stays until Ctrl-C
 	@$(BIN)/python -m app.demo --stay
 
 test: setup ## Run the tests, on embedded Postgres and Valkey
-	@$(BIN)/pytest
+	@$(BIN)/pytest --ignore tests/faults
+
+test-faults: setup ## Kill, freeze, cut off and mislead the real processes, and see nothing lost
+	@$(BIN)/pytest tests/faults
+
+prove: setup ## Break each promise in a copy, and see the tests notice
+	@$(BIN)/python -m tests.prove
 
 lint: setup ## Check style, types and the arrows between modules
 	@$(BIN)/ruff check .

@@ -218,20 +218,19 @@ def _end_lease(connection: Connection, claim: Claim, **result: object) -> bool:
 
 
 def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
-    """Take back the rows whose lease has lapsed, each to wait as after any failed drain."""
+    """Take back the rows whose lease has lapsed, each to wait as after any failed drain.
+
+    They are locked as they are read, so that no lease is renewed and no row settled in between.
+    """
     lapsed = connection.execute(
-        select(OutboxRow.id, OutboxRow.lease_token, OutboxRow.drains, _now)
+        select(OutboxRow.id, OutboxRow.drains, _now)
         .where(OutboxRow.state == "sending", OutboxRow.lease_until <= _now)
         .with_for_update(skip_locked=True)
     ).all()
-    for id_, token, drains, now in lapsed:
+    for id_, drains, now in lapsed:
         connection.execute(
             update(OutboxRow)
-            .where(
-                OutboxRow.id == id_,
-                OutboxRow.lease_token == token,
-                OutboxRow.lease_until <= _now,
-            )
+            .where(OutboxRow.id == id_)
             .values(
                 state="pending",
                 next_attempt_at=now + backoff(drains, jitter),

@@ -111,6 +111,7 @@ class TestFirstBoot:
         processes.start("scheduler", DATABASE_URL=empty_database)
         worker.wait_for("telemetry.failed stage=sweep")
         assert "python -m app migrate" in worker.output()
+        assert "unhandled exception" not in worker.output()
         assert "Traceback" not in worker.output()
 
 

@@ -211,6 +211,15 @@ class TestTheLease:
         assert attempts(db)[0]["outcome"] == "sent"
         assert len(lines(told, "lease_lost")) == 1
 
+    def test_a_try_does_not_follow_when_it_has_lapsed_in_between(
+        self, pipeline: Pipeline, clock: Clock, receiver: Receiver, db: Engine
+    ) -> None:
+        receiver.answers = [answer(503)]
+        receiver.during = lambda: clock("2026-05-02T02:31:00Z")
+        pipeline.drain()
+        assert len(receiver.requests) == 1
+        assert outbox_row(db)["state"] == "pending"
+
     def test_it_outlasts_the_deadline_of_the_post_by_half_a_minute(
         self, pipeline: Pipeline, receiver: Receiver, db: Engine
     ) -> None:

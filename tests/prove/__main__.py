@@ -1,0 +1,125 @@
+"""Break each promise on purpose, in a copy of the project, and see the tests notice.
+
+A test that nothing can turn red proves nothing. Each mutation changes one place of the code; the
+test that stands beside the promise in docs/guarantees.md has to pass before it and fail after it.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tests.prove.mutations import MUTATIONS, Mutation
+
+ROOT = Path(__file__).parents[2]
+NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__")
+COPIES = 2
+"""Copies that are tested at the same time, each with servers of its own."""
+
+ALL_PASSED, SOME_FAILED = 0, 1
+"""Pytest's exit codes; any other means that it could not run the tests."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the tests said of one mutation."""
+
+    mutation: Mutation
+    noticed: bool
+    seconds: float
+    said: str
+
+
+def run(copy: Path, *tests: str) -> tuple[int, str]:
+    """Run tests, named ``file::name``, in a copy; return pytest's exit code and last words."""
+    files = sorted({f"tests/{test.partition('::')[0]}" for test in tests})
+    names = " or ".join(name for test in tests if (name := test.partition("::")[2]))
+    options = ["-q", "--numprocesses=0", "-p", "no:randomly", "--tb=line", "--timeout=30"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *files, *(["-k", names] if names else [])],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return ended.returncode, ended.stdout[-2000:]
+
+
+@contextmanager
+def mutated(copy: Path, mutation: Mutation) -> Iterator[None]:
+    """Have the copy broken in one place until the block ends."""
+    file = copy / mutation.file
+    code = file.read_text()
+    if code.count(mutation.old) != 1:
+        raise LookupError(f"{mutation.file} does not hold, once: {mutation.old.strip()}")
+    file.write_text(code.replace(mutation.old, mutation.new))
+    try:
+        yield
+    finally:
+        file.write_text(code)
+
+
+def judge(mutation: Mutation, copies: SimpleQueue[Path]) -> Verdict:
+    """Run the mutation's test on a copy that nobody else uses meanwhile."""
+    copy, started = copies.get(), time.monotonic()
+    try:
+        with mutated(copy, mutation):
+            code, said = run(copy, mutation.noticed_by)
+    except LookupError as error:
+        code, said = ALL_PASSED, str(error)
+    finally:
+        copies.put(copy)
+    return Verdict(mutation, code == SOME_FAILED, time.monotonic() - started, said)
+
+
+def prove(
+    words: Annotated[str, typer.Argument(help="Only mutations whose description has them.")] = "",
+) -> None:
+    """Break each promise on purpose, in a copy of the project, and see the tests notice.
+
+    Exit code 0 where every mutation is noticed, 1 where one is not.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    chosen = [mutation for mutation in MUTATIONS if words in mutation.breaks]
+    if not chosen:
+        console.print(f"No mutation's description has {words!r} in it.")
+        raise typer.Exit(2)
+    with tempfile.TemporaryDirectory(prefix="consentos-prove-") as directory:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for number in range(COPIES):
+            copies.put(Path(shutil.copytree(ROOT, f"{directory}/{number}", ignore=NOT_COPIED)))
+        tests = {mutation.noticed_by for mutation in chosen}
+        with console.status(f"{len(tests)} tests on the code as it is"):
+            before, said = run(copies.get(), *tests)
+        if before != ALL_PASSED:
+            console.print(f"The tests fail without any mutation:\n{said}")
+            raise typer.Exit(1)
+        missed = 0
+        with ThreadPoolExecutor(COPIES) as threads:
+            for verdict in threads.map(lambda mutation: judge(mutation, copies), chosen):
+                mutation = verdict.mutation
+                mark = "✓" if verdict.noticed else "✗"
+                console.print(
+                    f"{mark} promise {mutation.promise}: {mutation.breaks}"
+                    f" ({verdict.seconds:.1f} s)"
+                )
+                if not verdict.noticed:
+                    missed += 1
+                    console.print(f"  NOT noticed by {mutation.noticed_by}:\n{verdict.said}")
+    console.print(f"{len(chosen) - missed} of {len(chosen)} mutations were noticed.")
+    raise typer.Exit(bool(missed))
+
+
+if __name__ == "__main__":
+    typer.run(prove)

@@ -1,0 +1,348 @@
+"""Small changes, each of which breaks one promise, with the tests that have to notice."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change to one place of the code."""
+
+    promise: int
+    breaks: str
+    file: str
+    old: str
+    new: str
+    noticed_by: str
+    """A test, as pytest names it below ``tests/``; every variant of it that runs must pass before,
+    and one at least must fail after."""
+
+
+SENDING = "integration/test_sending.py"
+OFF = "integration/test_off.py"
+WRITING = "integration/test_writing.py"
+RACES = "integration/test_races.py"
+TABLES = "integration/test_tables.py"
+RECEIVER = "faults/test_receiver.py"
+
+MUTATIONS = (
+    # 1. Off means off
+    Mutation(
+        1,
+        "the sender does not look at the switch",
+        "app/pipeline.py",
+        "while isinstance(self._gate, Enabled) and not self._stopping.is_set():",
+        "while not self._stopping.is_set():",
+        f"{OFF}::test_what_was_pending_is_discarded_and_never_leaves",
+    ),
+    Mutation(
+        1,
+        "a heartbeat is written although telemetry is off",
+        "app/pipeline.py",
+        "if isinstance(self._gate, Disabled) or time.monotonic() < self._write_not_before:",
+        "if time.monotonic() < self._write_not_before:",
+        f"{OFF}::test_no_table_of_consentos_is_read",
+    ),
+    Mutation(
+        1,
+        "what is pending is kept for when telemetry is on again",
+        "app/pipeline.py",
+        'return ended + _discarded(outbox.discard_all(connection), "off")',
+        "return ended",
+        f"{OFF}::test_what_was_pending_is_discarded_and_never_leaves",
+    ),
+    Mutation(
+        1,
+        "the notice is given although telemetry is off",
+        "app/pipeline.py",
+        """            if isinstance(self._gate, Enabled):
+                self._give_notice(connection)""",
+        "            self._give_notice(connection)",
+        f"{OFF}::test_a_new_install_that_is_off_leaves_no_trace_at_all",
+    ),
+    Mutation(
+        1,
+        "a word that is none means on",
+        "app/settings.py",
+        "            if variable not in _FALLBACKS and variable not in _CONNECTIONS:",
+        "            if variable in ():",
+        "unit/test_settings.py::test_any_other_word_for_enabled_is_off",
+    ),
+    Mutation(
+        1,
+        "a misspelt name is not noticed",
+        "app/settings.py",
+        "        yield from self._misspelt\n",
+        "",
+        "unit/test_settings.py::test_any_other_name_of_telemetry_is_off",
+    ),
+    Mutation(
+        1,
+        "an orphaned worker goes on with the environment of before",
+        "workers/broker.py",
+        "        _stop_without(master)\n",
+        "",
+        "faults/test_shutdown.py::test_an_orphan_of_a_killed_master_stops_so_that_off_can_mean_off",
+    ),
+    # 2. What you audit is what left
+    Mutation(
+        2,
+        "the attempt is written after the POST",
+        "app/sender.py",
+        """        begun = begin()
+        return post(target, body, at=begun, stopping=stopping) if begun else None""",
+        """        sent = post(target, body, at=datetime.now(UTC), stopping=stopping)
+        return sent if begin() else None""",
+        f"{SENDING}::test_the_attempt_is_on_record_before_the_first_byte_leaves",
+    ),
+    Mutation(
+        2,
+        "the body is composed anew for the POST",
+        "app/delivery.py",
+        'body.encode("ascii"),',
+        "json.dumps(json.loads(body)).encode(),",
+        f"{SENDING}::test_row_request_and_log_hold_the_same_bytes",
+    ),
+    Mutation(
+        2,
+        "the log composes the body anew",
+        "app/delivery.py",
+        "log.payload(self._claim.body)",
+        "log.payload(json.dumps(json.loads(self._claim.body)))",
+        f"{SENDING}::test_row_request_and_log_hold_the_same_bytes",
+    ),
+    Mutation(
+        2,
+        "the database tidies the body up",
+        "migrations/telemetry/0001_outbox.py",
+        "payload json NOT NULL",
+        "payload jsonb NOT NULL",
+        f"{TABLES}::test_the_payload_is_kept_as_the_text_it_is",
+    ),
+    Mutation(
+        2,
+        "a stored body can be changed",
+        "migrations/telemetry/0001_outbox.py",
+        "    op.execute(FREEZE)\n",
+        "",
+        f"{TABLES}::test_day_instance_and_payload_never_change",
+    ),
+    # 3. One a day
+    Mutation(
+        3,
+        "a day may have two rows",
+        "migrations/telemetry/0001_outbox.py",
+        "day date NOT NULL UNIQUE",
+        "day date NOT NULL",
+        f"{TABLES}::test_a_day_has_one_row",
+    ),
+    Mutation(
+        3,
+        "two workers may claim the same row",
+        "app/outbox.py",
+        """        .limit(1)
+        .with_for_update(skip_locked=True)
+""",
+        "        .limit(1)\n",
+        f"{RACES}::test_eight_workers_claim_five_hundred_rows_each_once",
+    ),
+    Mutation(
+        3,
+        "the settle does not show the lease's token",
+        "app/outbox.py",
+        "        .where(OutboxRow.id == claim.id, OutboxRow.lease_token == claim.token)\n",
+        "        .where(OutboxRow.id == claim.id)\n",
+        f"{SENDING}::test_whoever_lost_it_changes_nothing_but_the_attempt",
+    ),
+    Mutation(
+        3,
+        "a lease is taken back before it lapses",
+        "app/outbox.py",
+        '.where(OutboxRow.state == "sending", OutboxRow.lease_until <= _now)',
+        '.where(OutboxRow.state == "sending")',
+        f"{SENDING}::test_one_that_lapsed_is_taken_back_and_the_same_bytes_go_out",
+    ),
+    Mutation(
+        3,
+        "the expiry is not checked before a POST",
+        "app/outbox.py",
+        """            OutboxRow.lease_until > _now,
+            OutboxRow.expires_at > _now,
+""",
+        "            OutboxRow.lease_until > _now,\n",
+        f"{SENDING}::test_a_try_does_not_follow_when_the_day_ends_in_between",
+    ),
+    Mutation(
+        3,
+        "the lease is not checked before a POST",
+        "app/outbox.py",
+        "            OutboxRow.lease_until > _now,\n            OutboxRow.expires_at",
+        "            OutboxRow.expires_at",
+        f"{SENDING}::test_a_try_does_not_follow_when_it_has_lapsed_in_between",
+    ),
+    Mutation(
+        3,
+        "the instance id is not checked before a POST",
+        "app/outbox.py",
+        """            OutboxRow.expires_at > _now,
+            _of_this_instance,
+        )
+        .values(attempts""",
+        """            OutboxRow.expires_at > _now,
+        )
+        .values(attempts""",
+        f"{SENDING}::test_a_try_does_not_follow_when_the_instance_is_wiped_in_between",
+    ),
+    Mutation(
+        3,
+        "a send by another program is not looked at",
+        "app/schedule.py",
+        "    if last_telemetry_at is not None and last_telemetry_at >= day.opens:",
+        "    if last_telemetry_at is None and not day:",
+        f"{WRITING}::test_what_something_else_has_sent_is_not_sent_again",
+    ),
+    Mutation(
+        3,
+        "a heartbeat is written for a half past two before its notice",
+        "app/schedule.py",
+        "    if not waive_notice and (noticed_at is None or noticed_at >= day.opens):",
+        "    if not waive_notice and noticed_at is None:",
+        "unit/test_schedule.py::test_one_rule_decides_every_write",
+    ),
+    # 4. Nothing else
+    Mutation(
+        4,
+        "a heartbeat takes fields that nobody described",
+        "app/payload.py",
+        'extra="forbid"',
+        'extra="allow"',
+        "unit/test_payload_closed.py::test_an_unknown_field_is_refused_at_any_depth",
+    ),
+    Mutation(
+        4,
+        "one more header leaves",
+        "app/sender.py",
+        '        "Accept": "*/*",\n',
+        '        "Accept": "*/*",\n        "X-Host": socket.gethostname(),\n',
+        f"{SENDING}::test_nothing_but_the_seven_headers_is_sent",
+    ),
+    Mutation(
+        4,
+        "redirects are followed",
+        "app/sender.py",
+        "follow_redirects=False",
+        "follow_redirects=True",
+        f"{RECEIVER}::test_a_redirect_leads_nowhere",
+    ),
+    # 5. It never hurts its host
+    Mutation(
+        5,
+        "a failure leaves its actor",
+        "workers/actors.py",
+        '        log.event("failed", level=logging.WARNING, stage=stage, error=log.cause(error))\n',
+        '        log.event("failed", level=logging.WARNING, stage=stage, error=log.cause(error))\n'
+        "        raise\n",
+        "acceptance/test_procfile.py::test_a_worker_before_the_release_says_what_to_do_and_stays",
+    ),
+    Mutation(
+        5,
+        "a POST has no total deadline",
+        "app/sender.py",
+        "        asyncio.timeout(target.timeout),\n",
+        "        asyncio.timeout(None),\n",
+        f"{RECEIVER}::test_one_that_misbehaves_is_told_in_a_word_and_left_at_the_deadline",
+    ),
+    Mutation(
+        5,
+        "the response's body is read",
+        "app/sender.py",
+        '        return response.status_code, response.headers.get("Retry-After")',
+        """        await response.aread()
+        return response.status_code, response.headers.get("Retry-After")""",
+        f"{RECEIVER}::test_an_answers_body_is_not_read",
+    ),
+    Mutation(
+        5,
+        "a lock is waited for without end",
+        "app/database.py",
+        "set_config('lock_timeout', '1s', true)",
+        "set_config('lock_timeout', '0', true)",
+        "integration/test_facts_access.py"
+        "::test_waits_a_second_for_a_locked_table_and_writes_nothing",
+    ),
+    Mutation(
+        5,
+        "a slow count is waited for without end",
+        "app/database.py",
+        "set_config('statement_timeout', '5s', true)",
+        "set_config('statement_timeout', '0', true)",
+        "integration/test_facts_access.py::test_gives_up_on_a_table_that_is_too_slow_to_count",
+    ),
+    Mutation(
+        5,
+        "a count goes past the top bucket",
+        "app/facts.py",
+        "SELECT FROM users WHERE deleted_at IS NULL LIMIT 10000",
+        "SELECT FROM users WHERE deleted_at IS NULL",
+        "integration/test_facts.py::test_no_count_goes_past_it",
+    ),
+    Mutation(
+        5,
+        "a transaction stays open during the POST",
+        "app/delivery.py",
+        "        outcome = sender.deliver(\n",
+        "        held = self._transaction()\n        held.__enter__()\n"
+        "        outcome = sender.deliver(\n",
+        f"{SENDING}::test_no_transaction_is_open_during_the_post",
+    ),
+    Mutation(
+        5,
+        "a second signal kills a running actor",
+        "workers/broker.py",
+        "        _stop_once()\n",
+        "",
+        "faults/test_shutdown.py::test_a_post_on_its_way_is_settled_before_the_end",
+    ),
+    # 6. No silent failure
+    Mutation(
+        6,
+        "an attempt is not logged",
+        "app/delivery.py",
+        "            self._log_attempt(outcome, next_attempt_at)\n",
+        "            pass\n",
+        f"{SENDING}::test_every_attempt_line_has_the_words_that_operators_grep",
+    ),
+    Mutation(
+        6,
+        "an attempt's outcome is not recorded",
+        "app/delivery.py",
+        "        outbox.record(connection, self._attempt, outcome)\n        if outcome.result",
+        "        if outcome.result",
+        f"{SENDING}::test_the_attempt_is_on_record_before_the_first_byte_leaves",
+    ),
+    Mutation(
+        6,
+        "a failure is swallowed without a word",
+        "workers/actors.py",
+        '        log.event("failed", level=logging.WARNING, stage=stage, error=log.cause(error))\n',
+        "        del stage, error\n",
+        "acceptance/test_procfile.py::test_a_worker_before_the_release_says_what_to_do_and_stays",
+    ),
+    # 7. The broker may lose anything
+    Mutation(
+        7,
+        "the scheduler ends when Redis is away",
+        "workers/scheduler.py",
+        "except (BrokerError, RedisError) as failure:",
+        "except MemoryError as failure:",
+        "faults/test_broker.py",
+    ),
+    Mutation(
+        7,
+        "the sweep does not wake the sender",
+        "workers/actors.py",
+        "    if due:\n",
+        "    if not due:\n",
+        "acceptance/test_procfile.py"
+        "::test_the_schedulers_own_sweep_has_the_days_heartbeat_written_and_sent",
+    ),
+)
