@@ -10,6 +10,9 @@ _BOUNDS = text(
     "SELECT set_config('statement_timeout', '5s', true),"
     " set_config('lock_timeout', '1s', true),"
     " set_config('idle_in_transaction_session_timeout', '30s', true),"
+    # What has left is on record though the server crashes, whatever else may be lost in a crash.
+    " set_config('synchronous_commit', coalesce("
+    "nullif(current_setting('synchronous_commit'), 'off'), 'local'), true),"
     # psycopg reads times as these say, whatever the database's own settings are.
     " set_config('TimeZone', 'UTC', true),"
     " set_config('DateStyle', 'ISO', true),"
@@ -26,6 +29,8 @@ def engine(url: str) -> Engine:
     return create_engine(
         url,
         poolclass=NullPool,
+        # Waiting for a lock and then looking again sees what its holder has committed.
+        isolation_level="READ COMMITTED",
         hide_parameters=True,
         use_native_hstore=False,
         connect_args={

@@ -45,6 +45,7 @@ class Delivery:
         self._stopping = stopping
         self._attempt: Begun
         self._recorded: Outcome | None = None
+        self._unstamped: DBAPIError | None = None
 
     def run(self) -> None:
         """Make the tries, and settle the row unless its lease is lost meanwhile."""
@@ -98,6 +99,9 @@ class Delivery:
             next_attempt_at, held = self._commit(lambda connection: self._end(connection, outcome))
         finally:
             self._log_attempt(outcome, next_attempt_at)
+        if self._unstamped:
+            error = log.cause(self._unstamped)
+            log.event("failed", level=logging.WARNING, stage="stamp", error=error)
         if not held:
             self._log_lost_lease()
         elif outcome.result == "rejected":
@@ -109,8 +113,17 @@ class Delivery:
             return None, True  # settled by an earlier commit, of which only the reply was lost
         outbox.record(connection, self._attempt, outcome)
         if outcome.result == "sent":
-            instance.stamp(connection, self._claim.instance_id, self._attempt.at)
+            self._stamp(connection)
         return self._judge(connection, outcome)
+
+    def _stamp(self, connection: Connection) -> None:
+        """Stamp the instance; a row that cannot be stamped does not undo the settling."""
+        self._unstamped = None
+        try:
+            with connection.begin_nested():
+                instance.stamp(connection, self._claim.instance_id, self._attempt.at)
+        except DBAPIError as error:
+            self._unstamped = error
 
     def _judge(self, connection: Connection, outcome: Outcome) -> tuple[datetime | None, bool]:
         jitter = random.random()  # noqa: S311 - jitter

@@ -4,6 +4,7 @@ Messages are wake-ups without data: the broker may lose any of them, and the swe
 """
 
 import logging
+import math
 import os
 import signal
 from functools import cache
@@ -27,9 +28,6 @@ from app.settings import Disabled, Settings, SettingsError
 
 NAMESPACE = "consentos-telemetry"
 QUEUE = "telemetry"
-OLDEST_WAKE_UP = 6 * 60 * 60
-"""Seconds after which a periodic message is dropped unprocessed; a sweep has done its work."""
-
 REDIS_TIMEOUT = 2
 """Seconds that Redis has for an answer: with a Redis that hangs, a stop still is prompt."""
 
@@ -59,7 +57,8 @@ def connect() -> RedisBroker:
         client = _client(settings().require("redis_url"))
     except SettingsError as error:
         raise SystemExit(f"consentos-telemetry: {error}") from None
-    middleware = [PeriodiqMiddleware(skip_delay=OLDEST_WAKE_UP), Announcement()]
+    # The age of a wake-up means nothing, and it is told by two clocks that may disagree.
+    middleware = [PeriodiqMiddleware(skip_delay=math.inf), Announcement()]
     broker = RedisBroker(client=client, namespace=NAMESPACE, middleware=middleware)
     dramatiq.set_broker(broker)
     return broker

@@ -25,6 +25,12 @@ class Server:
         self._environment = self._process.environ()
         self._user = self._process.uids().real
 
+    def child(self, title: str) -> psutil.Process:
+        """Return the server's own process that has a word in its title."""
+        return next(
+            child for child in self._process.children() if title in " ".join(child.cmdline())
+        )
+
     def kill(self) -> None:
         """End it without a chance to put anything in order, and wait until it is gone."""
         family = self._family()

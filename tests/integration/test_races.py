@@ -8,12 +8,13 @@ from threading import Barrier
 from typing import TypeVar
 from uuid import UUID
 
+import pytest
 from sqlalchemy import Engine
 
 from app import instance, outbox
 from app.pipeline import Pipeline
 from app.settings import Settings
-from tests.database import count, run
+from tests.database import count, one, run
 from tests.receiver import Receiver
 
 Result = TypeVar("Result")
@@ -31,7 +32,11 @@ def at_once(times: int, what: Callable[[], Result]) -> list[Result]:
         return list(threads.map(call, range(times)))
 
 
-def test_sixteen_first_boots_make_one_instance(db: Engine) -> None:
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_sixteen_first_boots_make_one_instance(db: Engine, isolation: str) -> None:
+    name = one(db, "SELECT current_database()")
+    run(db, f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = '{isolation}'")
+
     def boot() -> UUID:
         with db.begin() as connection:
             return instance.ensure(connection)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from app.outbox import claim
 from app.pipeline import Pipeline
@@ -70,6 +70,23 @@ class TestDelivered:
         assert (row["state"], row["drains"], row["attempts"]) == ("sent", 1, 1)
         assert (row["lease_token"], row["lease_until"], row["last_error"]) == (None, None, None)
         assert one(db, "SELECT last_telemetry_at FROM instance") == attempts(db)[0]["started_at"]
+
+    def test_an_instance_that_somebody_holds_is_not_stamped_and_nothing_leaves_again(
+        self,
+        pipeline: Pipeline,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+        told: pytest.LogCaptureFixture,
+    ) -> None:
+        with db.connect() as operator:
+            operator.execute(text("DELETE FROM instance"))  # and does not commit
+            pipeline.drain()
+            clock("2026-05-02T04:00:00Z")
+            pipeline.sweep()
+            pipeline.drain()
+        assert (outbox_row(db)["state"], len(receiver.requests)) == ("sent", 1)
+        assert lines(told, "failed stage=stamp")
 
     def test_one_whose_answer_comes_after_its_day_is_in_nobodys_way(
         self, pipeline: Pipeline, clock: Clock, receiver: Receiver

@@ -1,0 +1,25 @@
+"""What has left is on record though the database's server dies without a warning."""
+
+import pytest
+from sqlalchemy import Engine
+
+from app.pipeline import Pipeline
+from tests.database import attempts, one, outbox_row, run
+from tests.faults.breakable import Server
+from tests.receiver import Receiver
+
+
+@pytest.mark.usefixtures("pending")
+def test_an_attempt_outlives_a_server_that_does_not_wait_for_its_disk(
+    pipeline: Pipeline, postgres: Server, receiver: Receiver, db: Engine
+) -> None:
+    name = one(db, "SELECT current_database()")
+    run(db, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    # It alone writes what nobody waits for; without it, such a commit is in memory only.
+    writer = postgres.child("walwriter")
+    writer.suspend()
+    receiver.during = writer.kill  # upon which Postgres drops its memory and starts anew
+    pipeline.drain()
+    assert [attempt["outcome"] for attempt in attempts(db)] == ["sent"]
+    assert outbox_row(db)["state"] == "sent"
+    assert len(receiver.requests) == 1
