@@ -6,9 +6,9 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Event
-from typing import TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -23,13 +23,20 @@ LEASE_BEYOND_TIMEOUT = timedelta(seconds=30)
 PATIENCE_WITH_DATABASE = (0.5, 1.0, 2.0)
 """Seconds to wait between tries to commit an outcome; with 5 for each connection, 23.5 in all."""
 
-Result = TypeVar("Result")
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
 
 def lease(settings: Settings) -> timedelta:
     """Return how long a row is held from its claim, and from each attempt's beginning."""
     return timedelta(seconds=settings.telemetry_timeout_seconds) + LEASE_BEYOND_TIMEOUT
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Whether a claim was still held at its end, and when its row is tried again, if it is."""
+
+    held: bool
+    next_attempt_at: datetime | None = None
 
 
 class Delivery:
@@ -64,7 +71,7 @@ class Delivery:
         )
         if outcome:
             self._settle(outcome)
-        elif not self._commit(self._give_back):
+        elif not self._end(self._give_back).held:
             self._log_lost_lease()
 
     def _begin(self) -> datetime | None:
@@ -94,23 +101,31 @@ class Delivery:
         """Record and log the outcome of the last try, and end the claim with its verdict."""
         if outcome.result == "sent":
             log.payload(self._claim.body)
-        next_attempt_at, held = None, False
+        ended = Ended(held=False)
         try:
-            next_attempt_at, held = self._commit(lambda connection: self._end(connection, outcome))
+            ended = self._end(lambda connection: self._conclude(connection, outcome))
         finally:
-            self._log_attempt(outcome, next_attempt_at)
+            self._log_attempt(outcome, ended.next_attempt_at)
         if self._unstamped:
             error = log.cause(self._unstamped)
             log.event("failed", level=logging.WARNING, stage="stamp", error=error)
-        if not held:
+        if not ended.held:
             self._log_lost_lease()
         elif outcome.result == "rejected":
             log.event("rejected", level=logging.WARNING, id=self._claim.id, status=outcome.status)
 
-    def _end(self, connection: Connection, outcome: Outcome) -> tuple[datetime | None, bool]:
-        """Return when the row is tried again, if it is, and whether the claim was still held."""
-        if outbox.is_recorded(connection, self._attempt):
-            return None, True  # settled by an earlier commit, of which only the reply was lost
+    def _end(self, way: Callable[[Connection], Ended]) -> Ended:
+        """End the claim in one of its two ways.
+
+        Where only the reply to a COMMIT was lost, the next try finds the lease gone: what the
+        earlier one found is what happened.
+        """
+        found: list[Ended] = []
+        self._commit(lambda connection: found.append(way(connection)))
+        return next((ended for ended in found if ended.held), found[-1])
+
+    def _conclude(self, connection: Connection, outcome: Outcome) -> Ended:
+        """Record the last try and judge the row by it."""
         outbox.record(connection, self._attempt, outcome)
         if outcome.result == "sent":
             self._stamp(connection)
@@ -123,26 +138,27 @@ class Delivery:
             with connection.begin_nested():
                 instance.stamp(connection, self._claim.instance_id, self._attempt.at)
         except DBAPIError as error:
+            if error.connection_invalidated:
+                raise
             self._unstamped = error
 
-    def _judge(self, connection: Connection, outcome: Outcome) -> tuple[datetime | None, bool]:
+    def _judge(self, connection: Connection, outcome: Outcome) -> Ended:
         jitter = random.random()  # noqa: S311 - jitter
         verdict = judge(outcome, self._claim.drains, database.clock(connection), jitter)
         error = outcome.error or f"HTTP {outcome.status}"
         held = outbox.settle(connection, self._claim, verdict, error)
-        return (verdict.at if held and isinstance(verdict, RetryAt) else None), held
+        return Ended(held, verdict.at if held and isinstance(verdict, RetryAt) else None)
 
-    def _give_back(self, connection: Connection) -> bool:
-        """End a claim whose next try was not to begin; return whether it was still held.
+    def _give_back(self, connection: Connection) -> Ended:
+        """Leave the row to another drain: the next try was not to begin.
 
         What a receiver has answered before still holds: its Retry-After, and the backoff.
         """
         if self._recorded is None:
-            return outbox.release(connection, self._claim)
-        _, held = self._judge(connection, self._recorded)
-        return held
+            return Ended(outbox.release(connection, self._claim))
+        return self._judge(connection, self._recorded)
 
-    def _commit(self, work: Callable[[Connection], Result]) -> Result:
+    def _commit(self, work: Callable[[Connection], None]) -> None:
         """Do ``work`` in a transaction, again for a while where the database fails it.
 
         What has happened on the wire is worth more patience than what can be done again, and a
@@ -151,11 +167,13 @@ class Delivery:
         for wait in PATIENCE_WITH_DATABASE:
             try:
                 with self._transaction() as connection:
-                    return work(connection)
+                    work(connection)
             except DBAPIError:
                 time.sleep(wait)
+            else:
+                return
         with self._transaction() as connection:
-            return work(connection)
+            work(connection)
 
     def _log_attempt(self, outcome: Outcome, next_attempt_at: datetime | None) -> None:
         log.event(

@@ -40,10 +40,13 @@ def ensure(connection: Connection) -> UUID:
 def stamp(connection: Connection, instance_id: UUID, at: datetime) -> None:
     """Record that this instance has delivered a heartbeat, in an attempt that began ``at``.
 
-    The beginning lies within the heartbeat's own day; its answer may come in the next.
+    The beginning lies within the heartbeat's own day; its answer may come in the next, and later
+    than that of another attempt: what is stamped never goes back.
     """
     connection.execute(
         update(Instance)
         .where(Instance.id == instance_id)
-        .values(last_telemetry_at=at, updated_at=func.now())
+        .values(
+            last_telemetry_at=func.greatest(Instance.last_telemetry_at, at), updated_at=func.now()
+        )
     )

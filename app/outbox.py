@@ -162,12 +162,6 @@ def begin(connection: Connection, claim: Claim, lease: timedelta, *, endpoint: s
     return Begun(*row) if row else None
 
 
-def is_recorded(connection: Connection, attempt: Begun) -> bool:
-    """Whether the attempt's outcome is on record already."""
-    completed = Attempt.id == attempt.attempt_id, Attempt.outcome.is_not(None)
-    return bool(connection.scalar(select(exists().where(*completed))))
-
-
 def record(connection: Connection, attempt: Begun, outcome: Outcome) -> None:
     """Complete the attempt with its outcome, whoever holds the row by now."""
     connection.execute(
@@ -278,7 +272,8 @@ def _finish(
 def prune(connection: Connection, retention: timedelta) -> None:
     """Delete the finished rows, with their attempts, that are older than ``retention``."""
     old = OutboxRow.state.in_(FINAL) & (OutboxRow.finished_at < _now - retention)
-    connection.execute(delete(OutboxRow).where(old))
+    free = select(OutboxRow.id).where(old).with_for_update(skip_locked=True)
+    connection.execute(delete(OutboxRow).where(OutboxRow.id.in_(free)))
 
 
 Record = dict[str, Any]

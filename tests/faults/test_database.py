@@ -1,58 +1,788 @@
-"""What happened on the wire is recorded although the database fails for a moment."""
+"""A database that fails, at whatever moment, loses nothing, doubles nothing, and is told of."""
 
-from collections.abc import Callable
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
-from sqlalchemy import Engine, text
+from redis import Redis
+from sqlalchemy import Connection, Engine, make_url, text
 
 from app import report
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.database import attempts, one, outbox_row, run
+from tests.database import attempts, count, one, outbox_row, run
+from tests.faults.breakable import Server
+from tests.faults.conftest import (
+    DAY_BEGINS,
+    MORE_THAN_A_BACKOFF,
+    MORE_THAN_A_LEASE,
+    eventually,
+)
+from tests.faults.relay import Relay
+from tests.processes import Process, Processes
 from tests.receiver import Receiver, answer
+from workers.broker import NAMESPACE, QUEUE
+
+SETTLE = "OLD.lease_token IS NOT NULL AND NEW.lease_token IS NULL"
+"""What the end of a lease looks like to a trigger."""
+
+COMMIT = rb"COMMIT\x00"
+"""The end of a transaction, as Postgres is sent it; its beginning may name READ COMMITTED."""
+
+LONG_ENOUGH_TO_NOTICE = 2.0
+"""Seconds for which a server stands still."""
 
 
-@pytest.fixture(autouse=True)
-def written(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
-    clock("2026-05-02T02:30:00Z")
-    assert pipeline.write_heartbeat()
+def ready(processes: Processes) -> Process:
+    """Start a worker that waits to be woken."""
+    worker = processes.start("worker")
+    worker.wait_for("ready for action")
+    return worker
 
 
-def lock_for(db: Engine, seconds: float) -> Callable[[], None]:
-    """Lock the outbox for a while, longer than a statement waits for a lock."""
+def until_idle(processes: Processes) -> None:
+    """Wait until every wake-up has been worked off and acknowledged."""
+    with Redis.from_url(processes.environment["REDIS_URL"]) as client:
+        eventually(lambda: not client.exists(f"{NAMESPACE}:{QUEUE}.msgs"))
 
-    def hold(started: Thread) -> None:
-        with db.begin() as connection:
-            connection.execute(text("LOCK TABLE telemetry_outbox IN ACCESS EXCLUSIVE MODE"))
-            locked.append(started)
+
+def send_again(processes: Processes, worker: Process, db: Engine) -> None:
+    """Wake the sender of a row that waits, and see it sent."""
+    assert outbox_row(db)["state"] == "pending"
+    processes.wake("drain")
+    worker.wait_for("telemetry.attempt")
+
+
+def recover(processes: Processes, clock: Clock, db: Engine) -> None:
+    """Let a lapsed lease be taken back, and the backoff after it pass, until the row is sent."""
+    clock(MORE_THAN_A_LEASE)
+    processes.wake("sweep")
+    eventually(lambda: outbox_row(db)["state"] != "sending")
+    clock(MORE_THAN_A_BACKOFF)
+    processes.wake("drain")
+    eventually(lambda: outbox_row(db)["state"] == "sent")
+
+
+def assert_sent(db: Engine, receiver: Receiver, *outcomes: str | None) -> None:
+    """Assert that the row is sent, by attempts that ended so, all with the bytes it holds."""
+    row = outbox_row(db)
+    assert (row["state"], row["attempts"]) == ("sent", len(outcomes))
+    assert [attempt["outcome"] for attempt in attempts(db)] == list(outcomes)
+    assert {request.body.decode() for request in receiver.requests} == {row["payload"]}
+
+
+def failures(worker: Process) -> list[str]:
+    """Return what failed, as stage and error, after an assertion that it was told in lines."""
+    assert "Traceback" not in worker.output()
+    return [line.removeprefix("telemetry.failed ") for line in worker.lines("telemetry.failed")]
+
+
+@contextmanager
+def locked(db: Engine, table: str) -> Iterator[Connection]:
+    """Hold a table as a migration of ConsentOS does, until the block ends."""
+    with db.begin() as connection:
+        connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+        yield connection
+
+
+def once(db: Engine, event: str, fault: str, *, when: str = "true") -> None:
+    """Have Postgres do something else the first time that an event comes to a row."""
+    run(db, "CREATE SEQUENCE faults")
+    run(
+        db,
+        "CREATE FUNCTION fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" IF nextval('faults') = 1 THEN {fault}; END IF; RETURN NEW; END $$",
+    )
+    run(
+        db,
+        f"CREATE TRIGGER fault BEFORE {event} FOR EACH ROW WHEN ({when}) EXECUTE FUNCTION fault()",
+    )
+
+
+@pytest.fixture
+def role(db: Engine, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A role with no more rights than are needed, by which new pipelines and processes connect."""
+    url = make_url(processes.environment["DATABASE_URL"])
+    name = f"{url.database}_pipeline"
+    run(db, f"CREATE ROLE {name} LOGIN")
+    for rights in (
+        "USAGE ON SCHEMA clock",
+        "SELECT ON ALL TABLES IN SCHEMA public, clock",
+        "INSERT, UPDATE ON instance",
+        "INSERT ON telemetry_notice",
+        "INSERT, UPDATE, DELETE ON telemetry_outbox",
+        "INSERT, UPDATE ON telemetry_attempt",
+    ):
+        run(db, f"GRANT {rights} TO {name}")
+    as_role = url.set(username=name).render_as_string(hide_password=False)
+    processes.environment["DATABASE_URL"] = as_role
+    monkeypatch.setenv("DATABASE_URL", as_role)
+    yield name
+    run(db, f"DROP OWNED BY {name}")
+    run(db, f"DROP ROLE {name}")
+
+
+@pytest.mark.usefixtures("pending")
+class TestRestarted:
+    def test_before_the_claim_is_committed_the_row_stays_pending(
+        self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        stopped = processes.start_to_stop_at("app.outbox:claim:return")
+        processes.wake("drain")
+        stopped.wait()
+        postgres.restart()
+        stopped.go_on()
+        stopped.process.wait_for("telemetry.failed stage=drain")
+        assert receiver.connections == 0
+        send_again(processes, stopped.process, db)
+        assert_sent(db, receiver, "sent")
+        assert len(failures(stopped.process)) == len(receiver.requests) == 1
+
+    def test_between_the_claim_and_the_post_it_is_not_even_noticed(
+        self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        stopped = processes.start_to_stop_at("app.sender:deliver:call")
+        processes.wake("drain")
+        stopped.wait()
+        postgres.restart()
+        stopped.go_on()
+        stopped.process.wait_for("telemetry.attempt")
+        assert_sent(db, receiver, "sent")
+        assert failures(stopped.process) == []
+
+    def test_before_the_attempt_is_on_record_nothing_leaves_until_the_lease_lapses(
+        self,
+        postgres: Server,
+        processes: Processes,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        stopped = processes.start_to_stop_at("app.outbox:begin:return")
+        processes.wake("drain")
+        stopped.wait()
+        postgres.restart()
+        stopped.go_on()
+        stopped.process.wait_for("telemetry.failed stage=drain")
+        assert receiver.connections == count(db, "telemetry_attempt") == 0
+        assert outbox_row(db)["state"] == "sending"
+        recover(processes, clock, db)
+        assert_sent(db, receiver, "sent")
+
+    def test_during_the_post_its_outcome_is_recorded_all_the_same(
+        self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        receiver.during = postgres.restart
+        worker = ready(processes)
+        processes.wake("drain")
+        worker.wait_for("telemetry.attempt")
+        assert_sent(db, receiver, "sent")
+        assert failures(worker) == []
+        assert len(receiver.requests) == 1
+
+    @pytest.mark.parametrize("point", ["app.outbox:record:return", "app.outbox:settle:return"])
+    def test_during_the_settle_it_is_settled_by_the_next_try(
+        self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine, point: str
+    ) -> None:
+        stopped = processes.start_to_stop_at(point)
+        processes.wake("drain")
+        stopped.wait()
+        postgres.restart()
+        stopped.go_on()
+        stopped.process.wait_for("telemetry.attempt")
+        assert_sent(db, receiver, "sent")
+        assert failures(stopped.process) == stopped.process.lines("telemetry.lease_lost") == []
+        assert len(receiver.requests) == 1
+
+
+@pytest.mark.usefixtures("pending")
+class TestAway:
+    def test_while_it_is_down_every_actor_says_so_and_afterwards_all_goes_on(
+        self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        worker = ready(processes)
+        with postgres.down():
+            processes.wake("sweep")
+            for stage in ("sweep", "write", "prune"):
+                worker.wait_for(f"telemetry.failed stage={stage}")
+            processes.wake("drain")
+            worker.wait_for("telemetry.failed stage=drain")
+        assert failures(worker) == [
+            f'stage={stage} error="the database cannot be reached"'
+            for stage in ("sweep", "write", "prune", "drain")
+        ]
+        send_again(processes, worker, db)
+        assert_sent(db, receiver, "sent")
+        assert len(receiver.requests) == 1
+
+    def test_what_was_on_its_way_when_it_went_for_long_leaves_again_with_the_same_bytes(
+        self,
+        postgres: Server,
+        processes: Processes,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        worker = ready(processes)
+        with ExitStack() as away:
+            receiver.during = lambda: away.enter_context(postgres.down())
+            processes.wake("drain")
+            worker.wait_for("telemetry.failed stage=drain")
+            receiver.during = lambda: None
+        assert len(worker.lines("telemetry.payload")) == 1
+        assert "outcome=sent" in worker.lines("telemetry.attempt")[0]
+        recover(processes, clock, db)
+        assert_sent(db, receiver, None, "sent")
+        assert len(receiver.requests) == 2
+
+    def test_a_worker_whose_sessions_are_ended_again_and_again_goes_on_trying(
+        self,
+        role: str,
+        processes: Processes,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        worker = ready(processes)
+
+        def failed_often() -> bool:
+            processes.wake("drain")
+            processes.wake("sweep")
+            return len(failures(worker)) >= 10
+
+        with ending_sessions(db, role):
+            eventually(failed_often)
+        until_idle(processes)  # a sender that waits for its second would not see the clock move
+        recover(processes, clock, db)
+        assert_sent(db, receiver, *(a["outcome"] for a in attempts(db)))
+        assert attempts(db)[-1]["outcome"] == "sent"
+        assert len(receiver.requests) <= len(attempts(db))
+
+    def test_one_that_stands_still_in_mid_settle_is_waited_for(
+        self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        stopped = processes.start_to_stop_at("app.outbox:settle:call")
+        processes.wake("drain")
+        stopped.wait()
+        with postgres.frozen():
+            stopped.go_on()
+            time.sleep(LONG_ENOUGH_TO_NOTICE)
+            assert stopped.process.lines("telemetry.attempt") == []
+        stopped.process.wait_for("telemetry.attempt")
+        assert_sent(db, receiver, "sent")
+        assert failures(stopped.process) == stopped.process.lines("telemetry.lease_lost") == []
+        assert len(receiver.requests) == 1
+
+    def test_one_that_stands_still_in_mid_settle_does_not_keep_a_worker_from_stopping(
+        self,
+        postgres: Server,
+        processes: Processes,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        stopped = processes.start_to_stop_at("app.outbox:settle:call")
+        processes.wake("drain")
+        stopped.wait()
+        with postgres.frozen():
+            stopped.go_on()
+            stopped.process.signal(signal.SIGTERM)
+            assert stopped.process.wait(10) == 0
+        assert failures(stopped.process) == []
+        assert outbox_row(db)["state"] == "sending"
+        ready(processes)
+        recover(processes, clock, db)
+        assert_sent(db, receiver, None, "sent")
+
+    def test_one_that_stands_still_at_a_connection_is_given_up_after_five_seconds(
+        self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        worker = ready(processes)
+        with postgres.frozen():
+            processes.wake("drain")
+            worker.wait_for("telemetry.failed stage=drain", seconds=8)
+        assert failures(worker) == ['stage=drain error="the database cannot be reached"']
+        send_again(processes, worker, db)
+        assert_sent(db, receiver, "sent")
+
+
+@contextmanager
+def ending_sessions(db: Engine, role: str) -> Iterator[None]:
+    """End every session of a role, again and again, until the block ends."""
+    over = Event()
+    end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = :role"
+
+    def go_on() -> None:
+        while not over.wait(0.01):
+            one(db, end, role=role)
+
+    thread = Thread(target=go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+class TestAReplyToACommitThatIsLost:
+    @pytest.mark.usefixtures("noticed")
+    def test_after_a_write_there_is_one_row(
+        self,
+        relayed_database: Relay,
+        processes: Processes,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        clock(DAY_BEGINS)
+        worker = ready(processes)
+        relayed_database.lose_the_reply_to(COMMIT)
+        processes.wake("heartbeat")
+        worker.wait_for("telemetry.failed stage=write")
+        assert relayed_database.lost.is_set()
+        worker.wait_for("telemetry.attempt")
+        assert not Pipeline(Settings.load()).write_heartbeat()
+        assert_sent(db, receiver, "sent")
+        assert failures(worker) == ['stage=write error="the database cannot be reached"']
+        assert len(receiver.requests) == 1
+
+    @pytest.mark.usefixtures("pending")
+    def test_after_a_claim_the_row_comes_back_with_its_lease(
+        self,
+        relayed_database: Relay,
+        processes: Processes,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        worker = ready(processes)
+        relayed_database.lose_the_reply_to(COMMIT)
+        processes.wake("drain")
+        worker.wait_for("telemetry.failed stage=drain")
+        assert outbox_row(db)["state"] == "sending"
+        assert receiver.connections == count(db, "telemetry_attempt") == 0
+        recover(processes, clock, db)
+        assert_sent(db, receiver, "sent")
+        assert len(receiver.requests) == 1
+
+    @pytest.mark.usefixtures("pending")
+    def test_after_a_begin_the_attempt_is_on_record_and_nothing_has_left(
+        self,
+        relayed_database: Relay,
+        processes: Processes,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        stopped = processes.start_to_stop_at("app.outbox:begin:call")
+        processes.wake("drain")
+        stopped.wait()
+        relayed_database.lose_the_reply_to(COMMIT)
+        stopped.go_on()
+        stopped.process.wait_for("telemetry.failed stage=drain")
+        assert [attempt["outcome"] for attempt in attempts(db)] == [None]
+        assert receiver.connections == 0
+        recover(processes, clock, db)
+        assert_sent(db, receiver, None, "sent")
+        assert len(receiver.requests) == 1
+
+    @pytest.mark.usefixtures("pending")
+    @pytest.mark.parametrize(
+        ("reply", "state"),
+        [
+            (answer(202), "sent"),
+            (answer(410), "rejected"),
+            (answer(429, "Retry-After: 7200"), "pending"),
+        ],
+        ids=["sent", "rejected", "to be tried again"],
+    )
+    def test_after_a_settle_the_row_is_settled_and_told_of_as_ever(
+        self,
+        relayed_database: Relay,
+        receiver: Receiver,
+        db: Engine,
+        caplog: pytest.LogCaptureFixture,
+        *,
+        reply: bytes,
+        state: str,
+    ) -> None:
+        caplog.set_level("INFO", "telemetry")
+        receiver.answers = [reply]
+        receiver.during = lambda: relayed_database.lose_the_reply_to(COMMIT)
+        Pipeline(Settings.load()).drain()
+        assert relayed_database.lost.is_set()
+        row = outbox_row(db)
+        assert (row["state"], row["drains"], row["attempts"]) == (state, 1, 1)
+        (attempt,) = attempts(db)
+        assert attempt["outcome"] == (state if state != "pending" else "retryable")
+        assert len(receiver.requests) == 1
+        told = "-" if state != "pending" else row["next_attempt_at"].isoformat(timespec="seconds")
+        assert f"outcome={attempt['outcome']} " in caplog.text
+        assert f"next_attempt_at={told}" in caplog.text
+        assert "telemetry.lease_lost" not in caplog.text
+
+    @pytest.mark.usefixtures("pending")
+    def test_after_a_claim_is_given_back_no_lease_is_lost(
+        self, relayed_database: Relay, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        receiver.answers = [answer(503)]
+        receiver.during = lambda: run(db, "UPDATE telemetry_outbox SET expires_at = now()")
+        stopped = processes.start_to_stop_at("app.outbox:settle:call")
+        processes.wake("drain")
+        stopped.wait()
+        relayed_database.lose_the_reply_to(COMMIT)
+        stopped.go_on()
+        until_idle(processes)
+        assert relayed_database.lost.is_set()
+        assert outbox_row(db)["state"] == "pending"
+        assert failures(stopped.process) == stopped.process.lines("telemetry.lease_lost") == []
+        assert len(receiver.requests) == 1
+
+
+@pytest.mark.usefixtures("pending")
+class TestRefusing:
+    def test_while_it_is_read_only_nothing_leaves(
+        self, role: str, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        database = one(db, "SELECT current_database()")
+        worker = ready(processes)
+        run(
+            db, f'ALTER ROLE {role} IN DATABASE "{database}" SET default_transaction_read_only = on'
+        )
+        processes.wake("drain")
+        worker.wait_for("telemetry.failed stage=drain")
+        processes.wake("sweep")
+        worker.wait_for("telemetry.failed stage=prune")
+        assert len(failures(worker)) == 3
+        assert all("in a read-only transaction" in failure for failure in failures(worker))
+        assert receiver.connections == count(db, "telemetry_attempt") == 0
+        run(db, f'ALTER ROLE {role} IN DATABASE "{database}" RESET default_transaction_read_only')
+        send_again(processes, worker, db)
+        assert_sent(db, receiver, "sent")
+
+    @pytest.mark.parametrize("of", ["ROLE {role}", 'DATABASE "{database}"'])
+    def test_without_a_connection_left_it_says_so_and_sends_when_there_is_one(
+        self, role: str, processes: Processes, receiver: Receiver, db: Engine, of: str
+    ) -> None:
+        limited = of.format(role=role, database=one(db, "SELECT current_database()"))
+        worker = ready(processes)
+        run(db, f"ALTER {limited} CONNECTION LIMIT 0")
+        processes.wake("drain")
+        worker.wait_for("telemetry.failed")
+        assert failures(worker) == ['stage=drain error="the database has no connection left"']
+        run(db, f"ALTER {limited} CONNECTION LIMIT -1")
+        send_again(processes, worker, db)
+        assert_sent(db, receiver, "sent")
+
+    @pytest.mark.parametrize("right", ["UPDATE ON telemetry_outbox", "INSERT ON telemetry_attempt"])
+    def test_a_role_that_may_not_record_may_not_send(
+        self,
+        role: str,
+        processes: Processes,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+        *,
+        right: str,
+    ) -> None:
+        run(db, f"REVOKE {right} FROM {role}")
+        worker = ready(processes)
+        processes.wake("drain")
+        worker.wait_for("telemetry.failed")
+        table = right.rsplit(maxsplit=1)[-1]
+        assert failures(worker) == [f'stage=drain error="permission denied for table {table}"']
+        assert receiver.connections == count(db, "telemetry_attempt") == 0
+        run(db, f"GRANT {right} TO {role}")
+        recover(processes, clock, db)
+        assert_sent(db, receiver, "sent")
+
+    @pytest.mark.parametrize("right", ["UPDATE ON telemetry_attempt", "UPDATE ON instance"])
+    def test_a_role_that_may_send_but_not_settle_is_told_of_and_sends_the_same_bytes(
+        self,
+        role: str,
+        processes: Processes,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+        *,
+        right: str,
+    ) -> None:
+        run(db, f"REVOKE {right} FROM {role}")
+        worker = ready(processes)
+        processes.wake("drain")
+        worker.wait_for(f"permission denied for table {right.rsplit(maxsplit=1)[-1]}")
+        assert len(failures(worker)) == 1
+        assert "outcome=sent" in worker.lines("telemetry.attempt")[0]
+        assert len(worker.lines("telemetry.payload")) == 1
+        run(db, f"GRANT {right} TO {role}")
+        recover(processes, clock, db)
+        assert_sent(db, receiver, *(attempt["outcome"] for attempt in attempts(db)))
+        assert len(receiver.requests) == len(attempts(db))
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            "RAISE EXCEPTION 'made' USING ERRCODE = 'serialization_failure'",
+            "RAISE EXCEPTION 'made' USING ERRCODE = 'deadlock_detected'",
+            "RAISE EXCEPTION 'made' USING ERRCODE = 'disk_full'",
+            "RAISE EXCEPTION 'made' USING ERRCODE = 'admin_shutdown'",
+            "PERFORM pg_sleep(60)",
+        ],
+        ids=["serialization", "deadlock", "disk full", "shutdown", "statement timeout"],
+    )
+    def test_a_settle_that_fails_once_is_tried_again(
+        self, pipeline: Pipeline, receiver: Receiver, db: Engine, fault: str
+    ) -> None:
+        once(db, "UPDATE ON telemetry_outbox", fault, when=SETTLE)
+        pipeline.drain()
+        assert one(db, "SELECT last_value FROM faults") == 2
+        assert_sent(db, receiver, "sent")
+        assert len(receiver.requests) == 1
+
+    def test_a_full_disk_at_the_beginning_of_an_attempt_keeps_it_from_leaving(
+        self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
+    ) -> None:
+        full = "RAISE EXCEPTION 'made' USING ERRCODE = 'disk_full'"
+        once(db, "INSERT ON telemetry_attempt", full)
+        worker = ready(processes)
+        processes.wake("drain")
+        worker.wait_for("telemetry.failed")
+        assert failures(worker) == ['stage=drain error="DiskFull 53100"']
+        assert receiver.connections == 0
+        recover(processes, clock, db)
+        assert_sent(db, receiver, "sent")
+
+
+FailAndMakeUp = Callable[[str], list[str]]
+"""Takes the statement that ends a fault, and returns what failed before."""
+
+
+@pytest.mark.usefixtures("noticed")
+class TestAWriteThatFails:
+    @pytest.fixture(autouse=True)
+    def due(self, clock: Clock) -> None:
+        """Half past two, and nothing written yet."""
+        clock(DAY_BEGINS)
+
+    @pytest.fixture
+    def failed_and_made_up_for(self, processes: Processes, db: Engine) -> FailAndMakeUp:
+        """Have a worker fail to write, one that starts later succeed, and the first one send."""
+
+        def fail_and_make_up(mend: str) -> list[str]:
+            worker = ready(processes)
+            processes.wake("sweep")
+            worker.wait_for("telemetry.failed")
+            assert count(db, "telemetry_outbox") == count(db, "instance") == 0
+            run(db, mend)
+            assert Pipeline(Settings.load()).write_heartbeat()
+            send_again(processes, worker, db)
+            return failures(worker)
+
+        return fail_and_make_up
+
+    @pytest.mark.parametrize(
+        ("lose", "find", "told"),
+        [
+            (
+                "ALTER TABLE sites RENAME TO moved",
+                "ALTER TABLE moved RENAME TO sites",
+                'relation \\"sites\\" does not exist',
+            ),
+            (
+                "ALTER TABLE scan_jobs RENAME created_at TO moved",
+                "ALTER TABLE scan_jobs RENAME moved TO created_at",
+                'column \\"created_at\\" does not exist',
+            ),
+        ],
+        ids=["table", "column"],
+    )
+    def test_for_want_of_a_table_or_a_column_names_it_and_is_made_up_for(
+        self,
+        failed_and_made_up_for: FailAndMakeUp,
+        receiver: Receiver,
+        db: Engine,
+        *,
+        lose: str,
+        find: str,
+        told: str,
+    ) -> None:
+        run(db, lose)
+        assert failed_and_made_up_for(find) == [f'stage=collect error="{told}"']
+        assert_sent(db, receiver, "sent")
+
+    def test_for_want_of_a_right_names_it_and_is_made_up_for(
+        self,
+        role: str,
+        failed_and_made_up_for: FailAndMakeUp,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        run(db, f"REVOKE INSERT ON telemetry_outbox FROM {role}")
+        assert failed_and_made_up_for(f"GRANT INSERT ON telemetry_outbox TO {role}") == [
+            'stage=write error="permission denied for table telemetry_outbox"'
+        ]
+        assert_sent(db, receiver, "sent")
+
+    def test_for_want_of_room_on_the_disk_is_made_up_for(
+        self, failed_and_made_up_for: FailAndMakeUp, receiver: Receiver, db: Engine
+    ) -> None:
+        full = "RAISE EXCEPTION 'made' USING ERRCODE = 'disk_full'"
+        once(db, "INSERT ON telemetry_outbox", full)
+        assert failed_and_made_up_for("DROP TRIGGER fault ON telemetry_outbox") == [
+            'stage=write error="DiskFull 53100"'
+        ]
+        assert_sent(db, receiver, "sent")
+
+    def test_is_not_tried_with_every_sweep_but_the_sweep_does_the_rest(
+        self, processes: Processes, db: Engine
+    ) -> None:
+        run(db, "ALTER TABLE sites RENAME TO moved")
+        worker = ready(processes)
+        for sweeps in (1, 2):
+            put_a_row(db, day=f"2026-04-0{sweeps}")
+            processes.wake("sweep")
+            worker.wait_for("telemetry.expired", sweeps)
+        until_idle(processes)
+        assert len(failures(worker)) == 1
+
+    def test_for_a_locked_table_keeps_nobody_who_comes_later_waiting(
+        self, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        worker = ready(processes)
+        next_migration = Thread(target=run, args=(db, "LOCK TABLE sites IN ACCESS EXCLUSIVE MODE"))
+        with locked(db, "sites"):
+            processes.wake("heartbeat")
+            eventually(lambda: waiting_for(db, "sites") == 1)
+            next_migration.start()
+            eventually(lambda: waiting_for(db, "sites") == 2)
+            worker.wait_for("telemetry.failed stage=collect", seconds=3)
+            eventually(lambda: waiting_for(db, "sites") == 1)
+        next_migration.join(1)
+        assert not next_migration.is_alive()
+        assert failures(worker) == ['stage=collect error="canceling statement due to lock timeout"']
+        assert Pipeline(Settings.load()).write_heartbeat()
+        send_again(processes, worker, db)
+        assert_sent(db, receiver, "sent")
+
+
+def waiting_for(db: Engine, table: str) -> int:
+    """Return how many sessions wait for a lock on a table."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = to_regclass(:table)"
+    return int(one(db, waiting, table=table))
+
+
+def put_a_row(db: Engine, day: str) -> None:
+    """Put a heartbeat of a past day into the outbox, that has expired since."""
+    run(
+        db,
+        "INSERT INTO telemetry_outbox (id, day, instance_id, payload, created_at, next_attempt_at,"
+        " expires_at) SELECT gen_random_uuid(), t, gen_random_uuid(), '{}', t, t, t"
+        " FROM CAST(:day AS timestamptz) AS t",
+        day=day,
+    )
+
+
+SESSIONS = (
+    "SELECT count(*) FROM pg_stat_activity"
+    " WHERE usename = :role AND application_name = 'consentos-telemetry'"
+)
+
+
+class TestLocked:
+    @pytest.mark.parametrize("state", ["pending", "sending"])
+    def test_a_row_that_somebody_holds_does_not_keep_the_sweep_from_the_others(
+        self, pipeline: Pipeline, db: Engine, state: str
+    ) -> None:
+        for day in ("2026-01-01", "2026-01-02"):
+            put_a_row(db, day)
+        if state == "sending":
+            run(
+                db,
+                "UPDATE telemetry_outbox SET state = 'sending', lease_until = expires_at,"
+                " lease_token = id",
+            )
+        first = "day = '2026-01-01'"
+        with db.begin() as psql:
+            psql.execute(text(f"SELECT FROM telemetry_outbox WHERE {first} FOR UPDATE"))
+            pipeline.sweep()
+            states = "SELECT string_agg(state, ' ' ORDER BY day) FROM telemetry_outbox"
+            assert one(db, states) == f"{state} expired"
+            assert count(db, "telemetry_notice") == 1
+        pipeline.sweep()
+        assert one(db, states) == "expired expired"
+
+    @pytest.mark.usefixtures("pending")
+    def test_a_row_that_somebody_holds_is_not_sent_and_not_waited_for(
+        self, pipeline: Pipeline, receiver: Receiver, db: Engine
+    ) -> None:
+        with db.begin() as psql:
+            psql.execute(text("SELECT FROM telemetry_outbox FOR UPDATE"))
+            pipeline.drain()
+            assert receiver.connections == 0
+        pipeline.drain()
+        assert_sent(db, receiver, "sent")
+
+    @pytest.mark.usefixtures("pending")
+    @pytest.mark.parametrize("table", ["telemetry_outbox", "telemetry_attempt"])
+    def test_a_retry_after_is_kept_although_a_table_was_locked_when_it_came(
+        self, pipeline: Pipeline, receiver: Receiver, db: Engine, table: str
+    ) -> None:
+        receiver.answers = [answer(429, "Retry-After: 7200")]
+        receiver.during = lock_for(db, table, 2.5)
+        pipeline.drain()
+        (attempt,) = attempts(db)
+        assert (attempt["outcome"], attempt["http_status"]) == ("retryable", 429)
+        assert outbox_row(db)["not_before"] == attempt["finished_at"] + timedelta(hours=2)
+
+    @pytest.mark.usefixtures("pending")
+    def test_a_worker_has_two_sessions_at_most_and_none_while_idle(
+        self, role: str, processes: Processes, db: Engine
+    ) -> None:
+        def sessions() -> int:
+            return int(one(db, SESSIONS, role=role))
+
+        seen: set[int] = set()
+
+        def over() -> bool:
+            seen.add(sessions())
+            return len(failures(worker)) >= len(("sweep", "write", "prune", "sweep", "prune"))
+
+        worker = ready(processes)
+        with locked(db, "telemetry_outbox"):
+            for _ in range(3):
+                processes.wake("sweep")
+            eventually(over)
+        assert max(seen) == 2
+        processes.wake("sweep")
+        worker.wait_for("telemetry.attempt")
+        until_idle(processes)
+        eventually(lambda: sessions() == 0)
+
+
+def lock_for(db: Engine, table: str, seconds: float) -> Callable[[], None]:
+    """Lock a table for a while, longer than a statement waits for a lock."""
+
+    def hold() -> None:
+        with locked(db, table) as connection:
+            held.set()
             connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
 
-    locked: list[Thread] = []
+    held = Event()
 
     def lock() -> None:
-        thread = Thread(target=lambda: hold(thread))
-        thread.start()
-        while not locked:
-            thread.join(0.01)
+        Thread(target=hold).start()
+        assert held.wait(10)
 
     return lock
 
 
-def test_a_retry_after_is_kept_although_the_row_was_locked_when_it_came(
-    pipeline: Pipeline, receiver: Receiver, db: Engine
-) -> None:
-    receiver.answers = [answer(429, "Retry-After: 7200")]
-    receiver.during = lock_for(db, 2.5)
-    pipeline.drain()
-    (attempt,) = attempts(db)
-    assert (attempt["outcome"], attempt["http_status"]) == ("retryable", 429)
-    assert outbox_row(db)["not_before"] >= attempt["finished_at"] + timedelta(hours=2)
-
-
+@pytest.mark.usefixtures("pending")
 def test_a_delivery_is_settled_although_every_session_was_ended_meanwhile(
     pipeline: Pipeline, receiver: Receiver, db: Engine
 ) -> None:
@@ -62,10 +792,11 @@ def test_a_delivery_is_settled_although_every_session_was_ended_meanwhile(
         " WHERE datname = current_database() AND pid <> pg_backend_pid()",
     )
     pipeline.drain()
-    assert outbox_row(db)["state"] == "sent"
+    assert_sent(db, receiver, "sent")
     assert len(receiver.requests) == 1
 
 
+@pytest.mark.usefixtures("pending")
 def test_a_row_that_is_deleted_during_its_post_is_not_written_anew(
     pipeline: Pipeline, receiver: Receiver, db: Engine
 ) -> None:
@@ -77,6 +808,7 @@ def test_a_row_that_is_deleted_during_its_post_is_not_written_anew(
     assert len(receiver.requests) == 1
 
 
+@pytest.mark.usefixtures("pending")
 @pytest.mark.parametrize(("name", "value"), [("timezone", "Asia/Tokyo"), ("datestyle", "SQL, DMY")])
 def test_the_databases_own_habits_with_times_change_nothing(
     pipeline: Pipeline, receiver: Receiver, db: Engine, name: str, value: str
@@ -92,11 +824,12 @@ def test_the_databases_own_habits_with_times_change_nothing(
     assert len(receiver.requests) == 1
 
 
+@pytest.mark.usefixtures("noticed")
 def test_what_keeps_a_heartbeat_from_being_written_is_shown(
     environment: dict[str, str], clock: Clock, db: Engine
 ) -> None:
     assert environment
-    clock("2026-05-03T09:00:00Z")
+    clock("2026-05-02T09:00:00Z")
     run(db, "ALTER TABLE scan_jobs RENAME TO moved")
     shown = report.status(Pipeline(Settings.load()))
     assert shown.overdue

@@ -4,20 +4,33 @@ import resource
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from threading import Event, Thread
 
+import psutil
 import pytest
 import trustme
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
 
 from app import sender
+from app.pipeline import Pipeline
 from app.retry import Outcome
+from tests.conftest import Clock
+from tests.database import attempts, one, outbox_row, run
+from tests.faults.conftest import eventually
+from tests.faults.test_database import put_a_row, until_idle
+from tests.processes import Processes
 from tests.receiver import Receiver, answer, receiving
 
 DEADLINE = 1.0
 BODY = b'{"telemetry_schema":1}'
+SIX_HOURS = timedelta(hours=6)
 
 
 def post(url: str) -> tuple[Outcome, float]:
@@ -53,15 +66,28 @@ def go_on_informing(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
 
 
-def pour(head: bytes) -> Callable[[socket.socket], None]:
+def pour(
+    head: bytes, chunk: bytes = b"\0" * 65_536, meanwhile: Callable[[], object] = lambda: None
+) -> Callable[[socket.socket], None]:
     """Answer with success and then with a body that does not end."""
 
     def answer_without_end(connection: socket.socket) -> None:
         connection.sendall(head)
         for _ in range(20_000):
-            connection.sendall(b"\0" * 65_536)
+            meanwhile()
+            connection.sendall(chunk)
 
     return answer_without_end
+
+
+def gzip_bomb() -> tuple[bytes, bytes]:
+    """Return the beginning of a gzip stream, and a block of 10 MB that may follow for ever."""
+    packer = zlib.compressobj(wbits=31)
+
+    def block() -> bytes:
+        return packer.compress(bytes(10_000_000)) + packer.flush(zlib.Z_SYNC_FLUSH)
+
+    return block(), block()
 
 
 @pytest.mark.parametrize(
@@ -94,16 +120,14 @@ def test_one_that_misbehaves_is_told_in_a_word_and_left_at_the_deadline(
     assert seconds < DEADLINE + 0.5
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: identity\r\n\r\n",
-        b"HTTP/1.1 202 Accepted\r\nContent-Encoding: gzip\r\nContent-Length: 9999999999\r\n\r\n",
-    ],
-    ids=["endless", "gzip bomb"],
-)
-def test_an_answers_body_is_not_read(receiver: Receiver, head: bytes) -> None:
-    receiver.answers = [pour(head.replace(b"Transfer-Encoding: identity\r\n", b""))]
+ENDLESS = b"HTTP/1.1 202 Accepted\r\n\r\n"
+PACKED = b"HTTP/1.1 202 Accepted\r\nContent-Encoding: gzip\r\nContent-Length: 9999999999\r\n\r\n"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["endless", "gzip bomb"])
+def test_an_answers_body_is_not_read(receiver: Receiver, *, packed: bool) -> None:
+    start, block = gzip_bomb()
+    receiver.answers = [pour(PACKED + start, block) if packed else pour(ENDLESS)]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outcome, seconds = post(receiver.url)
     assert outcome.result == "sent"
@@ -170,7 +194,12 @@ def over_tls(receiver: Receiver, authority: trustme.CA) -> Iterator[str]:
     authority.issue_cert("127.0.0.1").configure_cert(context)
     with socket.create_server(("127.0.0.1", 0)) as plain:
         server = context.wrap_socket(plain, server_side=True)
-        Thread(target=receiver.serve, args=(server,), daemon=True).start()
+
+        def serve() -> None:
+            while server.fileno() != -1:  # a handshake that fails ends an accept, not the server
+                receiver.serve(server)
+
+        Thread(target=serve, daemon=True).start()
         yield f"https://127.0.0.1:{server.getsockname()[1]}/v1/heartbeat"
         server.close()
 
@@ -201,3 +230,265 @@ def test_a_proxy_is_used_as_elsewhere(receiver: Receiver, monkeypatch: pytest.Mo
     outcome, _ = post("http://collector.invalid/v1/heartbeat")
     assert outcome.result == "sent"
     assert receiver.requests[0].head.startswith(b"POST http://collector.invalid/v1/heartbeat ")
+
+
+@pytest.fixture
+def over_ipv6(receiver: Receiver) -> Iterator[str]:
+    """The address of the receiver on the loopback of IPv6."""
+    try:
+        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        thread = Thread(target=receiver.serve, args=(server,))
+        thread.start()
+        yield f"http://[::1]:{server.getsockname()[1]}/v1/heartbeat"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def tries(db: Engine) -> list[tuple[str | None, int | None, str | None]]:
+    """Return what each attempt came to: outcome, status and kind of failure."""
+    return [(a["outcome"], a["http_status"], a["error"]) for a in attempts(db)]
+
+
+def waits_for_its_backoff(db: Engine) -> bool:
+    """Whether the row is to be tried again a minute after its last attempt, or little later."""
+    row = outbox_row(db)
+    wait = row["next_attempt_at"] - attempts(db)[-1]["finished_at"]
+    free = row["state"] == "pending" and row["not_before"] is None
+    return free and timedelta(minutes=1) <= wait <= timedelta(minutes=1.25)
+
+
+@pytest.mark.usefixtures("pending")
+class TestThroughAWorker:
+    @pytest.mark.parametrize("status", [400, 410, 413])
+    def test_a_refusal_is_final_and_asked_for_once(
+        self, processes: Processes, receiver: Receiver, db: Engine, status: int
+    ) -> None:
+        receiver.answers = [answer(status, body=b"what it says about it")]
+        worker = processes.start("worker")
+        processes.wake("drain")
+        worker.wait_for("telemetry.rejected")
+        processes.wake("drain")
+        until_idle(processes)
+        assert outbox_row(db)["state"] == "rejected"
+        assert tries(db) == [("rejected", status, None)]
+        assert len(receiver.requests) == receiver.connections == 1
+        assert "what it says about it" not in worker.output()
+
+    def test_what_may_pass_is_tried_thrice_and_then_again_with_the_same_bytes(
+        self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
+    ) -> None:
+        passing = (408, 425, 429, 500, 599)
+        receiver.answers = [*map(answer, passing), answer(202)]
+        worker = processes.start("worker")
+        processes.wake("drain")
+        until_idle(processes)
+        assert len(receiver.requests) == 3
+        assert waits_for_its_backoff(db)
+        clock("2026-05-02T02:32:00Z")
+        processes.wake("drain")
+        until_idle(processes)
+        assert tries(db) == [("retryable", status, None) for status in passing] + [
+            ("sent", 202, None)
+        ]
+        row = outbox_row(db)
+        assert (row["state"], row["drains"]) == ("sent", 2)
+        assert {request.body.decode() for request in receiver.requests} == {row["payload"]}
+        assert len(worker.lines("telemetry.attempt")) == 6
+        assert len(worker.lines("telemetry.payload")) == 1
+
+    def test_a_redirect_has_nobody_else_hear_of_it(
+        self, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        with receiving() as other:
+            receiver.answers = [answer(307, f"Location: {other.url}", "Refresh: 0; url=/else")]
+            worker = processes.start("worker")
+            processes.wake("drain")
+            worker.wait_for("telemetry.rejected")
+        assert tries(db) == [("rejected", 307, None)]
+        assert other.connections == 0
+        assert str(receiver.port) in processes.trace.read_text()
+        assert str(other.port) not in processes.trace.read_text()
+
+    def test_one_that_takes_it_and_vanishes_is_left_at_the_deadline(
+        self, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        receiver.answers = [stay_silent, answer(202)]
+        worker = processes.start("worker", TELEMETRY_TIMEOUT_SECONDS="1")
+        processes.wake("drain")
+        worker.wait_for("telemetry.payload")
+        until_idle(processes)
+        assert tries(db) == [("retryable", None, "deadline"), ("sent", 202, None)]
+        assert 1000 <= attempts(db)[0]["duration_ms"] < 2000
+        assert len({request.body for request in receiver.requests}) == 1
+
+    def test_a_name_that_nobody_knows_is_tried_again_later(
+        self, processes: Processes, db: Engine
+    ) -> None:
+        worker = processes.start("worker", TELEMETRY_ENDPOINT="http://collector.invalid/")
+        processes.wake("drain")
+        until_idle(processes)
+        assert tries(db) == [("retryable", None, "dns")] * 3
+        assert waits_for_its_backoff(db)
+        assert "Traceback" not in worker.output()
+
+    def test_a_name_that_is_looked_up_for_long_keeps_no_sweep_waiting(
+        self, processes: Processes, db: Engine
+    ) -> None:
+        slow = {"TELEMETRY_ENDPOINT": "http://slow.invalid/", "TELEMETRY_TIMEOUT_SECONDS": "3"}
+        worker = processes.start("worker", **slow)
+        processes.wake("drain")
+        eventually(lambda: attempts(db))
+        put_a_row(db, day="2026-04-01")
+        processes.wake("sweep")
+        worker.wait_for("telemetry.expired")
+        assert tries(db) == [(None, None, None)]
+        worker.wait_for("telemetry.attempt")
+        assert tries(db)[0] == ("retryable", None, "deadline")
+        assert 3000 <= attempts(db)[0]["duration_ms"] < 4000
+
+    def test_one_that_nobody_vouches_for_gets_nothing_to_read(
+        self, over_tls: str, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        worker = processes.start("worker", TELEMETRY_ENDPOINT=over_tls)
+        processes.wake("drain")
+        until_idle(processes)
+        assert tries(db) == [("retryable", None, "tls")] * 3
+        assert waits_for_its_backoff(db)
+        assert receiver.requests == []
+        assert "Traceback" not in worker.output()
+
+    def test_one_that_the_operators_own_authority_vouches_for_gets_it(
+        self,
+        over_tls: str,
+        authority: trustme.CA,
+        processes: Processes,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        with authority.cert_pem.tempfile() as bundle:
+            processes.start("worker", TELEMETRY_ENDPOINT=over_tls, SSL_CERT_FILE=bundle)
+            processes.wake("drain")
+            until_idle(processes)
+        assert tries(db) == [("sent", 202, None)]
+        assert [request.body.decode() for request in receiver.requests] == [
+            outbox_row(db)["payload"]
+        ]
+
+    def test_one_on_ipv6_gets_it_too(
+        self, over_ipv6: str, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        processes.start("worker", TELEMETRY_ENDPOINT=over_ipv6)
+        processes.wake("drain")
+        until_idle(processes)
+        assert tries(db) == [("sent", 202, None)]
+        assert receiver.requests[0].headers["host"].startswith("[::1]:")
+
+    def test_hostile_answers_cost_neither_memory_nor_more_than_the_deadline(
+        self, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        run(db, "UPDATE telemetry_outbox SET drains = 5")  # a row that fails waits for long
+        run(
+            db,
+            "INSERT INTO telemetry_outbox"
+            " (id, day, instance_id, payload, drains, created_at, next_attempt_at, expires_at)"
+            " SELECT gen_random_uuid(), day - n, instance_id, payload, drains, created_at,"
+            " next_attempt_at, expires_at FROM telemetry_outbox, generate_series(1, 39) AS n",
+        )
+        worker = processes.start("worker", TELEMETRY_TIMEOUT_SECONDS="1")
+        worker.wait_for("ready for action")
+        (child,) = psutil.Process(worker.pid).children()
+        used: list[int] = []
+
+        def measure() -> None:
+            used.append(child.memory_info().rss)
+
+        start, block = gzip_bomb()
+        many_headers = b"HTTP/1.1 202 Accepted\r\n" + b"X-Many: headers\r\n" * 100_000
+        harmless = [answer(202)] * 10
+        hostile = [
+            drip,
+            go_on_informing,
+            lambda connection: connection.sendall(many_headers),
+            lambda connection: connection.sendall(b"HTTP/1.1 202 " + b"x" * 2_000_000),
+            *[pour(ENDLESS, meanwhile=measure), pour(PACKED + start, block, measure)] * 12,
+        ]
+        receiver.answers = [*harmless, *hostile, answer(202)]
+        receiver.during = measure
+        processes.wake("drain")
+        until_idle(processes)
+        assert len(receiver.requests) >= len(harmless) + len(hostile)
+        assert max(attempt["duration_ms"] for attempt in attempts(db)) < 2000
+        assert [error for _, _, error in tries(db) if error].count("protocol") == 2
+        assert max(used) - used[len(harmless)] < 8_000_000
+
+
+@pytest.mark.usefixtures("pending")
+class TestRetryAfter:
+    @pytest.mark.parametrize(
+        "header", ["soon", "-120", "Sat, 02 May 2026 02:00:00 GMT"], ids=["words", "-120", "past"]
+    )
+    def test_one_that_asks_for_nothing_is_as_good_as_none(
+        self, pipeline: Pipeline, receiver: Receiver, db: Engine, header: str
+    ) -> None:
+        receiver.answers = [answer(503, f"Retry-After: {header}")]
+        pipeline.drain()
+        assert tries(db) == [("retryable", 503, None)] * 3
+        assert waits_for_its_backoff(db)
+
+    @settings(
+        max_examples=40,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
+    @given(
+        status=st.sampled_from([429, 503]),
+        seconds=st.integers(5, 86_400) | st.integers(5, 10**18),
+        as_date=st.booleans(),
+        drains=st.integers(0, 20),
+    )
+    @example(status=429, seconds=21_600, as_date=False, drains=0)
+    @example(status=503, seconds=21_601, as_date=True, drains=0)
+    @example(status=503, seconds=10**60, as_date=False, drains=0)
+    def test_the_next_try_is_never_sooner_than_asked_and_never_later_than_six_hours(  # noqa: PLR0913
+        self,
+        pipeline: Pipeline,
+        receiver: Receiver,
+        db: Engine,
+        *,
+        status: int,
+        seconds: int,
+        as_date: bool,
+        drains: int,
+    ) -> None:
+        put_back(db, drains)
+        asked = timedelta(seconds=min(seconds, 200 * 365 * 86_400))
+        date: datetime = one(db, "SELECT now()").astimezone(UTC) + asked
+        header = format_datetime(date, usegmt=True) if as_date else str(seconds)
+        receiver.requests.clear()
+        receiver.answers = [answer(status, f"Retry-After: {header}")]
+        pipeline.drain()
+        row = outbox_row(db)
+        (attempt,) = attempts(db)
+        assert (row["state"], attempt["http_status"]) == ("pending", status)
+        assert len(receiver.requests) == 1
+        end = attempt["finished_at"]
+        if as_date:
+            asked = date.replace(microsecond=0) - end
+        assert end + min(asked, SIX_HOURS) <= row["not_before"] <= end + SIX_HOURS
+        assert row["not_before"] <= end + asked + timedelta(seconds=1)
+        assert max(row["not_before"], end + timedelta(minutes=1)) <= row["next_attempt_at"]
+        assert row["next_attempt_at"] <= max(row["not_before"], end + timedelta(hours=1))
+
+
+def put_back(db: Engine, drains: int) -> None:
+    """Have the row wait as before its first attempt, but for the drains it has behind it."""
+    run(db, "DELETE FROM telemetry_attempt")
+    run(
+        db,
+        "UPDATE telemetry_outbox SET attempts = 0, drains = :drains, next_attempt_at = now(),"
+        " not_before = NULL",
+        drains=drains,
+    )

@@ -1,13 +1,16 @@
 """The docs say what the code does: what is generated is fresh, and ConsentOS's page comes true."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.payload import Heartbeat, fields
 from docs import generate
+from tests.prove.mutations import MUTATIONS
 from tests.unit.published import EXAMPLE
 
 
@@ -69,3 +72,25 @@ def test_the_documented_payload_has_exactly_our_fields_in_our_order() -> None:
 def test_the_body_is_the_documented_payload_without_its_spaces() -> None:
     compact = json.dumps(json.loads(EXAMPLE), separators=(",", ":"))
     assert Heartbeat.model_validate_json(EXAMPLE).canonical() == compact
+
+
+TESTS = Path(__file__).parents[1]
+NAMED = set(
+    re.findall(
+        r"`(\w+/test_\w+\.py::test_\w+)`", (generate.PAGE.parent / "guarantees.md").read_text()
+    )
+)
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_a_test_that_the_guarantees_name_exists(name: str) -> None:
+    file, _, test = name.partition("::")
+    assert f"def {test}(" in (TESTS / file).read_text()
+
+
+def test_every_proof_of_a_promise_is_named_in_the_guarantees() -> None:
+    assert {mutation.noticed_by for mutation in MUTATIONS} <= NAMED
+
+
+def test_every_promise_is_broken_by_some_mutation() -> None:
+    assert {mutation.promise for mutation in MUTATIONS} == set(range(1, 8))

@@ -1,0 +1,188 @@
+"""Processes that race for the same thing do it once, and who comes too late changes nothing."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from signal import SIGCONT, SIGSTOP
+from threading import Event
+
+import psutil
+import pytest
+from sqlalchemy import Engine
+
+from tests.conftest import Clock
+from tests.database import attempts, count, one, outbox_row
+from tests.faults.conftest import DAY_BEGINS, MORE_THAN_A_LEASE, eventually
+from tests.faults.test_crashes import come_near_half_past_two, left, none_waits, outcomes, recover
+from tests.processes import Process, Processes, Stopped
+from tests.receiver import Receiver, answer
+
+
+@contextmanager
+def frozen(process: Process) -> Iterator[None]:
+    """Have a process and its children stand still until the block ends."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
+    process.signal(SIGSTOP, group=True)
+    eventually(lambda: all(each.status() == psutil.STATUS_STOPPED for each in family))
+    try:
+        yield
+    finally:
+        process.signal(SIGCONT, group=True)
+
+
+def one_waits_for_a_lock(db: Engine) -> bool:
+    """Whether a process waits for what another one has locked."""
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return bool(one(db, f"SELECT count(*) {others}"))
+
+
+def standing_at(point: str, processes: Processes, actor: str) -> Stopped:
+    """Start a worker and have an actor of it stop at a point."""
+    stopped = processes.start_to_stop_at(point)
+    processes.wake(actor)
+    stopped.wait()
+    return stopped
+
+
+def go_on_together(first: Stopped, actor: str, processes: Processes, db: Engine) -> Process:
+    """Have another worker run into what the first one has locked, and then let both go on."""
+    with frozen(first.process):
+        second = processes.start("worker")
+        processes.wake(actor)
+        eventually(lambda: one_waits_for_a_lock(db))
+    first.go_on()
+    eventually(lambda: none_waits(processes))
+    return second
+
+
+class TestTheFirstBootsOfTwoWorkersAtOnce:
+    def test_give_one_notice(self, processes: Processes, db: Engine) -> None:
+        first = standing_at("app.notice:record:return", processes, "sweep")
+        second = go_on_together(first, "sweep", processes, db)
+        output = first.process.output() + second.output()
+        assert count(db, "telemetry_notice") == 1
+        assert output.count("telemetry.notice ") == 1
+        assert "Traceback" not in output
+
+    @pytest.mark.usefixtures("noticed")
+    def test_make_one_instance_and_one_heartbeat(
+        self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
+    ) -> None:
+        clock(DAY_BEGINS)
+        first = standing_at("app.outbox:write:call", processes, "heartbeat")
+        second = go_on_together(first, "heartbeat", processes, db)
+        output = first.process.output() + second.output()
+        assert count(db, "instance") == count(db, "telemetry_outbox") == 1
+        assert output.count("telemetry.queued ") == 1
+        assert left(receiver, db, times=1)
+        assert outcomes(db) == ["sent"]
+        assert "Traceback" not in output
+
+
+def test_two_schedulers_and_three_workers_send_one_heartbeat_a_day(
+    processes: Processes, clock: Clock, receiver: Receiver, db: Engine
+) -> None:
+    come_near_half_past_two(processes, clock, db)
+    schedulers = [processes.start("scheduler") for _ in range(2)]
+    workers = [processes.start("worker") for _ in range(3)]
+    receiver.wait_for(1)
+    for time in ("02T02:31:00", "02T12:00:00", "03T00:00:00", "03T02:29:00"):
+        eventually(lambda: none_waits(processes))
+        clock(f"2026-05-{time}Z")
+        for actor in ("heartbeat", "sweep", "drain") * 3:
+            processes.wake(actor)
+    eventually(lambda: none_waits(processes))
+    output = "".join(process.output() for process in schedulers + workers)
+    assert count(db, "instance") == count(db, "telemetry_outbox") == 1
+    assert output.count("telemetry.queued ") == output.count("telemetry.payload ") == 1
+    assert left(receiver, db, times=1)
+    assert outbox_row(db)["state"] == "sent"
+    assert outcomes(db) == ["sent"]
+    assert "Traceback" not in output
+
+
+@pytest.mark.usefixtures("pending")
+class TestALeaseThatLapsesInMidPost:
+    @pytest.mark.parametrize(
+        ("status", "outcome"), [(202, "sent"), (400, "rejected"), (503, "retryable")]
+    )
+    def test_lets_the_late_finisher_change_nothing_but_its_attempt(
+        self,
+        processes: Processes,
+        clock: Clock,
+        receiver: Receiver,
+        db: Engine,
+        status: int,
+        outcome: str,
+    ) -> None:
+        reply, wanted = late(answer(status))
+        receiver.answers = [reply, answer(202)]
+        processes.environment["TELEMETRY_TIMEOUT_SECONDS"] = "30"
+        first = processes.start("worker")
+        processes.wake("drain")
+        receiver.wait_for(1)
+        with frozen(first):
+            recover(processes, clock, db)
+        row, (_, second), stamp = outbox_row(db), attempts(db), last_sent(db)
+        wanted.set()
+        first.wait_for("telemetry.lease_lost")
+        assert outbox_row(db) == row
+        assert attempts(db)[1] == second
+        assert outcomes(db) == [outcome, "sent"]
+        assert left(receiver, db, times=2)
+        assert last_sent(db) == stamp
+        assert "Traceback" not in first.output()
+
+
+def late(reply: bytes) -> tuple[Callable[[socket.socket], None], Event]:
+    """Return an answer that waits until it is wanted."""
+    wanted = Event()
+
+    def answer_late(connection: socket.socket) -> None:
+        wanted.wait(60)
+        connection.sendall(reply)
+
+    return answer_late, wanted
+
+
+def last_sent(db: Engine) -> object:
+    return one(db, "SELECT last_telemetry_at FROM instance")
+
+
+@pytest.mark.usefixtures("pending")
+class TestASettleAndAReclaimAtOnce:
+    def test_a_row_that_is_being_settled_is_passed_over(
+        self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
+    ) -> None:
+        settling = standing_at("app.outbox:settle:return", processes, "drain")
+        clock(MORE_THAN_A_LEASE)
+        with frozen(settling.process):
+            sweeping = processes.start("worker", LOG_LEVEL="DEBUG")
+            processes.wake("sweep")
+            sweeping.wait_for("Acknowledging message")
+            assert outbox_row(db)["state"] == "sending"
+        settling.go_on()
+        settling.process.wait_for("telemetry.attempt")
+        assert outbox_row(db)["state"] == "sent"
+        assert outcomes(db) == ["sent"]
+        assert left(receiver, db, times=1)
+        output = settling.process.output() + sweeping.output()
+        for words in ("telemetry.failed", "telemetry.lease_lost", "Traceback"):
+            assert words not in output
+
+    def test_a_settle_that_waits_for_a_reclaim_finds_its_lease_lost(
+        self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
+    ) -> None:
+        settling = standing_at("app.delivery:_settle:call", processes, "drain")
+        clock(MORE_THAN_A_LEASE)
+        with frozen(settling.process):
+            reclaiming = standing_at("app.outbox:reclaim:return", processes, "sweep")
+        settling.go_on()
+        eventually(lambda: one_waits_for_a_lock(db))
+        reclaiming.go_on()
+        settling.process.wait_for("telemetry.lease_lost")
+        row = outbox_row(db)
+        assert (row["state"], row["last_error"]) == ("pending", "its lease lapsed")
+        assert outcomes(db) == ["sent"]
+        assert left(receiver, db, times=1)
+        assert "Traceback" not in settling.process.output() + reclaiming.process.output()
