@@ -1,23 +1,30 @@
 """A running server that a test may kill, start again, and freeze."""
 
-import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGQUIT, SIGSTOP
 
 import psutil
 
+from app.demo import servers
+
 SECONDS = 20
 
-_started: list[psutil.Popen] = []
-"""Kept, for they outlive their Server: the keeper, whose mark they carry, ends them."""
+AT_HOME = (
+    "import os, sys; home, user, *command = sys.argv[1:];"
+    "os.chdir(home); os.setreuid(int(user), int(user)); os.execv(command[0], command)"
+)
+"""Becomes a command in its home directory, as its user."""
 
 
 class Server:
     """One of the embedded servers; it is started again just as its keeper had started it."""
 
-    def __init__(self, pid: int, is_up: Callable[[], bool]) -> None:
+    def __init__(self, keeper: servers.Servers, pid: int, is_up: Callable[[], bool]) -> None:
+        self._keeper = keeper
         self._is_up = is_up
         self._process = psutil.Process(pid)
         self._command = self._process.cmdline()
@@ -41,17 +48,12 @@ class Server:
 
     def start(self) -> None:
         """Start it on the same address, with what it had on disk, and wait until it answers."""
-        self._process = psutil.Popen(
-            self._command,
-            cwd=self._home,
+        pid = self._keeper.start(
+            [sys.executable, "-c", AT_HOME, self._home, str(self._user), *self._command],
             env=self._environment,
-            user=self._user,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+            log=Path(f"{self._home}.again.log"),
         )
-        _started.append(self._process)
+        self._process = psutil.Process(pid)
         deadline = time.monotonic() + SECONDS
         while not self._is_up():
             assert time.monotonic() < deadline, f"{self._command[0]} did not come back"

@@ -66,7 +66,7 @@ def valkey(breakable: servers.Servers) -> Server:
             return bool(client.ping())
         return False
 
-    return Server(breakable.redis_pid, is_up)
+    return Server(breakable, breakable.redis_pid, is_up)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ def postgres(breakable: servers.Servers, server_url: str) -> Server:
             return connection.scalar(text("SELECT true")) is True
         return False
 
-    return Server(breakable.postgres_pid, is_up)
+    return Server(breakable, breakable.postgres_pid, is_up)
 
 
 @pytest.fixture
