@@ -1,27 +1,41 @@
-"""A worker told to stop with a POST on its way stops within ten seconds and loses nothing."""
+"""A process told to stop exits with 0 within ten seconds, and what it was at is not lost."""
 
 import os
+import shlex
 import signal
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
 from threading import Event
 
 import psutil
 import pytest
-from sqlalchemy import Engine
+import redis
+from sqlalchemy import Engine, text
 
 from app.pipeline import Pipeline
 from app.settings import Settings
-from tests.database import attempts, outbox_row, run
+from tests.conftest import Clock
+from tests.database import attempts, one, outbox_row, run
+from tests.faults.breakable import Server
+from tests.faults.conftest import MORE_THAN_A_BACKOFF, eventually
 from tests.faults.test_receiver import stay_silent
-from tests.processes import Process, Processes
-from tests.receiver import Receiver
+from tests.processes import Process, Processes, line
+from tests.receiver import Receiver, answer
+from workers.broker import NAMESPACE, QUEUE
+
+CONTAINER = ["unshare", "--pid", "--fork", "--kill-child"]
+"""Starts a command as the first process of a process namespace, as a container does."""
+
+if os.geteuid() != 0:
+    CONTAINER += ["--user", "--map-root-user"]
 
 
 @pytest.fixture(autouse=True)
-def written(pipeline: Pipeline, db: Engine, processes: Processes) -> None:
+def patient(pending: None, processes: Processes) -> None:  # noqa: ARG001 - as a fixture
     """The day's heartbeat waits to be sent, by a worker that will wait a minute for its answer."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, now() - interval '2 days')")
-    assert pipeline.write_heartbeat()
     processes.environment["TELEMETRY_TIMEOUT_SECONDS"] = "60"
 
 
@@ -31,6 +45,11 @@ def posting(process: Process, processes: Processes, receiver: Receiver) -> None:
     process.wait_for("ready for action")
     processes.wake("drain")
     receiver.wait_for(1)
+
+
+def stopped(process: Process) -> bool:
+    """Whether a process that has been told to stop does so in time, with nothing to complain of."""
+    return process.wait(10) == 0 and "Traceback" not in process.output()
 
 
 def settled_as_stopped(db: Engine) -> bool:
@@ -48,53 +67,271 @@ def left_to_its_lease(db: Engine) -> bool:
     return attempt["outcome"] is None and row["state"] == "sending" and bool(row["lease_until"])
 
 
-def test_a_stop_ends_a_post_and_the_tries_after_it(
-    environment: dict[str, str], receiver: Receiver, db: Engine
-) -> None:
-    assert environment
-    stopping = Event()
-    receiver.answers = [stay_silent]
-    receiver.during = stopping.set
-    Pipeline(Settings.load(), stopping).drain()
-    assert settled_as_stopped(db)
+def untouched(db: Engine) -> bool:
+    """Whether the row waits as it was written."""
+    row = outbox_row(db)
+    return (row["state"], row["drains"], row["attempts"]) == ("pending", 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("group", "times"), [(False, 1), (True, 1), (True, 2)], ids=["process", "group", "group twice"]
-)
-def test_a_post_on_its_way_is_settled_or_stays_recoverable(
-    processes: Processes, receiver: Receiver, db: Engine, *, group: bool, times: int
-) -> None:
-    worker = processes.start("worker")
-    posting(worker, processes, receiver)
-    for _ in range(times):
-        worker.signal(signal.SIGTERM, group=group)
-    assert worker.wait(10) == 0
-    assert settled_as_stopped(db), (worker.output(), attempts(db), outbox_row(db))
+def wake_ups(processes: Processes, command: str, key: str) -> int:
+    with redis.Redis.from_url(processes.environment["REDIS_URL"]) as client:
+        return int(client.execute_command(command, f"{NAMESPACE}:{key}"))
 
 
-def test_under_honcho_no_process_has_to_be_killed(
-    processes: Processes, receiver: Receiver, db: Engine
-) -> None:
-    line = f"exec {sys.executable} -m honcho -e /dev/null start worker scheduler"
-    honcho = processes.run(line)
-    posting(honcho, processes, receiver)
-    honcho.signal(signal.SIGTERM)
-    honcho.wait(10)
-    assert "SIGKILL" not in honcho.output()
-    assert "stopped (rc=-9)" not in honcho.output()
-    assert settled_as_stopped(db)
+class TestWithAPostOnItsWay:
+    def test_a_stop_ends_it_and_the_tries_after_it(
+        self, environment: dict[str, str], receiver: Receiver, db: Engine
+    ) -> None:
+        assert environment
+        stopping = Event()
+        receiver.answers = [stay_silent]
+        receiver.during = stopping.set
+        Pipeline(Settings.load(), stopping).drain()
+        assert settled_as_stopped(db)
+
+    @pytest.mark.parametrize(
+        ("number", "group", "times"),
+        [
+            (SIGTERM, False, 1),
+            (SIGTERM, True, 1),
+            (SIGTERM, True, 2),
+            (SIGINT, True, 1),
+            (SIGINT, True, 2),
+        ],
+        ids=["process", "group", "group twice", "Ctrl-C", "Ctrl-C twice"],
+    )
+    def test_a_post_on_its_way_is_settled_before_the_end(
+        self,
+        processes: Processes,
+        receiver: Receiver,
+        db: Engine,
+        *,
+        number: signal.Signals,
+        group: bool,
+        times: int,
+    ) -> None:
+        worker = processes.start("worker")
+        posting(worker, processes, receiver)
+        for _ in range(times):
+            worker.signal(number, group=group)
+        assert stopped(worker)
+        assert settled_as_stopped(db), (worker.output(), attempts(db), outbox_row(db))
+
+    def test_a_worker_settles_it_under_honcho_and_no_process_has_to_be_killed(
+        self, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        honcho = processes.run(
+            f"exec {sys.executable} -m honcho -e /dev/null start worker scheduler"
+        )
+        posting(honcho, processes, receiver)
+        honcho.signal(SIGTERM)
+        honcho.wait(10)
+        assert "SIGKILL" not in honcho.output()
+        assert "stopped (rc=-9)" not in honcho.output()
+        assert settled_as_stopped(db)
+
+    def test_a_worker_that_is_the_first_process_of_a_container_settles_it(
+        self,
+        container: Callable[[str], Process],
+        processes: Processes,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        worker = container("worker")
+        posting(worker, processes, receiver)
+        first_process_in(worker).send_signal(SIGTERM)
+        assert stopped(worker)
+        assert settled_as_stopped(db)
+
+    def test_a_scheduler_that_is_the_first_process_of_a_container_leaves_it_alone(
+        self,
+        container: Callable[[str], Process],
+        processes: Processes,
+        receiver: Receiver,
+        db: Engine,
+    ) -> None:
+        scheduler = container("scheduler")
+        worker = processes.start("worker")
+        posting(worker, processes, receiver)
+        first_process_in(scheduler).send_signal(SIGTERM)
+        assert stopped(scheduler)
+        assert left_to_its_lease(db)
+        assert len(receiver.requests) == 1
+
+    def test_a_reload_settles_it_and_the_worker_goes_on(
+        self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
+    ) -> None:
+        worker = processes.start("worker")
+        posting(worker, processes, receiver)
+        worker.signal(SIGHUP)
+        worker.wait_for("ready for action", count=2)
+        assert settled_as_stopped(db)
+        receiver.answers = [answer(202)]
+        clock(MORE_THAN_A_BACKOFF)
+        processes.wake("drain")
+        worker.wait_for("telemetry.payload")
+        worker.wait_for("outcome=sent")
+        assert outbox_row(db)["state"] == "sent"
+        assert len({request.body for request in receiver.requests}) == 1
+        worker.signal(SIGTERM)
+        assert stopped(worker)
+
+    def test_a_name_that_is_being_looked_up_holds_nothing_up(
+        self, processes: Processes, db: Engine
+    ) -> None:
+        worker = processes.start("worker", TELEMETRY_ENDPOINT="http://slow.invalid/")
+        worker.wait_for("ready for action")
+        processes.wake("drain")
+        eventually(lambda: attempts(db))
+        worker.signal(SIGTERM)
+        assert worker.wait(7) == 0
+        assert settled_as_stopped(db)
 
 
-def test_a_name_that_is_being_looked_up_holds_nothing_up(processes: Processes, db: Engine) -> None:
-    worker = processes.start("worker", TELEMETRY_ENDPOINT="http://slow.invalid/")
-    worker.wait_for("ready for action")
-    processes.wake("drain")
-    while not attempts(db):
-        pass
-    worker.signal(signal.SIGTERM)
-    assert worker.wait(7) == 0
-    assert settled_as_stopped(db)
+@pytest.fixture
+def container(processes: Processes) -> Callable[[str], Process]:
+    """Start a line of the Procfile as the first process of a process namespace."""
+    permitted = subprocess.run([*CONTAINER, "true"], capture_output=True, check=False)
+    if permitted.returncode != 0:
+        pytest.skip(f"no process namespace can be made here: {permitted.stderr.decode().strip()}")
+
+    def start(name: str) -> Process:
+        process = processes.run(shlex.join(["exec", *CONTAINER, "sh", "-c", line(name)]))
+        process.wait_for("ready for action" if name == "worker" else "telemetry.scheduled")
+        return process
+
+    return start
+
+
+def first_process_in(container: Process) -> psutil.Process:
+    (first,) = psutil.Process(container.pid).children()
+    return first
+
+
+class TestBetweenPosts:
+    def test_a_wait_for_the_rows_second_ends_and_the_row_is_as_it_was(
+        self, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        run(db, "UPDATE telemetry_outbox SET next_attempt_at = now() + interval '50 s'")
+        waiting = processes.start_to_stop_at("app.outbox:until_due:return")
+        processes.wake("drain")
+        waiting.go_on()
+        waiting.process.signal(SIGTERM)
+        assert stopped(waiting.process)
+        assert wake_ups(processes, "HLEN", f"{QUEUE}.msgs") == 0, "the drain was left behind"
+        assert untouched(db)
+        assert receiver.connections == 0
+
+    def test_a_wait_for_the_next_try_ends_without_one_and_the_row_backs_off(
+        self, processes: Processes, receiver: Receiver, db: Engine
+    ) -> None:
+        receiver.answers = [answer(503, "Retry-After: 3")]
+        worker = processes.start("worker")
+        worker.wait_for("ready for action")
+        processes.wake("drain")
+        worker.wait_for("telemetry.attempt")
+        worker.signal(SIGTERM)
+        assert stopped(worker)
+        row, (attempt,) = outbox_row(db), attempts(db)
+        assert (row["state"], row["last_error"]) == ("pending", "HTTP 503")
+        assert (row["next_attempt_at"] - attempt["finished_at"]).total_seconds() >= 60
+        assert (attempt["outcome"], attempt["http_status"]) == ("retryable", 503)
+        assert len(receiver.requests) == 1
+
+
+class TestAtBoot:
+    @pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
+    @pytest.mark.parametrize("name", ["worker", "scheduler"])
+    def test_a_process_that_has_only_begun_stops_as_well(
+        self, processes: Processes, db: Engine, name: str, *, group: bool
+    ) -> None:
+        booting = processes.start_to_stop_at("workers.broker:connect:call", name)
+        booting.wait()
+        booting.process.signal(SIGTERM, group=group)
+        booting.go_on()
+        assert stopped(booting.process)
+        assert untouched(db)
+
+
+@pytest.fixture(params=["down", "frozen"])
+def without_redis(
+    request: pytest.FixtureRequest, valkey: Server
+) -> Callable[[], AbstractContextManager[None]]:
+    """A block during which there is no Redis, or one that does not answer."""
+    return {"down": valkey.down, "frozen": valkey.frozen}[request.param]
+
+
+class TestWithoutRedis:
+    def test_a_worker_stops_with_wake_ups_in_its_hands(
+        self,
+        processes: Processes,
+        receiver: Receiver,
+        db: Engine,
+        without_redis: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        write_another_days(db)
+        worker = processes.start("worker")
+        receiver.answers = [stay_silent]
+        worker.wait_for("ready for action")
+        for _ in range(7):
+            processes.wake("drain")
+        receiver.wait_for(2)  # both threads are at work, and as many wake-ups were fetched beside
+        assert wake_ups(processes, "LLEN", QUEUE) == 3
+        with without_redis():
+            worker.signal(SIGTERM)
+            assert stopped(worker)
+        assert "Failed to requeue messages" in worker.output()
+        assert one(db, "SELECT count(*) FROM telemetry_outbox WHERE last_error = 'stopped'") == 2
+        assert [attempt["error"] for attempt in attempts(db)] == ["stopped"] * 2
+        assert len(receiver.requests) == 2
+
+    def test_a_scheduler_stops_with_wake_ups_that_it_could_not_send(
+        self,
+        processes: Processes,
+        db: Engine,
+        without_redis: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        with without_redis():
+            scheduler = processes.start("scheduler")
+            scheduler.wait_for("telemetry.failed stage=schedule")
+            scheduler.signal(SIGTERM)
+            assert stopped(scheduler)
+        assert untouched(db)
+
+
+def write_another_days(db: Engine) -> None:
+    """Have the next day's heartbeat wait beside this day's, for a second worker thread to send."""
+    run(
+        db,
+        "INSERT INTO telemetry_outbox"
+        " (id, day, instance_id, payload, created_at, next_attempt_at, expires_at)"
+        " SELECT gen_random_uuid(), day + 1, instance_id, payload, created_at, next_attempt_at,"
+        " expires_at FROM telemetry_outbox",
+    )
+
+
+class TestWithoutTheDatabase:
+    @pytest.mark.parametrize("how", ["frozen", "locked"])
+    def test_a_worker_that_cannot_settle_stops_and_leaves_the_row_to_its_lease(
+        self, processes: Processes, receiver: Receiver, db: Engine, postgres: Server, how: str
+    ) -> None:
+        settling = processes.start_to_stop_at("app.delivery:_settle:call")
+        processes.wake("drain")
+        settling.wait()
+        with postgres.frozen() if how == "frozen" else locked_outbox(db):
+            settling.go_on()
+            settling.process.wait_for("telemetry.payload")
+            settling.process.signal(SIGTERM)
+            assert stopped(settling.process)
+        assert left_to_its_lease(db)
+        assert len(receiver.requests) == 1
+
+
+@contextmanager
+def locked_outbox(db: Engine) -> Iterator[None]:
+    with db.begin() as connection:
+        connection.execute(text("LOCK TABLE telemetry_outbox IN ACCESS EXCLUSIVE MODE"))
+        yield
 
 
 def test_an_orphan_of_a_killed_master_stops_so_that_off_can_mean_off(
@@ -103,7 +340,7 @@ def test_an_orphan_of_a_killed_master_stops_so_that_off_can_mean_off(
     worker = processes.start("worker")
     worker.wait_for("ready for action")
     (child,) = psutil.Process(worker.pid).children()
-    os.kill(worker.pid, signal.SIGKILL)
+    os.kill(worker.pid, SIGKILL)
     child.wait(10)
     off = processes.start("worker", TELEMETRY_ENABLED="false")
     off.wait_for("ready for action")

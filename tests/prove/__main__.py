@@ -24,7 +24,7 @@ from tests.prove.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[2]
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__")
-COPIES = 2
+COPIES = 4
 """Copies that are tested at the same time, each with servers of its own."""
 
 ALL_PASSED, SOME_FAILED = 0, 1

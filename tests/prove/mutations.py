@@ -126,6 +126,15 @@ MUTATIONS = (
         "",
         f"{TABLES}::test_day_instance_and_payload_never_change",
     ),
+    Mutation(
+        2,
+        "what has left may be forgotten in a crash of the database's server",
+        "app/database.py",
+        "nullif(current_setting('synchronous_commit'), 'off')",
+        "nullif(current_setting('synchronous_commit'), '')",
+        "faults/test_durability.py"
+        "::test_an_attempt_outlives_a_server_that_does_not_wait_for_its_disk",
+    ),
     # 3. One a day
     Mutation(
         3,
@@ -207,6 +216,48 @@ MUTATIONS = (
         "    if not waive_notice and (noticed_at is None or noticed_at >= day.opens):",
         "    if not waive_notice and noticed_at is None:",
         "unit/test_schedule.py::test_one_rule_decides_every_write",
+    ),
+    Mutation(
+        3,
+        "two first boots look for the instance as of one moment",
+        "app/database.py",
+        '        isolation_level="READ COMMITTED",\n',
+        "",
+        f"{RACES}::test_sixteen_first_boots_make_one_instance",
+    ),
+    Mutation(
+        3,
+        "a late answer puts an older time over a newer one",
+        "app/instance.py",
+        "last_telemetry_at=func.greatest(Instance.last_telemetry_at, at)",
+        "last_telemetry_at=at",
+        "faults/test_races.py::test_lets_the_late_finisher_change_nothing_but_its_attempt",
+    ),
+    Mutation(
+        3,
+        "a stamp that fails undoes the settling",
+        "app/delivery.py",
+        "            if error.connection_invalidated:\n                raise\n",
+        "            raise\n",
+        f"{SENDING}::test_an_instance_that_somebody_holds_is_not_stamped_and_nothing_leaves_again",
+    ),
+    Mutation(
+        3,
+        "what was on its way when a process died is not sent again",
+        "app/pipeline.py",
+        "        lapsed = outbox.reclaim(connection, random.random())  # noqa: S311 - jitter\n",
+        "        lapsed: list[UUID] = []\n",
+        "faults/test_crashes.py"
+        "::test_killed_between_the_answer_and_the_settle_it_leaves_again_and_is_collected_once",
+    ),
+    Mutation(
+        3,
+        "a row that kills its worker outlives its day",
+        "app/pipeline.py",
+        "        expired = outbox.expire(connection)\n",
+        "        expired: list[Row[UUID, date]] = []\n",
+        "faults/test_crashes.py"
+        "::test_is_tried_ever_more_rarely_and_ends_with_its_day_and_the_next_day_goes_out",
     ),
     # 4. Nothing else
     Mutation(
@@ -302,12 +353,32 @@ MUTATIONS = (
         "",
         "faults/test_shutdown.py::test_a_post_on_its_way_is_settled_before_the_end",
     ),
+    Mutation(
+        5,
+        "a sweep waits for a row that somebody holds",
+        "app/outbox.py",
+        """        .where(OutboxRow.state == "pending", which)
+        .with_for_update(skip_locked=True)
+""",
+        """        .where(OutboxRow.state == "pending", which)
+        .with_for_update()
+""",
+        "faults/test_database.py::test_a_row_that_somebody_holds_does_not_keep_the_sweep_from_the_others",
+    ),
+    Mutation(
+        5,
+        "connections are kept while idle",
+        "app/database.py",
+        "        poolclass=NullPool,\n",
+        "",
+        "faults/test_database.py::test_a_worker_has_two_sessions_at_most_and_none_while_idle",
+    ),
     # 6. No silent failure
     Mutation(
         6,
         "an attempt is not logged",
         "app/delivery.py",
-        "            self._log_attempt(outcome, next_attempt_at)\n",
+        "            self._log_attempt(outcome, ended.next_attempt_at)\n",
         "            pass\n",
         f"{SENDING}::test_every_attempt_line_has_the_words_that_operators_grep",
     ),
@@ -326,6 +397,14 @@ MUTATIONS = (
         '        log.event("failed", level=logging.WARNING, stage=stage, error=log.cause(error))\n',
         "        del stage, error\n",
         "acceptance/test_procfile.py::test_a_worker_before_the_release_says_what_to_do_and_stays",
+    ),
+    Mutation(
+        6,
+        "an outcome is forgotten when the database fails for a moment",
+        "app/delivery.py",
+        "PATIENCE_WITH_DATABASE = (0.5, 1.0, 2.0)",
+        "PATIENCE_WITH_DATABASE = ()",
+        "faults/test_database.py::test_a_settle_that_fails_once_is_tried_again",
     ),
     # 7. The broker may lose anything
     Mutation(

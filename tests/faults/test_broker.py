@@ -1,0 +1,432 @@
+"""Whatever becomes of Redis, processes stay, and each day's heartbeat still leaves once."""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from threading import Event
+from typing import Any
+
+import psutil
+import pytest
+import redis
+from sqlalchemy import Engine, text
+
+from tests.conftest import Clock
+from tests.database import count
+from tests.faults.breakable import Server
+from tests.faults.conftest import DAY_BEGINS, eventually
+from tests.faults.relay import Relay
+from tests.processes import Process, Processes
+from tests.receiver import Receiver, answer
+from workers.broker import NAMESPACE, QUEUE
+from workers.scheduler import MOST_WAITING
+
+pytestmark = pytest.mark.usefixtures("breakable")
+
+EVE = "2026-05-01T12:00:00Z"
+NEXT_DAY_BEGINS = "2026-05-03T02:30:00Z"
+A_MINUTE = 65
+"""Seconds within which a minute has certainly begun."""
+
+HALF_PAST_TWO = 2.5 * 3600
+A_DAY = 24 * 3600
+WAITING = f"{NAMESPACE}:{QUEUE}"
+MESSAGES = f"{WAITING}.msgs"
+
+Trouble = Callable[[], AbstractContextManager[object]]
+"""Has Redis be in trouble until the block ends."""
+
+Shock = Callable[[], object]
+
+
+class Admin:
+    """Redis as its administrator sees it, over a connection that outlasts all the others."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.ask: Callable[..., Any] = client.execute_command
+
+    @contextmanager
+    def crowded(self) -> Iterator[None]:
+        """Take no connection beside the administrator's."""
+        (_, most) = self.ask("CONFIG GET", "maxclients").popitem()
+        self.ask("CONFIG SET", "maxclients", 1)
+        self.hang_up()
+        try:
+            yield
+        finally:
+            self.ask("CONFIG SET", "maxclients", most)
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        self.ask("CONFIG SET", "maxmemory", 1)
+        try:
+            yield
+        finally:
+            self.ask("CONFIG SET", "maxmemory", 0)
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        self.ask("REPLICAOF", "127.0.0.1", 1)
+        try:
+            yield
+        finally:
+            self.ask("REPLICAOF", "NO", "ONE")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Want a password that nobody has, of new connections and, as they are broken, of all."""
+        self.ask("CONFIG SET", "requirepass", "unknown")
+        self.hang_up()
+        try:
+            yield
+        finally:
+            self.ask("CONFIG SET", "requirepass", "")
+
+    def hang_up(self) -> None:
+        self.ask("CLIENT KILL", "TYPE", "normal")
+
+    def forget(self) -> None:
+        self.ask("FLUSHALL")
+
+    def forget_scripts(self) -> None:
+        self.ask("SCRIPT FLUSH")
+
+    def waiting(self) -> int:
+        """Return how many wake-ups wait for a worker."""
+        return int(self.ask("LLEN", WAITING))
+
+    def unfinished(self) -> int:
+        """Return how many wake-ups wait, or are being worked on."""
+        return int(self.ask("HLEN", MESSAGES))
+
+    def put(self, message: str) -> None:
+        """Queue what need not be a message."""
+        self.ask("HSET", MESSAGES, "an id", message)
+        self.ask("RPUSH", WAITING, "an id")
+
+
+@pytest.fixture
+def admin(redis_url: str) -> Iterator[Admin]:
+    with redis.Redis.from_url(redis_url, single_connection_client=True) as client:
+        yield Admin(client)
+
+
+@pytest.fixture
+def trouble(request: pytest.FixtureRequest, admin: Admin, valkey: Server) -> Trouble:
+    """The trouble that is the test's parameter."""
+    if request.param == "silent":
+        relay: Relay = request.getfixturevalue("relayed_redis")
+        return relay.silent
+    troubles: dict[str, Trouble] = {
+        "down": valkey.down,
+        "crowded": admin.crowded,
+        "frozen": partial(frozen_for_ten_seconds, valkey),
+        "full": admin.full,
+        "read-only": admin.read_only,
+        "locked": admin.locked,
+    }
+    return troubles[request.param]
+
+
+@contextmanager
+def frozen_for_ten_seconds(valkey: Server) -> Iterator[None]:
+    with valkey.frozen():
+        thaw = time.monotonic() + 10
+        yield
+        time.sleep(max(0, thaw - time.monotonic()))
+
+
+def in_trouble(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("trouble", names, indirect=True)
+
+
+@pytest.fixture
+def due(noticed: None, clock: Clock) -> None:  # noqa: ARG001 - as a fixture
+    """Half past two, and the day's heartbeat is still to be written."""
+    clock(DAY_BEGINS)
+
+
+def shortly_before_half_past_two(seconds: float = 5) -> str:
+    """Return how much a clock is ahead that is to show 02:30 UTC in some seconds from now."""
+    return str((HALF_PAST_TWO - seconds - time.time()) % A_DAY)
+
+
+def start_on_the_eve(processes: Processes, clock: Clock, admin: Admin) -> tuple[Process, Process]:
+    """Start a worker and a scheduler that have been idle since noon when half past two comes."""
+    clock(EVE)
+    worker = processes.start("worker")
+    worker.wait_for("ready for action")
+    scheduler = processes.start("scheduler", GUARD_CLOCK=shortly_before_half_past_two())
+    worker.wait_for("telemetry.notice")
+    eventually(lambda: admin.unfinished() == 0)
+    clock(DAY_BEGINS)
+    return worker, scheduler
+
+
+def start_with_a_post_on_its_way(
+    processes: Processes, receiver: Receiver
+) -> tuple[Process, Callable[[], None]]:
+    """Start a worker whose first POST is answered as soon as the test says so."""
+    said = Event()
+
+    def answer_when_told(connection: socket.socket) -> None:
+        said.wait(A_MINUTE)
+        connection.sendall(answer(202))
+
+    receiver.answers = [answer_when_told, answer(202)]
+    worker = processes.start("worker", TELEMETRY_TIMEOUT_SECONDS="60")
+    worker.wait_for("ready for action")
+    processes.wake("drain")
+    receiver.wait_for(1)
+    return worker, said.set
+
+
+def all_sent(db: Engine, receiver: Receiver, days: int = 1) -> None:
+    """Wait until each day's heartbeat is on record as sent; it was received once, as it is kept."""
+
+    def rows() -> list[tuple[str, str]]:
+        statement = "SELECT state, payload::text FROM telemetry_outbox ORDER BY day"
+        with db.begin() as connection:
+            return [(state, body) for state, body in connection.execute(text(statement))]
+
+    eventually(lambda: [state for state, _ in rows()] == ["sent"] * days, A_MINUTE)
+    assert [body for _, body in rows()] == [each.body.decode() for each in receiver.requests]
+    assert count(db, "telemetry_attempt") == days
+
+
+def unharmed(*started: Process) -> None:
+    """Whether what was started still runs, and has told everything in lines of its own."""
+    for process in started:
+        assert psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE, process.output()
+        assert "Traceback" not in process.output()
+
+
+def the_next_day_is_sent_too(
+    processes: Processes, clock: Clock, receiver: Receiver, db: Engine
+) -> None:
+    clock(NEXT_DAY_BEGINS)
+    processes.wake("sweep")
+    receiver.wait_for(2, A_MINUTE)
+    all_sent(db, receiver, days=2)
+
+
+@pytest.mark.usefixtures("due")
+@in_trouble("down", "silent", "locked", "crowded")
+def test_processes_that_start_without_redis_wait_for_it_and_then_work(
+    processes: Processes, receiver: Receiver, db: Engine, trouble: Trouble
+) -> None:
+    with trouble():
+        worker, scheduler = processes.start("worker"), processes.start("scheduler")
+        scheduler.wait_for("telemetry.failed stage=schedule actor=sweep")
+        worker.wait_for("Consumer encountered a connection error")
+        assert count(db, "telemetry_outbox") == 0
+    receiver.wait_for(1, A_MINUTE)
+    all_sent(db, receiver)
+    unharmed(worker, scheduler)
+
+
+@in_trouble("down", "frozen", "silent", "full", "locked")
+def test_a_wake_up_that_cannot_be_sent_at_its_minute_is_sent_as_soon_as_redis_is_back(
+    processes: Processes,
+    clock: Clock,
+    admin: Admin,
+    receiver: Receiver,
+    db: Engine,
+    trouble: Trouble,
+) -> None:
+    worker, scheduler = start_on_the_eve(processes, clock, admin)
+    with trouble():
+        scheduler.wait_for("telemetry.failed stage=schedule", seconds=A_MINUTE)
+        assert receiver.connections == 0
+    receiver.wait_for(1, seconds=20)
+    all_sent(db, receiver)
+    unharmed(worker, scheduler)
+
+
+def test_what_breaks_between_two_minutes_is_mended_by_the_next(
+    processes: Processes,
+    relayed_redis: Relay,
+    clock: Clock,
+    admin: Admin,
+    receiver: Receiver,
+    db: Engine,
+) -> None:
+    worker, scheduler = start_on_the_eve(processes, clock, admin)
+    admin.forget()
+    admin.forget_scripts()
+    admin.hang_up()
+    relayed_redis.cut()
+    receiver.wait_for(1, A_MINUTE)
+    all_sent(db, receiver)
+    assert scheduler.lines("telemetry.failed") == worker.lines("telemetry.failed") == []
+    unharmed(worker, scheduler)
+
+
+@pytest.mark.usefixtures("pending")
+@in_trouble("down", "silent", "full", "read-only", "locked")
+def test_an_actor_ends_its_work_without_redis_and_the_worker_takes_the_next(
+    processes: Processes, clock: Clock, receiver: Receiver, db: Engine, trouble: Trouble
+) -> None:
+    worker, answer_now = start_with_a_post_on_its_way(processes, receiver)
+    with trouble():
+        answer_now()
+        all_sent(db, receiver)
+        worker.wait_for("post_process_message")  # Dramatiq's name for what was not acknowledged
+    the_next_day_is_sent_too(processes, clock, receiver, db)
+    unharmed(worker)
+
+
+@pytest.fixture
+def shock(
+    request: pytest.FixtureRequest, admin: Admin, valkey: Server, relayed_redis: Relay
+) -> Shock:
+    """The shock that is the test's parameter."""
+    shocks: dict[str, Shock] = {
+        "restart": valkey.restart,
+        "cut": relayed_redis.cut,
+        "hang up": admin.hang_up,
+        "forget": admin.forget,
+        "forget scripts": admin.forget_scripts,
+    }
+    return shocks[request.param]
+
+
+@pytest.mark.usefixtures("pending")
+@pytest.mark.parametrize(
+    "shock", ["restart", "cut", "hang up", "forget", "forget scripts"], indirect=True
+)
+def test_a_shock_with_a_wake_up_being_worked_on_changes_nothing_about_the_work(
+    processes: Processes, clock: Clock, receiver: Receiver, db: Engine, shock: Shock
+) -> None:
+    worker, answer_now = start_with_a_post_on_its_way(processes, receiver)
+    shock()
+    answer_now()
+    all_sent(db, receiver)
+    the_next_day_is_sent_too(processes, clock, receiver, db)
+    unharmed(worker)
+
+
+@pytest.mark.parametrize("actor", ["heartbeat", "sweep"])
+@pytest.mark.usefixtures("due")
+def test_a_heartbeat_that_is_written_without_redis_is_sent_after_its_return(
+    processes: Processes, receiver: Receiver, db: Engine, valkey: Server, actor: str
+) -> None:
+    writing = processes.start_to_stop_at("app.pipeline:write_heartbeat:return")
+    processes.wake(actor)
+    writing.wait()
+    with valkey.down():
+        writing.go_on()
+        writing.process.wait_for("telemetry.failed stage=wake")
+        assert count(db, "telemetry_outbox") == 1
+        assert receiver.connections == 0
+    processes.wake("sweep")
+    receiver.wait_for(1, A_MINUTE)
+    all_sent(db, receiver)
+    unharmed(writing.process)
+
+
+@pytest.mark.usefixtures("pending")
+def test_a_wake_up_that_is_forgotten_while_it_waits_is_followed_by_the_next_minutes(
+    processes: Processes, admin: Admin, receiver: Receiver, db: Engine
+) -> None:
+    scheduler = processes.start("scheduler", GUARD_CLOCK=shortly_before_half_past_two())
+    eventually(lambda: admin.waiting() >= 1)
+    admin.forget()
+    worker = processes.start("worker")
+    receiver.wait_for(1, A_MINUTE)
+    all_sent(db, receiver)
+    unharmed(worker, scheduler)
+
+
+@pytest.mark.usefixtures("pending")
+def test_a_wake_up_that_is_lost_on_its_way_to_the_worker_is_followed_by_the_next_minutes(
+    processes: Processes, relayed_redis: Relay, admin: Admin, receiver: Receiver, db: Engine
+) -> None:
+    scheduler = processes.start("scheduler", GUARD_CLOCK=shortly_before_half_past_two())
+    eventually(lambda: admin.waiting() >= 1)
+    lose_what_waits(relayed_redis)
+    worker = processes.start("worker")
+    assert relayed_redis.lost.wait(30)
+    assert receiver.connections == 0
+    receiver.wait_for(1, A_MINUTE)
+    all_sent(db, receiver)
+    unharmed(worker, scheduler)
+
+
+@pytest.mark.usefixtures("pending")
+def test_wake_ups_that_were_lost_on_their_way_are_not_for_ever_counted_as_waiting(
+    processes: Processes, relayed_redis: Relay, admin: Admin, receiver: Receiver, db: Engine
+) -> None:
+    for _ in range(MOST_WAITING):
+        processes.wake("drain")
+    lose_what_waits(relayed_redis)
+    worker = processes.start("worker", dramatiq_queue_prefetch=str(MOST_WAITING))
+    assert relayed_redis.lost.wait(30)
+    eventually(lambda: admin.waiting() == 0)
+    scheduler = processes.start("scheduler")
+    receiver.wait_for(1, seconds=20)
+    all_sent(db, receiver)
+    unharmed(worker, scheduler)
+
+
+def lose_what_waits(relay: Relay) -> None:
+    """Lose the wake-ups that a worker is going to fetch."""
+    relay.lose_the_reply_to(rb"\r\nfetch\r\n.*\r\n%b\r\n" % QUEUE.encode())
+
+
+@pytest.mark.usefixtures("pending")
+def test_a_wake_up_that_is_sent_twice_as_its_reply_was_lost_sends_one_heartbeat(
+    processes: Processes, relayed_redis: Relay, admin: Admin, receiver: Receiver, db: Engine
+) -> None:
+    relayed_redis.lose_the_reply_to(rb"\r\nenqueue\r\n")
+    scheduler = processes.start("scheduler")
+    assert relayed_redis.lost.wait(30)
+    eventually(lambda: admin.waiting() >= 2)
+    worker = processes.start("worker")
+    receiver.wait_for(1)
+    eventually(lambda: admin.unfinished() == 0)
+    all_sent(db, receiver)
+    unharmed(worker, scheduler)
+
+
+GARBAGE: dict[str, dict[str, object]] = {
+    "unknown actor": {"actor_name": "stranger"},
+    "arguments": {"args": [1, 2, 3]},
+    "another queue": {"queue_name": "strange"},
+    "no time": {"options": {"redis_message_id": "an id", "scheduled_at": "never"}},
+    "no options": {"options": None},
+}
+
+
+@pytest.mark.usefixtures("pending")
+@pytest.mark.parametrize("kind", [*GARBAGE, "not JSON", "not a message"])
+def test_what_is_no_wake_up_of_ours_does_not_keep_the_next_from_working(
+    processes: Processes, admin: Admin, receiver: Receiver, db: Engine, kind: str
+) -> None:
+    worker = processes.start("worker", dramatiq_restart_delay="100")
+    worker.wait_for("ready for action")
+    for _ in range(3):  # more than the worker has threads
+        admin.put(garbage(kind))
+        eventually(lambda: admin.waiting() == 0)
+    processes.wake("drain")
+    receiver.wait_for(1, seconds=20)
+    all_sent(db, receiver)
+    unharmed(worker)
+
+
+def garbage(kind: str) -> str:
+    """Return a message with something wrong about it."""
+    good = {
+        "queue_name": QUEUE,
+        "actor_name": "sweep",
+        "args": [],
+        "kwargs": {},
+        "options": {"redis_message_id": "an id"},
+        "message_id": "an id",
+        "message_timestamp": 0,
+    }
+    wrong = {"not JSON": "\0", "not a message": "[]"}
+    return wrong.get(kind) or json.dumps({**good, **GARBAGE[kind]})

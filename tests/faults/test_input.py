@@ -1,0 +1,406 @@
+"""Wrong values, misspelt names and unusable databases: a sentence, an exit code, and no secret."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from sqlalchemy import Engine
+
+from app import database
+from migrations import migrate
+from tests.command import Ended, commands
+from tests.database import count, one, run
+from tests.integration.test_cli import locked  # noqa: F401 - a fixture
+from tests.processes import ROOT, Processes, minimal
+from tests.receiver import Receiver
+
+CANARY = "s3cret-CANARY"
+"""Stands in what may not be repeated. It is a secret's look-alike, and in no other text."""
+
+KINDS: dict[str, str] = {
+    "empty": "",
+    "blank": " \t ",
+    "garbage": f"{CANARY}?!",
+    "another type": f'["{CANARY}"]',
+    "out of range": "-99999999999999999999",
+    "huge": CANARY * 5000,
+    "a huge number": "9" * 60_000,
+    "control characters": f"{CANARY}\x1b[31m\r\n\x07telemetry.enabled endpoint=forged",
+    "not ASCII": f"{CANARY} \u0661\u00e9\u202e\U0001f511",
+    "not even text": f"{CANARY}\udcff",
+    "a URL with a password": f"https://operator:{CANARY}@127.0.0.1/{CANARY}",
+}
+"""Each is wrong for every variable but those that take any text."""
+
+OFF = (
+    "TELEMETRY_ENABLED",
+    "TELEMETRY_ENDPOINT",
+    "TELEMETRY_TIMEOUT_SECONDS",
+    "TELEMETRY_SPREAD_SECONDS",
+    "TELEMETRY_RETENTION_DAYS",
+    "RATE_LIMIT_ENABLED",
+)
+"""Wrong, they mean off."""
+
+DEFAULT = ("CONSENTOS_DEPLOYMENT", "CONSENTOS_EDITION", "APP_VERSION", "LOG_LEVEL")
+"""Wrong, they fall back to their default, with a warning."""
+
+ANY = ("GEOIP_COUNTRY_HEADER", "GEOIP_MAXMIND_DB_PATH")
+"""Only whether they are set matters."""
+
+MISSPELT = {
+    "TELEMETRY_ENABELD": "TELEMETRY_ENABLED",
+    "TELEMETRY_ENDPIONT": "TELEMETRY_ENDPOINT",
+    "TELEMTRY_ENABLED": "TELEMETRY_ENABLED",
+    "telemetry_enabled": "TELEMETRY_ENABLED",
+    "TELEMETRY_TIMEOUT": "TELEMETRY_TIMEOUT_SECONDS",
+    "TELEMETRY_SPREAD_SECOND": "TELEMETRY_SPREAD_SECONDS",
+    "TELEMETRY_RETENTION": "TELEMETRY_RETENTION_DAYS",
+    "DO_NOT_TRAK": "DO_NOT_TRACK",
+}
+
+
+def said_nothing_it_should_not(said: str) -> bool:
+    """Whether no value, no traceback and nothing that a terminal obeys is in an output."""
+    printable = all(line.isprintable() for line in said.split("\n"))
+    return printable and not any(word in said for word in (CANARY, "forged", "Traceback"))
+
+
+# The commands
+
+
+@dataclass(frozen=True)
+class Case:
+    """Some wrong variables, and what they have to mean."""
+
+    wrong: dict[str, str]
+    off: str | None = None
+    warned: str | None = None
+    refused: str | None = None
+
+
+def cases() -> Iterator[Case]:
+    """Every variable with every kind of wrong value, and every misspelt name."""
+    for value in KINDS.values():
+        for name in OFF:
+            yield Case({name: value}, off=f"{name} ")
+        for name in DEFAULT:
+            yield Case({name: value}, warned=f"{name} ")
+        for name in ANY:
+            yield Case({name: value})
+        yield Case({"MIGRATION_DATABASE_URL": value})
+        yield Case({"REDIS_URL": value})
+        yield Case({"DATABASE_URL": value}, refused="DATABASE_URL must be a URL like ")
+        yield Case({"DO_NOT_TRACK": value}, off="DO_NOT_TRACK is set" if value else None)
+        yield Case({"ENVIRONMENT": value}, off=None if value.strip() else "ENVIRONMENT names")
+    for name, meant in MISSPELT.items():
+        off = f"{name} is not a variable of telemetry (did you mean {meant}?)"
+        yield Case({name: CANARY}, off=off)
+    # Right, and yet not to be shown.
+    yield Case({"TELEMETRY_ENDPOINT": f"http://127.0.0.1:1/?token={CANARY}"})
+
+
+SEVERAL = """
+import contextlib, io, json, os, sys
+from app import cli
+
+def told(line, changed):
+    before = dict(os.environ)
+    os.environ.update(changed)
+    sys.argv[1:] = line.split()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    os.environ.clear()
+    os.environ.update(before)
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+print(json.dumps([told(*each) for each in json.load(sys.stdin)]))
+"""
+
+
+def each_in(environment: dict[str, str], lines: list[tuple[str, dict[str, str]]]) -> list[Ended]:
+    """Run ``python -m app`` lines in one process, each with variables of its own changed."""
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL],
+        input=json.dumps(lines),
+        capture_output=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        env=minimal(environment),
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return [Ended(**each) for each in json.loads(done.stdout)]
+
+
+def test_status_tells_what_every_wrong_value_and_every_misspelt_name_means(
+    environment: dict[str, str], redis_url: str, receiver: Receiver
+) -> None:
+    everything = list(cases())
+    here = {**environment, "REDIS_URL": redis_url}
+    ended = each_in(here, [("status --json", each.wrong) for each in everything])
+    for case, status in zip(everything, ended, strict=True):
+        assert said_nothing_it_should_not(status.out + status.err), case
+        told = status.json
+        assert ("error" in told) is bool(case.refused), case
+        if case.refused:
+            assert status.code == 2
+            assert status.sentence.startswith(case.refused)
+            assert told["error"] == status.sentence
+            continue
+        assert (status.code, status.err) == (0, ""), case
+        assert told["enabled"] is (case.off is None), case
+        assert (told["reason"] or "").startswith(case.off or ""), case
+        assert [w.startswith(case.warned or "-") for w in told["warnings"]] == (
+            [True] if case.warned else []
+        ), case
+    assert receiver.connections == 0
+
+
+@pytest.mark.parametrize("kind", ["garbage", "control characters", "not even text"])
+def test_every_command_says_so_with_everything_wrong_at_once(
+    environment: dict[str, str], receiver: Receiver, db: Engine, kind: str
+) -> None:
+    value = KINDS[kind]
+    wrong = dict.fromkeys((*OFF, *DEFAULT, *ANY, "DO_NOT_TRACK", "REDIS_URL", *MISSPELT), value)
+    lines = ("status", "preview", "audit", "schema", "send", "migrate")
+    ended = dict(zip(lines, each_in(environment, [(line, wrong) for line in lines]), strict=True))
+    assert {line: each.code for line, each in ended.items()} == {
+        **dict.fromkeys(lines, 0),
+        "send": 3,
+    }
+    for each in ended.values():
+        assert said_nothing_it_should_not(each.out + each.err)
+    assert ended["send"].sentence.startswith("Telemetry is off: ")
+    reason = ended["send"].sentence
+    assert [name for name in (*OFF, "DO_NOT_TRACK", *MISSPELT) if name not in reason] == []
+    body = json.loads(ended["preview"].out)
+    assert (body["deployment"], body["version"]) == ("unknown", "0.0.0-dev")
+    assert receiver.connections == count(db, "telemetry_outbox") == 0
+
+
+def test_a_database_url_that_is_none_stops_every_command_with_one_sentence(
+    environment: dict[str, str],
+) -> None:
+    lines = ("preview", "audit", "send", "migrate")
+    wrong = [
+        (line, {name: value})
+        for line in lines
+        for name in ("DATABASE_URL", "MIGRATION_DATABASE_URL")
+        for value in KINDS.values()
+        if (name == "MIGRATION_DATABASE_URL") == (line == "migrate")
+    ]
+    for (_, variables), ended in zip(wrong, each_in(environment, wrong), strict=True):
+        (name,) = variables
+        assert (ended.code, ended.out) == (2, "")
+        assert ended.sentence.startswith(f"{name} must be a URL like ")
+        assert said_nothing_it_should_not(ended.err)
+
+
+WRONG_OPTIONS = (
+    f"{CANARY}=1",
+    f"sslmode={CANARY}",
+    f"options=-c%20{CANARY}%3D1",
+    f"service={CANARY}",
+    f"target_session_attrs={CANARY}",
+    f"hostaddr={CANARY}",
+    f"port={CANARY}",
+    f"host={CANARY}",
+)
+
+
+def test_a_wrong_option_of_the_database_url_is_told_without_it(
+    environment: dict[str, str], receiver: Receiver
+) -> None:
+    urls = [f"{environment['DATABASE_URL']}&{option}" for option in WRONG_OPTIONS]
+    lines = [(line, {"DATABASE_URL": url}) for line in ("audit", "send", "migrate") for url in urls]
+    for wrong, ended in zip(lines, each_in(environment, lines), strict=True):
+        assert ended.code in {1, 2}, wrong
+        assert ended.sentence.startswith(("The database ", "DATABASE_URL ")), wrong
+        assert said_nothing_it_should_not(ended.out + ended.err), wrong
+    assert receiver.connections == 0
+
+
+# The processes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_tells_every_wrong_value_in_its_first_lines_and_is_off(
+    processes: Processes, receiver: Receiver, kind: str
+) -> None:
+    value = KINDS[kind]
+    wrong = dict.fromkeys((*OFF, *DEFAULT, *ANY, "MIGRATION_DATABASE_URL"), value)
+    worker = processes.start("worker", **wrong)
+    worker.wait_for("ready for action")
+    (off,) = worker.lines("telemetry.disabled reason=")
+    reason = json.loads(off.removeprefix("telemetry.disabled reason="))
+    assert [sentence.split()[0] for sentence in reason.split("; ")] == list(OFF)
+    warnings = worker.lines("telemetry.warning reason=")
+    told = [json.loads(line.removeprefix("telemetry.warning reason=")) for line in warnings]
+    assert [sentence.split()[0] for sentence in told] == list(DEFAULT)
+    assert said_nothing_it_should_not(worker.output())
+    assert receiver.connections == 0
+
+
+def test_a_worker_tells_every_misspelt_name_and_is_off(
+    processes: Processes, receiver: Receiver
+) -> None:
+    worker = processes.start("worker", **dict.fromkeys(MISSPELT, CANARY))
+    worker.wait_for("ready for action")
+    (off,) = worker.lines("telemetry.disabled reason=")
+    for name, meant in MISSPELT.items():
+        assert f"{name} is not a variable of telemetry (did you mean {meant}?)" in off
+    assert said_nothing_it_should_not(worker.output())
+    assert receiver.connections == 0
+
+
+def test_a_worker_tells_a_wrong_option_of_the_database_url_without_it(
+    processes: Processes, receiver: Receiver
+) -> None:
+    url = f"{processes.environment['DATABASE_URL']}&sslmode={CANARY}"
+    worker = processes.start("worker", DATABASE_URL=url)
+    processes.wake("sweep")
+    worker.wait_for("telemetry.failed stage=sweep error=")
+    worker.wait_for("telemetry.failed stage=write error=")
+    assert said_nothing_it_should_not(worker.output())
+    assert receiver.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"), [("worker", "DATABASE_URL"), ("scheduler", "REDIS_URL")]
+)
+def test_a_process_without_a_usable_url_ends_with_one_sentence(
+    processes: Processes, name: str, variable: str
+) -> None:
+    started = [processes.start(name, **{variable: value}) for value in KINDS.values()]
+    for process in started:
+        assert process.wait(60) != 0
+        told = process.lines("consentos-telemetry: ")
+        assert len(told) == 1, process.output()
+        assert told[0].startswith(f"consentos-telemetry: {variable} must ")
+        assert said_nothing_it_should_not(process.output())
+
+
+# The database
+
+READING = ("status", "status --json", "preview", "audit", "audit --json")
+ASKING = (*READING, "send", "migrate")
+"""The commands that need a database."""
+
+UNMIGRATED = "The tables of telemetry are missing; run `python -m app migrate` first."
+
+Told = dict[str, tuple[int, str]]
+"""Each command's exit code, and its sentence or, where it succeeds, what it printed."""
+
+
+def told(environment: dict[str, str], *lines: str) -> Told:
+    """Run commands, none of which may say what it should not."""
+    ended = commands(environment, *lines)
+    for each in ended:
+        assert said_nothing_it_should_not(each.out + each.err)
+    return {
+        line: (each.code, each.sentence if each.code else each.out)
+        for line, each in zip(lines, ended, strict=True)
+    }
+
+
+def all_of(lines: tuple[str, ...], code: int, sentence: str) -> Told:
+    return dict.fromkeys(lines, (code, sentence))
+
+
+class TestADatabase:
+    def test_that_does_not_exist(self, environment: dict[str, str]) -> None:
+        gone = environment["DATABASE_URL"].replace("telemetry_test_", f"{CANARY}_")
+        lines = ("preview", "audit", "send", "migrate")
+        said = told({**environment, "DATABASE_URL": gone}, *lines)
+        assert said == all_of(lines, 1, "The database or its role does not exist.")
+
+    def test_that_refuses_the_password(
+        self, environment: dict[str, str], request: pytest.FixtureRequest
+    ) -> None:
+        lines = ("preview", "audit", "migrate")
+        locked_url = request.getfixturevalue("locked")
+        said = told({**environment, "DATABASE_URL": locked_url}, *lines)
+        assert said == all_of(lines, 1, "The database refuses the password.")
+
+    def test_that_has_the_collectors_tables_alone(
+        self, environment: dict[str, str], empty_database: str, receiver: Receiver
+    ) -> None:
+        engine = database.engine(empty_database)
+        with engine.connect() as connection:
+            migrate(connection, "collector")
+        here = {**environment, "DATABASE_URL": empty_database}
+        first = (*READING, "send")
+        assert told(here, *first) == all_of(first, 1, UNMIGRATED)
+        said = told(here, "migrate", "audit --json", "send", "preview")
+        assert said["migrate"] == (0, "telemetry: base -> 0001\n")
+        assert said["audit --json"] == (0, "[]\n")
+        not_there = 'ConsentOS\'s tables cannot be counted: relation "sites" does not exist.'
+        assert said["send"] == said["preview"] == (1, not_there)
+        assert count(engine, "collector_alembic_version") == 1
+        assert receiver.connections == 0
+
+    def test_that_may_only_be_read(
+        self, environment: dict[str, str], db: Engine, receiver: Receiver
+    ) -> None:
+        name = one(db, "SELECT current_database()")
+        run(db, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        said = told(environment, *ASKING, "migrate --down --yes")
+        assert {said[line][0] for line in READING} == {0}
+        assert said["migrate"] == (0, "telemetry: at 0001\n")
+        for line in ("send", "migrate --down --yes"):
+            assert said[line][0] == 1
+            assert said[line][1].startswith("Cannot execute ")
+            assert said[line][1].endswith(" in a read-only transaction.")
+        assert receiver.connections == 0
+
+    def test_that_may_only_be_read_and_is_not_migrated(
+        self, environment: dict[str, str], empty_database: str
+    ) -> None:
+        engine = database.engine(empty_database)
+        name = one(engine, "SELECT current_database()")
+        run(engine, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        said = told({**environment, "DATABASE_URL": empty_database}, *ASKING)
+        cannot = "Cannot execute CREATE TABLE in a read-only transaction."
+        first = (*READING, "send")
+        assert said == {**all_of(first, 1, UNMIGRATED), "migrate": (1, cannot)}
+
+    @pytest.mark.parametrize(
+        ("missing", "do_without"),
+        [
+            ("telemetry_notice", {"preview", "audit", "audit --json"}),
+            ("telemetry_outbox", {"preview"}),
+            ("telemetry_attempt", {"preview"}),
+            ("instance", {"audit", "audit --json"}),
+        ],
+    )
+    def test_that_has_only_some_of_the_tables(
+        self,
+        environment: dict[str, str],
+        db: Engine,
+        receiver: Receiver,
+        missing: str,
+        do_without: set[str],
+    ) -> None:
+        run(db, f"ALTER TABLE {missing} RENAME TO away")
+        said = told(environment, *READING, "send")
+        assert {line for line, (code, _) in said.items() if code == 0} == do_without
+        failed = [said[line] for line in said.keys() - do_without]
+        assert failed == [(1, UNMIGRATED)] * len(failed)
+        assert receiver.connections == 0
+
+    def test_that_has_the_tables_and_forgot_so_is_not_migrated_again(
+        self, environment: dict[str, str], db: Engine
+    ) -> None:
+        run(db, "DROP TABLE telemetry_alembic_version")
+        said = told(environment, "migrate", "audit --json")
+        assert said["migrate"] == (1, 'Relation "telemetry_notice" already exists.')
+        assert said["audit --json"] == (0, "[]\n")
