@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+from contextlib import suppress
 from functools import cache
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
@@ -106,14 +107,16 @@ def _stop_once() -> None:
 
     A process group that gets SIGTERM has Dramatiq's child signalled twice, by the sender and by
     its master, and Dramatiq takes the second as the order to kill a running actor. The second may
-    interrupt the handler of the first at any line, so that only one of them gets to stop.
+    interrupt the handler of the first at any line, so that only one of them gets to stop; and one
+    may have come before this was called, so that for Dramatiq this one is the second.
     """
     stop = iter([signal.getsignal(signal.SIGTERM)])
 
     def first(signum: int, frame: FrameType | None) -> None:
         if callable(once := next(stop, None)):
             stopping.set()
-            once(signum, frame)
+            with suppress(SystemExit):
+                once(signum, frame)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, first)

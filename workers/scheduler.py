@@ -21,7 +21,7 @@ from dramatiq.errors import BrokerError
 from redis.exceptions import RedisError
 
 from app import log
-from workers.broker import QUEUE, connect
+from workers.broker import NAMESPACE, QUEUE, connect
 
 MOST_WAITING = 100
 """Wake-ups that may wait for a worker; with no worker at all, Redis is not to be filled."""
@@ -56,7 +56,8 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
     def _try_to_send(self, actor: dramatiq.Actor[Any, Any], now: Any) -> str | None:
         """Return why the message could not be sent, if it could not."""
         try:
-            if self.broker.do_qsize(QUEUE) >= MOST_WAITING:
+            # Not the broker's own count: it has in it what was fetched and never acknowledged.
+            if self.broker.client.llen(f"{NAMESPACE}:{QUEUE}") >= MOST_WAITING:
                 return "no worker takes what waits"
             super().send_actors([actor], now)
         except (BrokerError, RedisError) as failure:

@@ -395,7 +395,6 @@ def test_a_wake_up_that_is_sent_twice_as_its_reply_was_lost_sends_one_heartbeat(
 GARBAGE: dict[str, dict[str, object]] = {
     "unknown actor": {"actor_name": "stranger"},
     "arguments": {"args": [1, 2, 3]},
-    "another queue": {"queue_name": "strange"},
     "no time": {"options": {"redis_message_id": "an id", "scheduled_at": "never"}},
     "no options": {"options": None},
 }
