@@ -62,7 +62,9 @@ def setup(level: str, stream: TextIO | None = None) -> None:
 
 
 # Postgres's own messages that name nothing but tables, columns and limits, by SQLSTATE.
-_NAMES_ONLY = frozenset({"25006", "3F000", "42501", "42703", "42P01", "55P03", "57014", "57P01"})
+_NAMES_ONLY = frozenset(
+    {"25006", "3F000", "42501", "42703", "42P01", "42P07", "55P03", "57014", "57P01"}
+)
 
 _OWN_TABLE = re.compile(r'relation "(telemetry_\w+|instance)" does not exist')
 _UNMIGRATED = "the tables of telemetry are missing; run `python -m app migrate` first"
