@@ -33,7 +33,7 @@ test: setup ## Run the tests, on embedded Postgres and Valkey
 	@$(BIN)/pytest --ignore tests/faults
 
 test-faults: setup ## Kill, freeze, cut off and mislead the real processes, and see nothing lost
-	@$(BIN)/pytest tests/faults
+	@$(BIN)/pytest --numprocesses 6 --maxprocesses 6 tests/faults
 
 prove: setup ## Break each promise in a copy, and see the tests notice
 	@$(BIN)/python -m tests.prove

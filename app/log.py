@@ -73,6 +73,7 @@ _CONNECTION_TROUBLE = (
     (r"password authentication failed|no password supplied", "the database refuses the password"),
     (r'FATAL: +(database|role) ".*" does not exist', "the database or its role does not exist"),
     (r"FATAL: .*(too many|connection slots)", "the database has no connection left"),
+    (r"invalid \S+ value", "DATABASE_URL has an option with a wrong value"),
     (r"root certificate|certificate verify", "the database's certificate cannot be verified"),
 )
 

@@ -26,8 +26,9 @@ from app.payload import Facts
 from app.schedule import OPENS_AT, Day, Obstacle, obstacle, offset, running_day
 from app.settings import Disabled, Enabled, Settings
 
-WAIT_FOR_SECOND = timedelta(minutes=1)
-"""How long a drain may wait for its row's second, which is also how often the sweep looks."""
+WAIT_FOR_SECOND = timedelta(seconds=59)
+"""How long a drain may wait for its row's second: until the sweep looks again, and never so long
+as to wait out the first backoff, a minute, of what it has just tried."""
 
 FIRST_WRITE_BACKOFF = 60.0
 LAST_WRITE_BACKOFF = 3600.0

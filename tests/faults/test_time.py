@@ -25,6 +25,11 @@ from workers.broker import NAMESPACE, QUEUE
 
 THREE_DAYS_LATER = "2026-05-05T09:00:00Z"
 JUST_AFTER_HALF_PAST_TWO = "2026-05-02T02:30:02Z"
+LONGER_THAN_A_DRAIN_WAITS = (
+    "UPDATE telemetry_outbox SET next_attempt_at = next_attempt_at + interval '15 s'"
+)
+"""A backoff without jitter is over in a minute, and a drain would wait for it."""
+
 BEFORE_THE_TICK = timedelta(seconds=5)
 A_FEW_SECONDS = timedelta(seconds=20)
 
@@ -279,12 +284,12 @@ class TestTheCalendar:
     def test_a_heartbeat_retried_after_midnight_keeps_its_day_and_its_bytes(
         self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
     ) -> None:
-        receiver.answers = [answer(503, "Retry-After: 4"), answer(202)]
+        receiver.answers = [answer(503, "Retry-After: 90"), answer(202)]
         clock("2026-05-02T23:59:00Z")
         worker = processes.start("worker")
         do(processes, "sweep")
         assert days(db) == {"2026-05-02": "pending"}
-        clock("2026-05-03T00:01:00Z")
+        clock("2026-05-03T00:02:00Z")
         do(processes, "heartbeat", "sweep")
         assert days(db) == {"2026-05-02": "sent"}
         assert bodies(receiver) == [outbox_row(db)["payload"].encode()] * 2
@@ -411,6 +416,7 @@ class TestTheDatabasesClock:
             receiver.during = lambda: None
             clock(MORE_THAN_A_LEASE)
             assert not Pipeline(Settings.load()).sweep()
+            run(db, LONGER_THAN_A_DRAIN_WAITS)
             taken_back.append(outbox_row(db))
 
         taken_back: list[dict[str, Any]] = []
