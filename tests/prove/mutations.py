@@ -413,7 +413,7 @@ MUTATIONS = (
         "workers/scheduler.py",
         "except (BrokerError, RedisError) as failure:",
         "except MemoryError as failure:",
-        "faults/test_broker.py",
+        "faults/test_broker.py::test_processes_that_start_without_redis_wait_for_it_and_then_work",
     ),
     Mutation(
         7,
@@ -423,5 +423,23 @@ MUTATIONS = (
         "    if not due:\n",
         "acceptance/test_procfile.py"
         "::test_the_schedulers_own_sweep_has_the_days_heartbeat_written_and_sent",
+    ),
+    Mutation(
+        7,
+        "a wake-up that could not be sent is not tried again",
+        "workers/scheduler.py",
+        "[actor for actor in self._unsent if self._try_to_send(actor, now)]",
+        "[]",
+        "faults/test_broker.py"
+        "::test_a_wake_up_that_cannot_be_sent_at_its_minute_is_sent_as_soon_as_redis_is_back",
+    ),
+    Mutation(
+        7,
+        "a Redis that hangs is waited for without end",
+        "workers/broker.py",
+        "            socket_timeout=REDIS_TIMEOUT,\n",
+        "            socket_timeout=None,\n",
+        "faults/test_broker.py"
+        "::test_an_actor_ends_its_work_without_redis_and_the_worker_takes_the_next",
     ),
 )
