@@ -29,6 +29,7 @@ from app.settings import Disabled, Settings, SettingsError
 
 NAMESPACE = "consentos-telemetry"
 QUEUE = "telemetry"
+
 REDIS_TIMEOUT = 2
 """Seconds that Redis has for an answer: with a Redis that hangs, a stop still is prompt."""
 
