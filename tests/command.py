@@ -46,17 +46,25 @@ def command(
 
 def commands(environment: Mapping[str, str], *lines: str, typed: str = "") -> list[Ended]:
     """Run several commands one after the other in one process, for the sake of time."""
-    ended = _run(environment, ["-c", SEVERAL, *lines], typed)
+    return commands_each_in(environment, [(line, {}) for line in lines], typed)
+
+
+def commands_each_in(
+    environment: Mapping[str, str], lines: list[tuple[str, dict[str, str]]], typed: str = ""
+) -> list[Ended]:
+    """Run several commands in one process, each with variables of its own changed."""
+    ended = _run(environment, ["-c", SEVERAL], json.dumps({"lines": lines, "typed": typed}))
     assert (ended.code, ended.err) == (0, "")
     return [Ended(**each) for each in ended.json]
 
 
 SEVERAL = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 from app import cli
 
-several = []
-for line in sys.argv[1:]:
+def told(line, changed):
+    before = dict(os.environ)
+    os.environ.update(changed)
     sys.argv[1:] = line.split()
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -64,8 +72,13 @@ for line in sys.argv[1:]:
             cli.main()
         except SystemExit as ended:
             code = ended.code or 0
-    several.append({"code": code, "out": out.getvalue(), "err": err.getvalue()})
-print(json.dumps(several))
+    os.environ.clear()
+    os.environ.update(before)
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+given = json.load(sys.stdin)
+sys.stdin = io.StringIO(given["typed"])
+print(json.dumps([told(*each) for each in given["lines"]]))
 """
 
 
@@ -84,7 +97,7 @@ def _run(environment: Mapping[str, str], arguments: list[str], typed: str) -> En
         encoding="utf-8",
         cwd=ROOT,
         env=minimal(variables),
-        timeout=60,
+        timeout=100,
         check=False,
     )
     for said in (ended.stdout, ended.stderr):

@@ -17,6 +17,7 @@ from app.demo import consentos, servers
 from app.pipeline import Pipeline
 from app.settings import Settings
 from migrations import migrate
+from tests.command import with_password
 from tests.processes import Processes
 from tests.receiver import Receiver, receiving
 
@@ -137,6 +138,36 @@ def database_url(
 def db(database_url: str) -> Engine:
     """The ConsentOS database, looked at from outside."""
     return database.engine(database_url)
+
+
+@pytest.fixture
+def locked_url(server_url: str, database_url: str) -> Iterator[str]:
+    """The URL of a database and a role whose password is another one."""
+    role = f"locked_{uuid4().hex}"
+    server = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        file = connection.scalar(text("SHOW hba_file"))
+        rules = connection.scalar(text("SELECT pg_read_file(:file)"), {"file": file})
+        lines = f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n"
+        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'another'"))
+        write_on_server(connection.engine, str(file), lines + str(rules))
+        try:
+            yield with_password(database_url.replace("postgres@", f"{role}@"))
+        finally:
+            write_on_server(connection.engine, str(file), str(rules))
+            connection.execute(text(f"DROP ROLE {role}"))
+    server.dispose()
+
+
+def write_on_server(server: Engine, file: str, content: str) -> None:
+    """Write a file as the server's own user does, and have the server read its rules again."""
+    with server.connect() as connection:
+        made = connection.scalar(
+            text("SELECT lo_from_bytea(0, convert_to(:content, 'UTF8'))"), {"content": content}
+        )
+        connection.execute(text("SELECT lo_export(:made, :file)"), {"made": made, "file": file})
+        connection.execute(text("SELECT lo_unlink(:made)"), {"made": made})
+        connection.execute(text("SELECT pg_reload_conf()"))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from threading import Condition, Thread
+from threading import Condition, Event, Thread
 
 Answer = bytes | Callable[[socket.socket], None]
 
@@ -13,6 +13,24 @@ def answer(status: int, *headers: str, body: bytes = b"") -> bytes:
     """Return a whole HTTP response."""
     lines = [f"HTTP/1.1 {status} -", *headers, f"Content-Length: {len(body)}", "", ""]
     return "\r\n".join(lines).encode() + body
+
+
+def stay_silent(connection: socket.socket) -> None:
+    """Answer nothing, until the other end has hung up."""
+    connection.settimeout(10)
+    with suppress(OSError):
+        connection.recv(1)
+
+
+def late(reply: bytes) -> tuple[Answer, Event]:
+    """Return an answer that waits until it is wanted."""
+    wanted = Event()
+
+    def answer_late(connection: socket.socket) -> None:
+        wanted.wait(60)
+        connection.sendall(reply)
+
+    return answer_late, wanted
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Servers that may be broken, and a day's heartbeat that waits to be sent."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,24 +15,8 @@ from tests.conftest import Clock
 from tests.database import run
 from tests.faults.breakable import Server
 from tests.faults.relay import Relay, relaying
+from tests.faults.steps import DAY_BEGINS
 from tests.processes import Processes
-
-DAY_BEGINS = "2026-05-02T02:30:00Z"
-"""The beginning of the day that most of these tests are about."""
-
-MORE_THAN_A_LEASE = "2026-05-02T02:32:00Z"
-"""A time at which every lease of that moment is over, at a timeout of up to a minute."""
-
-MORE_THAN_A_BACKOFF = "2026-05-02T02:34:00Z"
-"""A time at which the first backoff after a lapsed lease is over."""
-
-
-def eventually(holds: Callable[[], object], seconds: float = 30) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"did not come to hold within {seconds} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from datetime import timedelta
 from threading import Event, Thread
 
 import pytest
-from redis import Redis
-from sqlalchemy import Connection, Engine, make_url, text
+from sqlalchemy import Engine, make_url, text
 
 from app import report
 from app.pipeline import Pipeline
@@ -17,16 +16,22 @@ from app.settings import Settings
 from tests.conftest import Clock
 from tests.database import attempts, count, one, outbox_row, run
 from tests.faults.breakable import Server
-from tests.faults.conftest import (
-    DAY_BEGINS,
-    MORE_THAN_A_BACKOFF,
-    MORE_THAN_A_LEASE,
-    eventually,
-)
 from tests.faults.relay import Relay
+from tests.faults.steps import (
+    DAY_BEGINS,
+    bodies,
+    eventually,
+    locked,
+    outcomes,
+    put_a_row,
+    ready,
+    recover,
+    standing_at,
+    until_worked_off,
+    without_harm,
+)
 from tests.processes import Process, Processes
 from tests.receiver import Receiver, answer
-from workers.broker import NAMESPACE, QUEUE
 
 SETTLE = "OLD.lease_token IS NOT NULL AND NEW.lease_token IS NULL"
 """What the end of a lease looks like to a trigger."""
@@ -38,19 +43,6 @@ LONG_ENOUGH_TO_NOTICE = 2.0
 """Seconds for which a server stands still."""
 
 
-def ready(processes: Processes) -> Process:
-    """Start a worker that waits to be woken."""
-    worker = processes.start("worker")
-    worker.wait_for("ready for action")
-    return worker
-
-
-def until_idle(processes: Processes) -> None:
-    """Wait until every wake-up has been worked off and acknowledged."""
-    with Redis.from_url(processes.environment["REDIS_URL"]) as client:
-        eventually(lambda: not client.exists(f"{NAMESPACE}:{QUEUE}.msgs"))
-
-
 def send_again(processes: Processes, worker: Process, db: Engine) -> None:
     """Wake the sender of a row that waits, and see it sent."""
     assert outbox_row(db)["state"] == "pending"
@@ -58,36 +50,18 @@ def send_again(processes: Processes, worker: Process, db: Engine) -> None:
     worker.wait_for("telemetry.attempt")
 
 
-def recover(processes: Processes, clock: Clock, db: Engine) -> None:
-    """Let a lapsed lease be taken back, and the backoff after it pass, until the row is sent."""
-    clock(MORE_THAN_A_LEASE)
-    processes.wake("sweep")
-    eventually(lambda: outbox_row(db)["state"] != "sending")
-    clock(MORE_THAN_A_BACKOFF)
-    processes.wake("drain")
-    eventually(lambda: outbox_row(db)["state"] == "sent")
-
-
-def assert_sent(db: Engine, receiver: Receiver, *outcomes: str | None) -> None:
+def assert_sent(db: Engine, receiver: Receiver, *ended: str | None) -> None:
     """Assert that the row is sent, by attempts that ended so, all with the bytes it holds."""
     row = outbox_row(db)
-    assert (row["state"], row["attempts"]) == ("sent", len(outcomes))
-    assert [attempt["outcome"] for attempt in attempts(db)] == list(outcomes)
-    assert {request.body.decode() for request in receiver.requests} == {row["payload"]}
+    assert (row["state"], row["attempts"]) == ("sent", len(ended))
+    assert outcomes(db) == list(ended)
+    assert set(bodies(receiver)) == {row["payload"].encode()}
 
 
 def failures(worker: Process) -> list[str]:
     """Return what failed, as stage and error, after an assertion that it was told in lines."""
-    assert "Traceback" not in worker.output()
+    assert without_harm(worker)
     return [line.removeprefix("telemetry.failed ") for line in worker.lines("telemetry.failed")]
-
-
-@contextmanager
-def locked(db: Engine, table: str) -> Iterator[Connection]:
-    """Hold a table as a migration of ConsentOS does, until the block ends."""
-    with db.begin() as connection:
-        connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
-        yield connection
 
 
 def once(db: Engine, event: str, fault: str, *, when: str = "true") -> None:
@@ -132,9 +106,7 @@ class TestRestarted:
     def test_before_the_claim_is_committed_the_row_stays_pending(
         self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
-        stopped = processes.start_to_stop_at("app.outbox:claim:return")
-        processes.wake("drain")
-        stopped.wait()
+        stopped = standing_at("app.outbox:claim:return", processes)
         postgres.restart()
         stopped.go_on()
         stopped.process.wait_for("telemetry.failed stage=drain")
@@ -146,9 +118,7 @@ class TestRestarted:
     def test_between_the_claim_and_the_post_it_is_not_even_noticed(
         self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
-        stopped = processes.start_to_stop_at("app.sender:deliver:call")
-        processes.wake("drain")
-        stopped.wait()
+        stopped = standing_at("app.sender:deliver:call", processes)
         postgres.restart()
         stopped.go_on()
         stopped.process.wait_for("telemetry.attempt")
@@ -163,9 +133,7 @@ class TestRestarted:
         receiver: Receiver,
         db: Engine,
     ) -> None:
-        stopped = processes.start_to_stop_at("app.outbox:begin:return")
-        processes.wake("drain")
-        stopped.wait()
+        stopped = standing_at("app.outbox:begin:return", processes)
         postgres.restart()
         stopped.go_on()
         stopped.process.wait_for("telemetry.failed stage=drain")
@@ -189,9 +157,7 @@ class TestRestarted:
     def test_during_the_settle_it_is_settled_by_the_next_try(
         self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine, point: str
     ) -> None:
-        stopped = processes.start_to_stop_at(point)
-        processes.wake("drain")
-        stopped.wait()
+        stopped = standing_at(point, processes)
         postgres.restart()
         stopped.go_on()
         stopped.process.wait_for("telemetry.attempt")
@@ -257,18 +223,17 @@ class TestAway:
 
         with ending_sessions(db, role):
             eventually(failed_often)
-        until_idle(processes)  # a sender that waits for its second would not see the clock move
+        # A sender that waits for its second would not see the clock move.
+        until_worked_off(processes)
         recover(processes, clock, db)
-        assert_sent(db, receiver, *(a["outcome"] for a in attempts(db)))
-        assert attempts(db)[-1]["outcome"] == "sent"
+        assert_sent(db, receiver, *outcomes(db))
+        assert outcomes(db)[-1] == "sent"
         assert len(receiver.requests) <= len(attempts(db))
 
     def test_one_that_stands_still_in_mid_settle_is_waited_for(
         self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
-        stopped = processes.start_to_stop_at("app.outbox:settle:call")
-        processes.wake("drain")
-        stopped.wait()
+        stopped = standing_at("app.outbox:settle:call", processes)
         with postgres.frozen():
             stopped.go_on()
             time.sleep(LONG_ENOUGH_TO_NOTICE)
@@ -286,9 +251,7 @@ class TestAway:
         receiver: Receiver,
         db: Engine,
     ) -> None:
-        stopped = processes.start_to_stop_at("app.outbox:settle:call")
-        processes.wake("drain")
-        stopped.wait()
+        stopped = standing_at("app.outbox:settle:call", processes)
         with postgres.frozen():
             stopped.go_on()
             stopped.process.signal(signal.SIGTERM)
@@ -380,13 +343,11 @@ class TestAReplyToACommitThatIsLost:
         receiver: Receiver,
         db: Engine,
     ) -> None:
-        stopped = processes.start_to_stop_at("app.outbox:begin:call")
-        processes.wake("drain")
-        stopped.wait()
+        stopped = standing_at("app.outbox:begin:call", processes)
         relayed_database.lose_the_reply_to(COMMIT)
         stopped.go_on()
         stopped.process.wait_for("telemetry.failed stage=drain")
-        assert [attempt["outcome"] for attempt in attempts(db)] == [None]
+        assert outcomes(db) == [None]
         assert receiver.connections == 0
         recover(processes, clock, db)
         assert_sent(db, receiver, None, "sent")
@@ -433,12 +394,10 @@ class TestAReplyToACommitThatIsLost:
     ) -> None:
         receiver.answers = [answer(503)]
         receiver.during = lambda: run(db, "UPDATE telemetry_outbox SET expires_at = now()")
-        stopped = processes.start_to_stop_at("app.outbox:settle:call")
-        processes.wake("drain")
-        stopped.wait()
+        stopped = standing_at("app.outbox:settle:call", processes)
         relayed_database.lose_the_reply_to(COMMIT)
         stopped.go_on()
-        until_idle(processes)
+        until_worked_off(processes)
         assert relayed_database.lost.is_set()
         assert outbox_row(db)["state"] == "pending"
         assert failures(stopped.process) == stopped.process.lines("telemetry.lease_lost") == []
@@ -522,7 +481,7 @@ class TestRefusing:
         assert len(worker.lines("telemetry.payload")) == 1
         run(db, f"GRANT {right} TO {role}")
         recover(processes, clock, db)
-        assert_sent(db, receiver, *(attempt["outcome"] for attempt in attempts(db)))
+        assert_sent(db, receiver, *outcomes(db))
         assert len(receiver.requests) == len(attempts(db))
 
     @pytest.mark.parametrize(
@@ -648,7 +607,7 @@ class TestAWriteThatFails:
             put_a_row(db, day=f"2026-04-0{sweeps}")
             processes.wake("sweep")
             worker.wait_for("telemetry.expired", sweeps)
-        until_idle(processes)
+        until_worked_off(processes)
         assert len(failures(worker)) == 1
 
     def test_for_a_locked_table_keeps_nobody_who_comes_later_waiting(
@@ -675,17 +634,6 @@ def waiting_for(db: Engine, table: str) -> int:
     """Return how many sessions wait for a lock on a table."""
     waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = to_regclass(:table)"
     return int(one(db, waiting, table=table))
-
-
-def put_a_row(db: Engine, day: str) -> None:
-    """Put a heartbeat of a past day into the outbox, that has expired since."""
-    run(
-        db,
-        "INSERT INTO telemetry_outbox (id, day, instance_id, payload, created_at, next_attempt_at,"
-        " expires_at) SELECT gen_random_uuid(), t, gen_random_uuid(), '{}', t, t, t"
-        " FROM CAST(:day AS timestamptz) AS t",
-        day=day,
-    )
 
 
 SESSIONS = (
@@ -761,7 +709,7 @@ class TestLocked:
         assert max(seen) == 2
         processes.wake("sweep")
         worker.wait_for("telemetry.attempt")
-        until_idle(processes)
+        until_worked_off(processes)
         eventually(lambda: sessions() == 0)
 
 

@@ -4,8 +4,9 @@ import pytest
 from sqlalchemy import Engine
 
 from app.pipeline import Pipeline
-from tests.database import attempts, one, outbox_row, run
+from tests.database import one, outbox_row, run
 from tests.faults.breakable import Server
+from tests.faults.steps import outcomes
 from tests.receiver import Receiver
 
 
@@ -20,6 +21,6 @@ def test_an_attempt_outlives_a_server_that_does_not_wait_for_its_disk(
     writer.suspend()
     receiver.during = writer.kill  # upon which Postgres drops its memory and starts anew
     pipeline.drain()
-    assert [attempt["outcome"] for attempt in attempts(db)] == ["sent"]
+    assert outcomes(db) == ["sent"]
     assert outbox_row(db)["state"] == "sent"
     assert len(receiver.requests) == 1

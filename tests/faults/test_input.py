@@ -1,8 +1,6 @@
 """Wrong values, misspelt names and unusable databases: a sentence, an exit code, and no secret."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,10 +9,10 @@ from sqlalchemy import Engine
 
 from app import database
 from migrations import migrate
-from tests.command import Ended, commands
+from tests.command import commands, commands_each_in
 from tests.database import count, one, run
-from tests.integration.test_cli import locked  # noqa: F401 - a fixture
-from tests.processes import ROOT, Processes, minimal
+from tests.faults.steps import ready
+from tests.processes import Processes
 from tests.receiver import Receiver
 
 CANARY = "s3cret-CANARY"
@@ -103,50 +101,12 @@ def cases() -> Iterator[Case]:
     yield Case({"TELEMETRY_ENDPOINT": f"http://127.0.0.1:1/?token={CANARY}"})
 
 
-SEVERAL = """
-import contextlib, io, json, os, sys
-from app import cli
-
-def told(line, changed):
-    before = dict(os.environ)
-    os.environ.update(changed)
-    sys.argv[1:] = line.split()
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-    os.environ.clear()
-    os.environ.update(before)
-    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
-
-print(json.dumps([told(*each) for each in json.load(sys.stdin)]))
-"""
-
-
-def each_in(environment: dict[str, str], lines: list[tuple[str, dict[str, str]]]) -> list[Ended]:
-    """Run ``python -m app`` lines in one process, each with variables of its own changed."""
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL],
-        input=json.dumps(lines),
-        capture_output=True,
-        encoding="utf-8",
-        cwd=ROOT,
-        env=minimal(environment),
-        timeout=100,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return [Ended(**each) for each in json.loads(done.stdout)]
-
-
 def test_status_tells_what_every_wrong_value_and_every_misspelt_name_means(
     environment: dict[str, str], redis_url: str, receiver: Receiver
 ) -> None:
     everything = list(cases())
     here = {**environment, "REDIS_URL": redis_url}
-    ended = each_in(here, [("status --json", each.wrong) for each in everything])
+    ended = commands_each_in(here, [("status --json", each.wrong) for each in everything])
     for case, status in zip(everything, ended, strict=True):
         assert said_nothing_it_should_not(status.out + status.err), case
         told = status.json
@@ -172,7 +132,9 @@ def test_every_command_says_so_with_everything_wrong_at_once(
     value = KINDS[kind]
     wrong = dict.fromkeys((*OFF, *DEFAULT, *ANY, "DO_NOT_TRACK", "REDIS_URL", *MISSPELT), value)
     lines = ("status", "preview", "audit", "schema", "send", "migrate")
-    ended = dict(zip(lines, each_in(environment, [(line, wrong) for line in lines]), strict=True))
+    ended = dict(
+        zip(lines, commands_each_in(environment, [(line, wrong) for line in lines]), strict=True)
+    )
     assert {line: each.code for line, each in ended.items()} == {
         **dict.fromkeys(lines, 0),
         "send": 3,
@@ -198,7 +160,7 @@ def test_a_database_url_that_is_none_stops_every_command_with_one_sentence(
         for value in KINDS.values()
         if (name == "MIGRATION_DATABASE_URL") == (line == "migrate")
     ]
-    for (_, variables), ended in zip(wrong, each_in(environment, wrong), strict=True):
+    for (_, variables), ended in zip(wrong, commands_each_in(environment, wrong), strict=True):
         (name,) = variables
         assert (ended.code, ended.out) == (2, "")
         assert ended.sentence.startswith(f"{name} must be a URL like ")
@@ -222,7 +184,7 @@ def test_a_wrong_option_of_the_database_url_is_told_without_it(
 ) -> None:
     urls = [f"{environment['DATABASE_URL']}&{option}" for option in WRONG_OPTIONS]
     lines = [(line, {"DATABASE_URL": url}) for line in ("audit", "send", "migrate") for url in urls]
-    for wrong, ended in zip(lines, each_in(environment, lines), strict=True):
+    for wrong, ended in zip(lines, commands_each_in(environment, lines), strict=True):
         assert ended.code in {1, 2}, wrong
         assert ended.sentence.startswith(("The database ", "DATABASE_URL ")), wrong
         assert said_nothing_it_should_not(ended.out + ended.err), wrong
@@ -238,8 +200,7 @@ def test_a_worker_tells_every_wrong_value_in_its_first_lines_and_is_off(
 ) -> None:
     value = KINDS[kind]
     wrong = dict.fromkeys((*OFF, *DEFAULT, *ANY, "MIGRATION_DATABASE_URL"), value)
-    worker = processes.start("worker", **wrong)
-    worker.wait_for("ready for action")
+    worker = ready(processes, **wrong)
     (off,) = worker.lines("telemetry.disabled reason=")
     reason = json.loads(off.removeprefix("telemetry.disabled reason="))
     assert [sentence.split()[0] for sentence in reason.split("; ")] == list(OFF)
@@ -323,11 +284,8 @@ class TestADatabase:
         said = told({**environment, "DATABASE_URL": gone}, *lines)
         assert said == all_of(lines, 1, "The database or its role does not exist.")
 
-    def test_that_refuses_the_password(
-        self, environment: dict[str, str], request: pytest.FixtureRequest
-    ) -> None:
+    def test_that_refuses_the_password(self, environment: dict[str, str], locked_url: str) -> None:
         lines = ("preview", "audit", "migrate")
-        locked_url = request.getfixturevalue("locked")
         said = told({**environment, "DATABASE_URL": locked_url}, *lines)
         assert said == all_of(lines, 1, "The database refuses the password.")
 

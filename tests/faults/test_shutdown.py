@@ -4,26 +4,34 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
 from threading import Event
 
 import psutil
 import pytest
 import redis
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
 from tests.database import attempts, one, outbox_row, run
 from tests.faults.breakable import Server
-from tests.faults.conftest import MORE_THAN_A_BACKOFF, eventually
-from tests.faults.test_receiver import stay_silent
+from tests.faults.steps import (
+    HONCHO,
+    MORE_THAN_A_BACKOFF,
+    eventually,
+    left,
+    locked,
+    ready,
+    standing_at,
+    without_harm,
+    worked_off,
+)
 from tests.processes import Process, Processes, line
-from tests.receiver import Receiver, answer
+from tests.receiver import Receiver, answer, stay_silent
 from workers.broker import NAMESPACE, QUEUE
 
 CONTAINER = ["unshare", "--pid", "--fork", "--kill-child"]
@@ -49,7 +57,7 @@ def posting(process: Process, processes: Processes, receiver: Receiver) -> None:
 
 def stopped(process: Process) -> bool:
     """Whether a process that has been told to stop does so in time, with nothing to complain of."""
-    return process.wait(10) == 0 and "Traceback" not in process.output()
+    return process.wait(10) == 0 and without_harm(process)
 
 
 def settled_as_stopped(db: Engine) -> bool:
@@ -73,9 +81,10 @@ def untouched(db: Engine) -> bool:
     return (row["state"], row["drains"], row["attempts"]) == ("pending", 0, 0)
 
 
-def wake_ups(processes: Processes, command: str, key: str) -> int:
+def waiting(processes: Processes) -> int:
+    """Return how many wake-ups no worker has fetched."""
     with redis.Redis.from_url(processes.environment["REDIS_URL"]) as client:
-        return int(client.execute_command(command, f"{NAMESPACE}:{key}"))
+        return int(client.execute_command("LLEN", f"{NAMESPACE}:{QUEUE}"))
 
 
 class TestWithAPostOnItsWay:
@@ -120,9 +129,7 @@ class TestWithAPostOnItsWay:
     def test_a_worker_settles_it_under_honcho_and_no_process_has_to_be_killed(
         self, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
-        honcho = processes.run(
-            f"exec {sys.executable} -m honcho -e /dev/null start worker scheduler"
-        )
+        honcho = processes.run(HONCHO)
         posting(honcho, processes, receiver)
         honcho.signal(SIGTERM)
         honcho.wait(10)
@@ -172,15 +179,14 @@ class TestWithAPostOnItsWay:
         worker.wait_for("telemetry.payload")
         worker.wait_for("outcome=sent")
         assert outbox_row(db)["state"] == "sent"
-        assert len({request.body for request in receiver.requests}) == 1
+        assert left(receiver, db, times=2)
         worker.signal(SIGTERM)
         assert stopped(worker)
 
     def test_a_name_that_is_being_looked_up_holds_nothing_up(
         self, processes: Processes, db: Engine
     ) -> None:
-        worker = processes.start("worker", TELEMETRY_ENDPOINT="http://slow.invalid/")
-        worker.wait_for("ready for action")
+        worker = ready(processes, TELEMETRY_ENDPOINT="http://slow.invalid/")
         processes.wake("drain")
         eventually(lambda: attempts(db))
         worker.signal(SIGTERM)
@@ -218,7 +224,7 @@ class TestBetweenPosts:
         waiting.go_on()
         waiting.process.signal(SIGTERM)
         assert stopped(waiting.process)
-        assert wake_ups(processes, "HLEN", f"{QUEUE}.msgs") == 0, "the drain was left behind"
+        assert worked_off(processes), "the drain was left behind"
         assert untouched(db)
         assert receiver.connections == 0
 
@@ -226,8 +232,7 @@ class TestBetweenPosts:
         self, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
         receiver.answers = [answer(503, "Retry-After: 3")]
-        worker = processes.start("worker")
-        worker.wait_for("ready for action")
+        worker = ready(processes)
         processes.wake("drain")
         worker.wait_for("telemetry.attempt")
         worker.signal(SIGTERM)
@@ -270,13 +275,12 @@ class TestWithoutRedis:
         without_redis: Callable[[], AbstractContextManager[None]],
     ) -> None:
         write_another_days(db)
-        worker = processes.start("worker")
+        worker = ready(processes)
         receiver.answers = [stay_silent]
-        worker.wait_for("ready for action")
         for _ in range(7):
             processes.wake("drain")
         receiver.wait_for(2)  # both threads are at work, and as many wake-ups were fetched beside
-        assert wake_ups(processes, "LLEN", QUEUE) == 3
+        assert waiting(processes) == 3
         with without_redis():
             worker.signal(SIGTERM)
             assert stopped(worker)
@@ -315,10 +319,8 @@ class TestWithoutTheDatabase:
     def test_a_worker_that_cannot_settle_stops_and_leaves_the_row_to_its_lease(
         self, processes: Processes, receiver: Receiver, db: Engine, postgres: Server, how: str
     ) -> None:
-        settling = processes.start_to_stop_at("app.delivery:_settle:call")
-        processes.wake("drain")
-        settling.wait()
-        with postgres.frozen() if how == "frozen" else locked_outbox(db):
+        settling = standing_at("app.delivery:_settle:call", processes)
+        with postgres.frozen() if how == "frozen" else locked(db, "telemetry_outbox"):
             settling.go_on()
             settling.process.wait_for("telemetry.payload")
             settling.process.signal(SIGTERM)
@@ -327,23 +329,14 @@ class TestWithoutTheDatabase:
         assert len(receiver.requests) == 1
 
 
-@contextmanager
-def locked_outbox(db: Engine) -> Iterator[None]:
-    with db.begin() as connection:
-        connection.execute(text("LOCK TABLE telemetry_outbox IN ACCESS EXCLUSIVE MODE"))
-        yield
-
-
 def test_an_orphan_of_a_killed_master_stops_so_that_off_can_mean_off(
     processes: Processes, receiver: Receiver, db: Engine
 ) -> None:
-    worker = processes.start("worker")
-    worker.wait_for("ready for action")
+    worker = ready(processes)
     (child,) = psutil.Process(worker.pid).children()
     os.kill(worker.pid, SIGKILL)
     child.wait(10)
-    off = processes.start("worker", TELEMETRY_ENABLED="false")
-    off.wait_for("ready for action")
+    off = ready(processes, TELEMETRY_ENABLED="false")
     processes.wake("drain")
     processes.wake("sweep")
     off.wait_for("telemetry.discarded")

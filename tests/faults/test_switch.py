@@ -6,20 +6,27 @@ from urllib.parse import urlsplit
 
 import pytest
 from redis import Redis
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
 from tests.database import attempts, count, one, outbox_row, run
-from tests.faults.conftest import MORE_THAN_A_LEASE
-from tests.faults.test_receiver import stay_silent
-from tests.faults.test_time import bodies, days, do, without_harm
+from tests.faults.steps import (
+    MORE_THAN_A_LEASE,
+    TODAY,
+    TOMORROW,
+    TOMORROW_BEGINS,
+    bodies,
+    days,
+    do,
+    left,
+    locked,
+    outcomes,
+    without_harm,
+)
 from tests.processes import Process, Processes
-from tests.receiver import Receiver, answer
-
-TODAY, TOMORROW = "2026-05-02", "2026-05-03"
-TOMORROW_BEGINS = "2026-05-03T02:30:00Z"
+from tests.receiver import Receiver, answer, stay_silent
 
 OFF = {"TELEMETRY_ENABLED": "false"}
 DO_NOT_TRACK = {"DO_NOT_TRACK": "1"}
@@ -47,8 +54,7 @@ def nothing_of_consentos_readable(db: Engine) -> Iterator[None]:
         "SELECT string_agg(format('%I', tablename), ', ') FROM pg_tables"
         " WHERE schemaname = 'public' AND tablename NOT LIKE 'telemetry%'",
     )
-    with db.begin() as connection:
-        connection.execute(text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"))
+    with locked(db, tables):
         yield
 
 
@@ -113,7 +119,7 @@ class TestOff:
         assert days(db) == {TODAY: "discarded"}
         assert len(receiver.requests) == receiver.connections == 1
         assert left_alone(processes, receiver)
-        assert [attempt["outcome"] for attempt in attempts(db)] == [None]
+        assert outcomes(db) == [None]
         assert told_off(off)
         assert discarded(off, "off")
         assert ["stage=drain" in line for line in off.lines("telemetry.failed")] == [True]
@@ -308,7 +314,7 @@ class TestFirstBoot:
         clock(f"{first_day}T02:30:00Z")
         do(processes, "heartbeat", "sweep")
         assert days(db) == {first_day: "sent"}
-        assert bodies(receiver) == [outbox_row(db)["payload"].encode()]
+        assert left(receiver, db, times=1)
         assert len(worker.lines("telemetry.notice")) == 1
         assert without_harm(worker)
 

@@ -6,37 +6,39 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from signal import SIGCONT, SIGSTOP
-from socket import socket
-from threading import Event
 from typing import Any
 
 import pytest
 from redis import Redis
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
 from tests.database import attempts, count, one, outbox_row, run
-from tests.faults.conftest import DAY_BEGINS, MORE_THAN_A_BACKOFF, MORE_THAN_A_LEASE, eventually
+from tests.faults.steps import (
+    DAY_BEGINS,
+    MORE_THAN_A_BACKOFF,
+    MORE_THAN_A_LEASE,
+    ahead,
+    bodies,
+    days,
+    do,
+    eventually,
+    left,
+    outcomes,
+    until_worked_off,
+    without_harm,
+    worked_off,
+)
 from tests.processes import Process, Processes
-from tests.receiver import Receiver, answer
+from tests.receiver import Receiver, answer, late
 from workers.broker import NAMESPACE, QUEUE
 
 THREE_DAYS_LATER = "2026-05-05T09:00:00Z"
 JUST_AFTER_HALF_PAST_TWO = "2026-05-02T02:30:02Z"
-LONGER_THAN_A_DRAIN_WAITS = (
-    "UPDATE telemetry_outbox SET next_attempt_at = next_attempt_at + interval '15 s'"
-)
-"""A backoff without jitter is over in a minute, and a drain would wait for it."""
-
 BEFORE_THE_TICK = timedelta(seconds=5)
 A_FEW_SECONDS = timedelta(seconds=20)
-
-
-def ahead(moment: str, by: timedelta = timedelta()) -> str:
-    """Return the GUARD_CLOCK of a process that is to begin at ``moment``, or ``by`` beside it."""
-    return str((datetime.fromisoformat(moment) + by - datetime.now(UTC)).total_seconds())
 
 
 def waiting(redis_url: str) -> set[tuple[str, str]]:
@@ -46,30 +48,6 @@ def waiting(redis_url: str) -> set[tuple[str, str]]:
     times = [datetime.fromisoformat(each["options"]["scheduled_at"]) for each in messages]
     minutes = [f"{at.astimezone(UTC):%Y-%m-%dT%H:%M}" for at in times]
     return {(each["actor_name"], at) for each, at in zip(messages, minutes, strict=True)}
-
-
-def worked_off(processes: Processes) -> bool:
-    """Whether no wake-up waits, and none is being worked on."""
-    with Redis.from_url(processes.environment["REDIS_URL"]) as client:
-        return not client.exists(f"{NAMESPACE}:{QUEUE}.msgs")
-
-
-def do(processes: Processes, *actors: str) -> None:
-    """Have a worker run actors, one after the other, with all that they wake."""
-    for actor in actors:
-        processes.wake(actor)
-        eventually(lambda: worked_off(processes))
-
-
-def days(db: Engine) -> dict[str, str]:
-    """Return the state of each day that has a row."""
-    with db.begin() as connection:
-        rows = connection.execute(text("SELECT day, state FROM telemetry_outbox ORDER BY day"))
-        return {str(row.day): row.state for row in rows}
-
-
-def bodies(receiver: Receiver) -> list[bytes]:
-    return [request.body for request in receiver.requests]
 
 
 def scheduler_asleep(processes: Processes, moment: str) -> tuple[Process, float]:
@@ -83,10 +61,6 @@ def scheduler_asleep(processes: Processes, moment: str) -> tuple[Process, float]
     scheduler.signal(SIGSTOP)
     assert time.monotonic() < tick, "it came before the scheduler could be stopped"
     return scheduler, tick + 1
-
-
-def without_harm(*running: Process) -> bool:
-    return not any("Traceback" in each.output() for each in running)
 
 
 @pytest.mark.usefixtures("noticed")
@@ -108,7 +82,7 @@ class TestAsleep:
         scheduler.signal(SIGCONT)
         worker.wait_for("telemetry.attempt")
         assert days(db) == {"2026-05-02": "sent"}
-        assert bodies(receiver) == [outbox_row(db)["payload"].encode()]
+        assert left(receiver, db, times=1)
         assert "heartbeat()" not in worker.output()  # its minute is over: the sweep has done it
         assert without_harm(worker, scheduler)
 
@@ -144,26 +118,21 @@ class TestAsleep:
         assert worker.lines("telemetry.expired") == [
             f"telemetry.expired id={old['id']} day=2026-05-02"
         ]
-        assert [attempt["outcome"] for attempt in attempts(db)] == ["sent"]
+        assert outcomes(db) == ["sent"]
         assert without_harm(worker)
 
     @pytest.mark.usefixtures("pending")
     def test_a_worker_stopped_for_three_days_in_mid_post_does_not_try_that_day_again(
         self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
     ) -> None:
-        woken = Event()
-
-        def fail_late(connection: socket) -> None:
-            woken.wait(20)
-            connection.sendall(answer(503))
-
-        receiver.answers = [fail_late, answer(202)]
+        reply, wanted = late(answer(503))
+        receiver.answers = [reply, answer(202)]
         worker = processes.start("worker")
         processes.wake("drain")
         receiver.wait_for(1)
         worker.signal(SIGSTOP, group=True)
         clock(THREE_DAYS_LATER)
-        woken.set()
+        wanted.set()
         worker.signal(SIGCONT, group=True)
         worker.wait_for("telemetry.attempt")
         do(processes, "sweep")
@@ -240,12 +209,12 @@ def test_a_process_whose_clock_is_wrong_sends_as_by_the_databases_clock(
         for name in ("worker", "scheduler")
     )
     worker.wait_for("telemetry.attempt", seconds=10)
-    eventually(lambda: worked_off(processes))
+    until_worked_off(processes)
     (attempt,), (during,), row = attempts(db), meanwhile, outbox_row(db)
     assert days(db) == {"2026-05-02": "sent"}
     assert during["state"] == "sending"
     assert during["lease_until"] == attempt["started_at"] + timedelta(seconds=5 + 30)
-    assert bodies(receiver) == [row["payload"].encode()]
+    assert left(receiver, db, times=1)
     assert just_now(datetime.fromisoformat(json.loads(row["payload"])["sent_at"]))
     assert just_now(attempt["started_at"])
     assert just_now(attempt["finished_at"])
@@ -292,7 +261,7 @@ class TestTheCalendar:
         clock("2026-05-03T00:02:00Z")
         do(processes, "heartbeat", "sweep")
         assert days(db) == {"2026-05-02": "sent"}
-        assert bodies(receiver) == [outbox_row(db)["payload"].encode()] * 2
+        assert left(receiver, db, times=2)
         tries = [(str(each["started_at"].date()), each["http_status"]) for each in attempts(db)]
         assert tries == [("2026-05-02", 503), ("2026-05-03", 202)]
         assert without_harm(worker)
@@ -380,7 +349,7 @@ class TestTheDatabasesClock:
         pipeline.drain()
         self.all_at_once()
         assert days(db) == {"2026-05-02": "sent"}
-        assert [attempt["outcome"] for attempt in attempts(db)] == ["sent"]
+        assert outcomes(db) == ["sent"]
         assert len(receiver.requests) == 1
 
     def test_set_past_the_days_end_in_mid_post_it_ends_that_day_and_begins_the_next(
@@ -416,7 +385,6 @@ class TestTheDatabasesClock:
             receiver.during = lambda: None
             clock(MORE_THAN_A_LEASE)
             assert not Pipeline(Settings.load()).sweep()
-            run(db, LONGER_THAN_A_DRAIN_WAITS)
             taken_back.append(outbox_row(db))
 
         taken_back: list[dict[str, Any]] = []
@@ -430,7 +398,7 @@ class TestTheDatabasesClock:
         clock(MORE_THAN_A_BACKOFF)
         self.all_at_once()
         assert days(db) == {"2026-05-02": "sent"}
-        assert bodies(receiver) == [outbox_row(db)["payload"].encode()] * 2
+        assert left(receiver, db, times=2)
         assert lines("telemetry.payload") == [f"telemetry.payload {outbox_row(db)['payload']}"] * 2
 
     def test_set_back_while_a_heartbeat_waits_it_holds_it_back_and_does_not_lose_it(

@@ -2,15 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
-from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy import inspect, text
 
 from app import database
 from app.payload import json_schema
-from tests.command import PASSWORD, Ended, command, commands, with_password
+from tests.command import PASSWORD, Ended, command, commands
 from tests.processes import ROOT
 
 COMMANDS = ("status", "preview", "audit", "schema", "send", "migrate")
@@ -104,41 +102,11 @@ class TestADatabase:
             assert ended.sentence.endswith("run `python -m app migrate` first.")
 
     def test_that_refuses_the_password_is_told_without_it(
-        self, switched_on: dict[str, str], locked: str
+        self, switched_on: dict[str, str], locked_url: str
     ) -> None:
-        for ended in commands({**switched_on, "DATABASE_URL": locked}, "status", "send"):
+        for ended in commands({**switched_on, "DATABASE_URL": locked_url}, "status", "send"):
             assert ended.code == 1
             assert ended.sentence == "The database refuses the password."
-
-
-@pytest.fixture
-def locked(server_url: str, database_url: str) -> Iterator[str]:
-    """The URL of a database and a role whose password is another one."""
-    role = f"locked_{uuid4().hex}"
-    server = create_engine(server_url, isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        file = connection.scalar(text("SHOW hba_file"))
-        rules = connection.scalar(text("SELECT pg_read_file(:file)"), {"file": file})
-        lines = f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n"
-        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'another'"))
-        write_on_server(connection.engine, str(file), lines + str(rules))
-        try:
-            yield with_password(database_url.replace("postgres@", f"{role}@"))
-        finally:
-            write_on_server(connection.engine, str(file), str(rules))
-            connection.execute(text(f"DROP ROLE {role}"))
-    server.dispose()
-
-
-def write_on_server(server: Engine, file: str, content: str) -> None:
-    """Write a file as the server's own user does, and have the server read its rules again."""
-    with server.connect() as connection:
-        made = connection.scalar(
-            text("SELECT lo_from_bytea(0, convert_to(:content, 'UTF8'))"), {"content": content}
-        )
-        connection.execute(text("SELECT lo_export(:made, :file)"), {"made": made, "file": file})
-        connection.execute(text("SELECT lo_unlink(:made)"), {"made": made})
-        connection.execute(text("SELECT pg_reload_conf()"))
 
 
 class TestMigrate:
