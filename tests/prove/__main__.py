@@ -100,6 +100,7 @@ def prove(
         console.print(f"No mutation's description has {words!r} in it.")
         raise typer.Exit(2)
     with tempfile.TemporaryDirectory(prefix="consentos-prove-") as directory:
+        Path(directory).chmod(0o755)  # as root, Postgres runs as a user of its own
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(COPIES):
             copies.put(Path(shutil.copytree(ROOT, f"{directory}/{number}", ignore=NOT_COPIED)))

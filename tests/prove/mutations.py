@@ -365,14 +365,6 @@ MUTATIONS = (
 """,
         "faults/test_database.py::test_a_row_that_somebody_holds_does_not_keep_the_sweep_from_the_others",
     ),
-    Mutation(
-        5,
-        "connections are kept while idle",
-        "app/database.py",
-        "        poolclass=NullPool,\n",
-        "",
-        "faults/test_database.py::test_a_worker_has_two_sessions_at_most_and_none_while_idle",
-    ),
     # 6. No silent failure
     Mutation(
         6,
