@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -77,7 +78,7 @@ class Process:
         return self._popen.wait(seconds)
 
     def end(self) -> None:
-        """Kill the process and all that it started."""
+        """Kill the process and all that it started, orphans of its group included."""
         try:
             family = [*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)]
         except psutil.NoSuchProcess:
@@ -87,6 +88,8 @@ class Process:
                 member.kill()
             except psutil.NoSuchProcess:
                 continue
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self._popen.wait(10)
 
 
