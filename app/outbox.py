@@ -1,7 +1,8 @@
 """The only SQL on the outbox and its attempts, in the order of a row's life.
 
 Every function works inside the caller's transaction and on the database's clock. A row that is
-claimed is changed only under its lease token: whoever has lost the lease leaves it as it is.
+claimed is changed only under its lease token, until its lease has lapsed and a sweep takes it back:
+whoever has lost the lease leaves it as it is.
 """
 
 from collections.abc import Sequence

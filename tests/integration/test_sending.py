@@ -324,6 +324,18 @@ class TestPruned:
         pipeline.prune()
         assert count(db, "telemetry_outbox") == count(db, "telemetry_attempt") == 0
 
+    def test_a_row_that_somebody_holds_is_left_for_later(
+        self, pipeline: Pipeline, clock: Clock, db: Engine
+    ) -> None:
+        pipeline.drain()
+        clock("2027-05-02T02:31:00Z")
+        with db.begin() as operator:
+            operator.execute(text("SELECT FROM telemetry_outbox FOR UPDATE"))
+            pipeline.prune()
+        assert count(db, "telemetry_outbox") == 1
+        pipeline.prune()
+        assert count(db, "telemetry_outbox") == 0
+
     def test_a_retention_of_nought_keeps_all(
         self, pipeline: Pipeline, clock: Clock, db: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
