@@ -6,9 +6,9 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, func, insert, text, update
 
-from app.models import CURRENT_INSTANCE, Instance
+from app.models import CURRENT_INSTANCE, INSTANCE
 
-_THE_INSTANCE = CURRENT_INSTANCE.with_only_columns(Instance.id, Instance.last_telemetry_at)
+_THE_INSTANCE = CURRENT_INSTANCE.with_only_columns(INSTANCE.c.id, INSTANCE.c.last_telemetry_at)
 _ALONE = text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry instance'))")
 
 
@@ -33,8 +33,8 @@ def ensure(connection: Connection) -> UUID:
     connection.execute(_ALONE)
     if known := find(connection):
         return known.id
-    made = insert(Instance).values(id=uuid4(), created_at=func.now(), updated_at=func.now())
-    return connection.execute(made.returning(Instance.id)).scalar_one()
+    made = insert(INSTANCE).values(id=uuid4(), created_at=func.now(), updated_at=func.now())
+    return connection.execute(made.returning(INSTANCE.c.id)).scalar_one()
 
 
 def stamp(connection: Connection, instance_id: UUID, at: datetime) -> None:
@@ -44,9 +44,9 @@ def stamp(connection: Connection, instance_id: UUID, at: datetime) -> None:
     than that of another attempt: what is stamped never goes back.
     """
     connection.execute(
-        update(Instance)
-        .where(Instance.id == instance_id)
+        update(INSTANCE)
+        .where(INSTANCE.c.id == instance_id)
         .values(
-            last_telemetry_at=func.greatest(Instance.last_telemetry_at, at), updated_at=func.now()
+            last_telemetry_at=func.greatest(INSTANCE.c.last_telemetry_at, at), updated_at=func.now()
         )
     )

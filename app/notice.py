@@ -5,20 +5,20 @@ from datetime import datetime
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.postgresql import insert
 
-from app.models import Notice
+from app.models import NOTICE
 
 
 def given_at(connection: Connection, schema: int) -> datetime | None:
     """Return when the notice for ``schema`` was logged, or None where it has not been."""
-    return connection.scalar(select(Notice.noticed_at).where(Notice.schema == schema))
+    return connection.scalar(select(NOTICE.c.noticed_at).where(NOTICE.c.schema == schema))
 
 
 def record(connection: Connection, schema: int) -> bool:
     """Record that the notice is given now; False where another process was first."""
     statement = (
-        insert(Notice)
+        insert(NOTICE)
         .values(schema=schema, noticed_at=func.now())
         .on_conflict_do_nothing()
-        .returning(Notice.schema)
+        .returning(NOTICE.c.schema)
     )
     return connection.scalar(statement) is not None

@@ -30,12 +30,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from app.models import CURRENT_INSTANCE, FINAL, Attempt, Instance, OutboxRow
+from app.models import ATTEMPT, CURRENT_INSTANCE, FINAL, INSTANCE, OUTBOX
 from app.retry import Delivered, Outcome, Rejected, RetryAt, Verdict, backoff
 
 _now = func.now()
-_of_this_instance = OutboxRow.instance_id == (
-    CURRENT_INSTANCE.with_only_columns(Instance.id).scalar_subquery()
+_row, _attempt = OUTBOX.c, ATTEMPT.c
+_of_this_instance = _row.instance_id == (
+    CURRENT_INSTANCE.with_only_columns(INSTANCE.c.id).scalar_subquery()
 )
 
 
@@ -61,7 +62,7 @@ class Begun:
 
 def has_day(connection: Connection, day: date) -> bool:
     """Whether the day has a row, final or not."""
-    return bool(connection.scalar(select(exists().where(OutboxRow.day == day))))
+    return bool(connection.scalar(select(exists().where(_row.day == day))))
 
 
 def write(
@@ -75,7 +76,7 @@ def write(
 ) -> UUID | None:
     """Store a day's heartbeat; return its id, or None where the day has one already."""
     statement = (
-        postgresql.insert(OutboxRow)
+        postgresql.insert(OUTBOX)
         .values(
             id=uuid4(),
             day=day,
@@ -85,8 +86,8 @@ def write(
             next_attempt_at=next_attempt_at,
             expires_at=expires_at,
         )
-        .on_conflict_do_nothing(index_elements=[OutboxRow.day])
-        .returning(OutboxRow.id)
+        .on_conflict_do_nothing(index_elements=[_row.day])
+        .returning(_row.id)
     )
     return connection.scalar(statement)
 
@@ -94,8 +95,8 @@ def write(
 def until_due(connection: Connection) -> timedelta | None:
     """Return how long until the next pending row may be claimed, or None where there is none."""
     return connection.scalar(
-        select(type_coerce(func.min(OutboxRow.next_attempt_at) - _now, Interval)).where(
-            OutboxRow.state == "pending", OutboxRow.expires_at > _now, _of_this_instance
+        select(type_coerce(func.min(_row.next_attempt_at) - _now, Interval)).where(
+            _row.state == "pending", _row.expires_at > _now, _of_this_instance
         )
     )
 
@@ -107,28 +108,28 @@ def claim(connection: Connection, lease: timedelta, *, day: date | None = None) 
     that the receiver asked for.
     """
     token = uuid4()
-    due: ColumnElement[bool] = OutboxRow.next_attempt_at <= _now
+    due: ColumnElement[bool] = _row.next_attempt_at <= _now
     if day is not None:
-        asked = or_(OutboxRow.not_before.is_(None), OutboxRow.not_before <= _now)
-        due = and_(OutboxRow.day == day, asked)
+        asked = or_(_row.not_before.is_(None), _row.not_before <= _now)
+        due = and_(_row.day == day, asked)
     chosen = (
-        select(OutboxRow.id)
-        .where(OutboxRow.state == "pending", due, OutboxRow.expires_at > _now, _of_this_instance)
-        .order_by(OutboxRow.next_attempt_at)
+        select(_row.id)
+        .where(_row.state == "pending", due, _row.expires_at > _now, _of_this_instance)
+        .order_by(_row.next_attempt_at)
         .limit(1)
         .with_for_update(skip_locked=True)
         .cte("chosen")
     )
     row = connection.execute(
-        update(OutboxRow)
-        .where(OutboxRow.id == chosen.c.id)
+        update(OUTBOX)
+        .where(_row.id == chosen.c.id)
         .values(
             state="sending",
-            drains=OutboxRow.drains + 1,
+            drains=_row.drains + 1,
             lease_token=token,
             lease_until=_now + lease,
         )
-        .returning(OutboxRow.id, OutboxRow.payload, OutboxRow.instance_id, OutboxRow.drains)
+        .returning(_row.id, _row.payload, _row.instance_id, _row.drains)
     ).one_or_none()
     return Claim(row.id, token, row.payload, row.instance_id, row.drains) if row else None
 
@@ -140,25 +141,25 @@ def begin(connection: Connection, claim: Claim, lease: timedelta, *, endpoint: s
     is no longer this install's.
     """
     leased = (
-        update(OutboxRow)
+        update(OUTBOX)
         .where(
-            OutboxRow.id == claim.id,
-            OutboxRow.lease_token == claim.token,
-            OutboxRow.lease_until > _now,
-            OutboxRow.expires_at > _now,
+            _row.id == claim.id,
+            _row.lease_token == claim.token,
+            _row.lease_until > _now,
+            _row.expires_at > _now,
             _of_this_instance,
         )
-        .values(attempts=OutboxRow.attempts + 1, lease_until=_now + lease)
-        .returning(OutboxRow.id, OutboxRow.attempts)
+        .values(attempts=_row.attempts + 1, lease_until=_now + lease)
+        .returning(_row.id, _row.attempts)
         .cte("leased")
     )
     row = connection.execute(
-        insert(Attempt)
+        insert(ATTEMPT)
         .from_select(
             ["outbox_id", "n", "started_at", "endpoint"],
             select(leased.c.id, leased.c.attempts, _now, literal(endpoint)),
         )
-        .returning(Attempt.id, Attempt.n, Attempt.started_at)
+        .returning(_attempt.id, _attempt.n, _attempt.started_at)
     ).one_or_none()
     return Begun(*row) if row else None
 
@@ -166,8 +167,8 @@ def begin(connection: Connection, claim: Claim, lease: timedelta, *, endpoint: s
 def record(connection: Connection, attempt: Begun, outcome: Outcome) -> None:
     """Complete the attempt with its outcome, whoever holds the row by now."""
     connection.execute(
-        update(Attempt)
-        .where(Attempt.id == attempt.attempt_id)
+        update(ATTEMPT)
+        .where(_attempt.id == attempt.attempt_id)
         .values(
             finished_at=_now,
             outcome=outcome.result,
@@ -205,8 +206,8 @@ def release(connection: Connection, claim: Claim) -> bool:
 
 def _end_lease(connection: Connection, claim: Claim, **result: object) -> bool:
     ended = connection.execute(
-        update(OutboxRow)
-        .where(OutboxRow.id == claim.id, OutboxRow.lease_token == claim.token)
+        update(OUTBOX)
+        .where(_row.id == claim.id, _row.lease_token == claim.token)
         .values(**result, lease_token=None, lease_until=None)
     )
     return ended.rowcount == 1
@@ -218,14 +219,14 @@ def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
     They are locked as they are read, so that no lease is renewed and no row settled in between.
     """
     lapsed = connection.execute(
-        select(OutboxRow.id, OutboxRow.drains, _now)
-        .where(OutboxRow.state == "sending", OutboxRow.lease_until <= _now)
+        select(_row.id, _row.drains, _now)
+        .where(_row.state == "sending", _row.lease_until <= _now)
         .with_for_update(skip_locked=True)
     ).all()
     for id_, drains, now in lapsed:
         connection.execute(
-            update(OutboxRow)
-            .where(OutboxRow.id == id_)
+            update(OUTBOX)
+            .where(_row.id == id_)
             .values(
                 state="pending",
                 next_attempt_at=now + backoff(drains, jitter),
@@ -239,7 +240,7 @@ def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
 
 def expire(connection: Connection) -> Sequence[Row[UUID, date]]:
     """End the pending rows whose day is over; return their ids and days."""
-    return _finish(connection, "expired", OutboxRow.expires_at <= _now)
+    return _finish(connection, "expired", _row.expires_at <= _now)
 
 
 def discard_all(connection: Connection) -> Sequence[Row[UUID, date]]:
@@ -257,24 +258,24 @@ def _finish(
 ) -> Sequence[Row[UUID, date]]:
     # A row that somebody has locked waits for the next sweep, and the others do not wait for it.
     free = (
-        select(OutboxRow.id)
-        .where(OutboxRow.state == "pending", which)
+        select(_row.id)
+        .where(_row.state == "pending", which)
         .with_for_update(skip_locked=True)
         .cte("free")
     )
     return connection.execute(
-        update(OutboxRow)
-        .where(OutboxRow.id == free.c.id)
+        update(OUTBOX)
+        .where(_row.id == free.c.id)
         .values(state=state, finished_at=_now)
-        .returning(OutboxRow.id, OutboxRow.day)
+        .returning(_row.id, _row.day)
     ).all()
 
 
 def prune(connection: Connection, retention: timedelta) -> None:
     """Delete the finished rows, with their attempts, that are older than ``retention``."""
-    old = OutboxRow.state.in_(FINAL) & (OutboxRow.finished_at < _now - retention)
-    free = select(OutboxRow.id).where(old).with_for_update(skip_locked=True)
-    connection.execute(delete(OutboxRow).where(OutboxRow.id.in_(free)))
+    old = _row.state.in_(FINAL) & (_row.finished_at < _now - retention)
+    free = select(_row.id).where(old).with_for_update(skip_locked=True)
+    connection.execute(delete(OUTBOX).where(_row.id.in_(free)))
 
 
 Record = dict[str, Any]
@@ -283,36 +284,36 @@ Record = dict[str, Any]
 
 def of_day(connection: Connection, day: date) -> Record | None:
     """Return the day's row, or None where it has none."""
-    return next(iter(_read(connection, select(*_ROW).where(OutboxRow.day == day))), None)
+    return next(iter(_read(connection, select(*_ROW).where(_row.day == day))), None)
 
 
 def unfinished(connection: Connection) -> list[Record]:
     """Return the rows that are pending or being sent, the oldest day first."""
-    open_rows = OutboxRow.state.in_(("pending", "sending"))
-    return _read(connection, select(*_ROW).where(open_rows).order_by(OutboxRow.day))
+    open_rows = _row.state.in_(("pending", "sending"))
+    return _read(connection, select(*_ROW).where(open_rows).order_by(_row.day))
 
 
 def last_failure(connection: Connection) -> Record | None:
     """Return the latest attempt that failed, or whose process died in it; or None."""
-    in_flight = exists().where(OutboxRow.id == Attempt.outbox_id, OutboxRow.state == "sending")
-    died = Attempt.outcome.is_(None) & ~in_flight
-    failed = died | Attempt.outcome.in_(("retryable", "rejected"))
-    latest = select(*_ATTEMPT).where(failed).order_by(Attempt.started_at.desc()).limit(1)
+    in_flight = exists().where(_row.id == _attempt.outbox_id, _row.state == "sending")
+    died = _attempt.outcome.is_(None) & ~in_flight
+    failed = died | _attempt.outcome.in_(("retryable", "rejected"))
+    latest = select(*_ATTEMPT).where(failed).order_by(_attempt.started_at.desc()).limit(1)
     return next(iter(_read(connection, latest)), None)
 
 
 def rows(connection: Connection) -> list[Record]:
     """Return the whole outbox, the newest day first."""
-    return _read(connection, select(*_ROW).order_by(OutboxRow.day.desc()))
+    return _read(connection, select(*_ROW).order_by(_row.day.desc()))
 
 
 def attempts(connection: Connection) -> list[Record]:
     """Return every attempt, row by row, in the order in which they began."""
-    return _read(connection, select(*_ATTEMPT).order_by(Attempt.outbox_id, Attempt.n))
+    return _read(connection, select(*_ATTEMPT).order_by(_attempt.outbox_id, _attempt.n))
 
 
-_ROW = OutboxRow.__table__.columns
-_ATTEMPT = Attempt.__table__.columns
+_ROW = OUTBOX.columns
+_ATTEMPT = ATTEMPT.columns
 
 
 def _read(connection: Connection, statement: Select[*tuple[Any, ...]]) -> list[Record]:

@@ -8,6 +8,7 @@ import asyncio
 import re
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
@@ -18,7 +19,6 @@ from functools import cache
 from threading import Event, Thread
 from typing import Any
 
-import httpx
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -30,6 +30,12 @@ from tenacity import (
 from tenacity.nap import sleep_using_event
 
 from app.retry import Outcome, result_of
+
+# httpx brings a command of its own along, and with it 5 MB of click, pygments and rich; it knows
+# how to do without.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # Python's way to say: not here
+
+import httpx  # noqa: E402
 
 TRIES = 3
 PATIENCE = timedelta(seconds=3)

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, inspect, text
 
 from app import database
 from app.demo import consentos
-from app.models import Base
+from app.models import METADATA
 from migrations import MigrationRefusedError, migrate
 from tests.conftest import Databases
 from tests.database import count, one, run
@@ -261,7 +261,7 @@ def test_the_models_and_the_migrated_tables_agree(
 ) -> None:
     db: Engine = request.getfixturevalue(kind)
     move(db)
-    model = Base.metadata.tables[table]
+    model = METADATA.tables[table]
     assert columns_of(db, table) == {
         column.name: (column.type.compile(dialect=db.dialect), bool(column.nullable))
         for column in model.columns
@@ -272,4 +272,4 @@ def test_the_models_and_the_migrated_tables_agree(
 
 def test_every_table_of_the_models_is_made_and_no_other(empty: Engine) -> None:
     move(empty)
-    assert tables(empty) - {VERSIONS} == set(Base.metadata.tables)
+    assert tables(empty) - {VERSIONS} == set(METADATA.tables)
