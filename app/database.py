@@ -1,13 +1,16 @@
 """Connections to Postgres that hold nothing while idle, and errors told without a value in them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
-_BOUNDS = text(
-    "SELECT set_config('statement_timeout', '5s', true),"
+_CLOCK = "consentos-telemetry clock"
+
+_BEGIN = text(
+    "SELECT now(),"
+    " set_config('statement_timeout', '5s', true),"
     " set_config('lock_timeout', '1s', true),"
     " set_config('idle_in_transaction_session_timeout', '30s', true),"
     # What has left is on record though the server crashes, whatever else may be lost in a crash.
@@ -49,18 +52,24 @@ def engine(url: str) -> Engine:
 
 
 @contextmanager
-def transaction(engine: Engine, *, read_only: bool = False) -> Iterator[Connection]:
+def transaction(
+    connecting: AbstractContextManager[Connection], *, read_only: bool = False
+) -> Iterator[Connection]:
     """Open a transaction whose statements and lock waits are bounded; commit it at the end.
 
     One that is read-only sees the database as of one moment.
     """
-    with engine.begin() as connection:
+    with connecting as connection, connection.begin():
         if read_only:
             connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        connection.execute(_BOUNDS)
+        connection.info[_CLOCK] = connection.execute(_BEGIN).one()[0]
         yield connection
 
 
 def clock(connection: Connection) -> datetime:
-    """Return the database's time, the only one that decides about a day or a lease."""
-    return connection.execute(select(func.now())).scalar_one()
+    """Return the database's time, the only one that decides about a day or a lease.
+
+    It is that of the beginning of the transaction, as Postgres's own ``now()`` is.
+    """
+    at: datetime = connection.info[_CLOCK]
+    return at

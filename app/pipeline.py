@@ -8,12 +8,13 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
-from threading import Event
+from threading import Event, local
+from typing import Self
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Row
@@ -110,6 +111,7 @@ class Pipeline:
         self._write_failures = 0
         self._write_not_before = 0.0
         self._told_of_other_sender: Day | None = None
+        self._thread = local()
 
     @cached_property
     def _engine(self) -> Engine:
@@ -121,7 +123,19 @@ class Pipeline:
         Raises:
             SettingsError: they name none.
         """
-        return database.transaction(self._engine, read_only=read_only)
+        shared: Connection | None = getattr(self._thread, "connection", None)
+        connecting = nullcontext(shared) if shared else self._engine.connect()
+        return database.transaction(connecting, read_only=read_only)
+
+    @contextmanager
+    def connected(self) -> Iterator[Self]:
+        """Have this thread's transactions share one connection until the block ends."""
+        with self._engine.connect() as connection:
+            self._thread.connection = connection
+            try:
+                yield self
+            finally:
+                del self._thread.connection
 
     # Writing
 
@@ -170,7 +184,7 @@ class Pipeline:
             )
             if hurdle:
                 return day, hurdle
-            instance_id = instance.ensure(connection)
+            instance_id = known.id if known else instance.ensure(connection)
             heartbeat = payload.compose(
                 collect(connection, self.settings), instance_id=instance_id, at=now
             )

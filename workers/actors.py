@@ -33,12 +33,13 @@ def heartbeat() -> None:
 def sweep() -> None:
     """Every minute: keep the outbox in order, catch up a missed write, wake the sender."""
     due = False
-    with _swallowed("sweep"):
-        due = _pipeline().sweep()
-    with _swallowed("write"):
-        due = _pipeline().write_heartbeat() or due
-    with _swallowed("prune"):
-        _pipeline().prune()
+    with _swallowed("connect"), _pipeline().connected() as pipeline:
+        with _swallowed("sweep"):
+            due = pipeline.sweep()
+        with _swallowed("write"):
+            due = pipeline.write_heartbeat() or due
+        with _swallowed("prune"):
+            pipeline.prune()
     if due:
         with _swallowed("wake"):
             drain.send()

@@ -229,8 +229,7 @@ def test_a_worker_tells_a_wrong_option_of_the_database_url_without_it(
     url = f"{processes.environment['DATABASE_URL']}&sslmode={CANARY}"
     worker = processes.start("worker", DATABASE_URL=url)
     processes.wake("sweep")
-    worker.wait_for("telemetry.failed stage=sweep error=")
-    worker.wait_for("telemetry.failed stage=write error=")
+    worker.wait_for("telemetry.failed stage=connect error=")
     assert said_nothing_it_should_not(worker.output())
     assert receiver.connections == 0
 

@@ -1,6 +1,7 @@
 """The Postgres version is made of two numbers, never of a text that a build may have changed."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
@@ -51,6 +52,5 @@ def stated(connection: Connection) -> str:
         python=(3, 12, 7), platform="linux", geoip_header_configured=False,
         geoip_maxmind_configured=False, rate_limit_enabled=True,
     )  # fmt: skip
-    now = database.clock(connection)
-    heartbeat = compose(found, instance_id=UUID(int=1), at=now)
+    heartbeat = compose(found, instance_id=UUID(int=1), at=datetime.now(UTC))
     return heartbeat.stack.postgres_version
