@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
@@ -18,8 +19,8 @@ from typing import Any
 import dramatiq
 import pendulum
 import redis
-from dramatiq.brokers.redis import RedisBroker
-from dramatiq.errors import BrokerConnectionError
+from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from periodiq import PeriodiqMiddleware
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
@@ -32,6 +33,13 @@ QUEUE = "telemetry"
 
 REDIS_TIMEOUT = 2
 """Seconds that Redis has for an answer: with a Redis that hangs, a stop still is prompt."""
+
+IDLE_SECONDS = 20
+"""How long Redis lets an idle worker wait for a wake-up; within a minute, or Dramatiq takes the
+worker for dead."""
+
+ONE_SECOND = 1
+"""How soon a wait in this process notices that it is told to stop."""
 
 stopping = Event()
 """Set when this process is told to stop: waits end, and no further attempt begins."""
@@ -61,9 +69,64 @@ def connect() -> RedisBroker:
         raise SystemExit(f"consentos-telemetry: {error}") from None
     # The age of a wake-up means nothing, and it is told by two clocks that may disagree.
     middleware = [PeriodiqMiddleware(skip_delay=math.inf), Announcement()]
-    broker = RedisBroker(client=client, namespace=NAMESPACE, middleware=middleware)
+    broker = Broker(client=client, namespace=NAMESPACE, middleware=middleware)  # type: ignore[no-untyped-call]
     dramatiq.set_broker(broker)
     return broker
+
+
+class Broker(RedisBroker):
+    """Dramatiq's broker, which asks Redis for little while there is nothing to do."""
+
+    @property
+    def consumer_class(self) -> type[_RedisConsumer]:
+        """What takes messages out of a queue."""
+        return Consumer
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Declare a queue; a queue of delayed messages is none of ours, and not to be watched."""
+        super().declare_queue(queue_name)
+        self.delay_queues.clear()
+
+
+class Consumer(_RedisConsumer):
+    """Dramatiq's consumer, which Redis wakes; the original asks it again and again."""
+
+    def __next__(self) -> Any:
+        """Return the next message, or None after a while without one."""
+        room = self.outstanding_message_count < self.prefetch
+        if room and not self.message_cache and not stopping.is_set():
+            self._wait()
+            self.misses = 0  # or Dramatiq would now wait by itself
+        return super().__next__()  # type: ignore[no-untyped-call]
+
+    def _wait(self) -> None:
+        """Wait until there is a message, or nothing came for a while, or the process is to stop.
+
+        Every waiting worker is woken by BRPOPLPUSH of a queue onto itself, and nothing is taken.
+        """
+        queue = f"{NAMESPACE}:{self.queue_name}"
+        try:
+            with _connection(self.broker.client.connection_pool) as connection:
+                connection.send_command("BRPOPLPUSH", queue, queue, IDLE_SECONDS)
+                for _ in range(IDLE_SECONDS + REDIS_TIMEOUT):
+                    if stopping.is_set():
+                        break
+                    if connection.can_read(timeout=ONE_SECOND):
+                        connection.read_response()
+                        return
+                connection.disconnect()  # its answer is not waited for
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise ConnectionClosed(error) from None
+
+
+@contextmanager
+def _connection(pool: redis.ConnectionPool) -> Iterator[redis.Connection]:
+    """Take a connection out of a pool, and put it back."""
+    connection = pool.get_connection()
+    try:
+        yield connection
+    finally:
+        pool.release(connection)
 
 
 class RedisAwayError(redis.ConnectionError, BrokerConnectionError):
