@@ -21,7 +21,7 @@ from dramatiq.errors import BrokerError
 from redis.exceptions import RedisError
 
 from app import log
-from workers.broker import NAMESPACE, QUEUE, connect
+from workers.broker import NAMESPACE, QUEUE, connect, stopping
 
 MOST_WAITING = 100
 """Wake-ups that may wait for a worker; with no worker at all, Redis is not to be filled."""
@@ -40,6 +40,7 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
         self._unsent: list[dramatiq.Actor[Any, Any]] = []
         # Unlike Queue, its put may be called from a signal handler that interrupts its get.
         self.alarm_q: SimpleQueue[bool] = SimpleQueue()
+        self._first_request = iter([True])
         self._signalled, wake_up = socket.socketpair()
         wake_up.setblocking(False)
         signal.set_wakeup_fd(wake_up.detach(), warn_on_full_buffer=False)
@@ -82,13 +83,23 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
                 now = pendulum.now()
                 self._unsent = [actor for actor in self._unsent if self._try_to_send(actor, now)]
 
+    def run(self) -> None:
+        """Say what is scheduled, and schedule it until a request to stop."""
+        for actor in self.actors:
+            cron = actor.options["periodic"]
+            log.event("scheduled", actor=actor.actor_name, cron=cron, zone="UTC")
+        self.schedule()
+        self.loop()
+
     def stop(self, _signum: int, _frame: FrameType | None) -> None:
         """End the loop after the tick at hand."""
+        if next(self._first_request, False):  # a second one may interrupt it at any line
+            stopping.set()
         self.alarm_q.put_nowait(False)
 
 
-def main() -> None:
-    """Run until SIGTERM or SIGINT."""
+def boot() -> Scheduler:
+    """Connect, and return a scheduler that SIGTERM and SIGINT stop."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     broker = connect()
@@ -97,10 +108,12 @@ def main() -> None:
     scheduler = Scheduler(broker, [actors.heartbeat, actors.sweep])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, scheduler.stop)
-    for actor in scheduler.actors:
-        log.event("scheduled", actor=actor.actor_name, cron=actor.options["periodic"], zone="UTC")
-    scheduler.schedule()
-    scheduler.loop()
+    return scheduler
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    boot().run()
 
 
 if __name__ == "__main__":
