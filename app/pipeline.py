@@ -263,15 +263,14 @@ class Pipeline:
         """Send what is due, waiting up to a minute for a row whose second is near."""
         while isinstance(self._gate, Enabled) and not self._stopping.is_set():
             with self.transaction() as connection:
-                wait = outbox.until_due(connection)
-                due = wait is not None and wait <= timedelta()
-                claim = outbox.claim(connection, lease(self.settings)) if due else None
+                claim = outbox.claim(connection, lease(self.settings))
+                wait = None if claim else outbox.until_due(connection)
             if claim:
                 self._deliver(claim)
-            elif due or wait is None or wait > WAIT_FOR_SECOND:
-                return
-            else:
+            elif wait and timedelta() < wait <= WAIT_FOR_SECOND:
                 self._stopping.wait(wait.total_seconds())
+            else:
+                return
 
     def _deliver(self, claim: Claim) -> None:
         Delivery(claim, self.settings, self.transaction, self._stopping).run()

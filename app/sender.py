@@ -44,7 +44,9 @@ PATIENCE = timedelta(seconds=3)
 GRACE = 0.5
 """Seconds that a POST on its way is given, at least, when the process is told to stop."""
 
-_backoff = wait_exponential(multiplier=0.5, max=2) + wait_random(0, 0.5)
+BETWEEN_TRIES = wait_exponential(multiplier=0.5, max=2) + wait_random(0, 0.5)
+"""Seconds between the tries of one drain; a random part is added, for tenacity's own is none at the
+longest wait."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def deliver(
     tries = Retrying(
         stop=stop_after_attempt(TRIES),
         retry=retry_if_result(_worth_another),
-        wait=lambda state: max(_backoff(state), _asked(_outcome(state))),
+        wait=lambda state: max(BETWEEN_TRIES(state), _asked(_outcome(state))),
         sleep=sleep_using_event(stopping),
         before_sleep=lambda state: record(_outcome(state)),
         retry_error_callback=_outcome,
@@ -163,6 +165,12 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Read the trusted certificates once: that takes longer than all the rest of a POST."""
+    return httpx.create_ssl_context()
+
+
 async def _exchange(target: Target, body: bytes) -> tuple[int, str | None]:
     headers = {
         "Content-Type": "application/json",
@@ -175,7 +183,11 @@ async def _exchange(target: Target, body: bytes) -> tuple[int, str | None]:
     # with each byte.
     async with (
         asyncio.timeout(target.timeout),
-        httpx.AsyncClient(timeout=None, follow_redirects=False) as client,  # noqa: S113 - see above
+        httpx.AsyncClient(
+            verify=tls_context(),
+            timeout=None,  # noqa: S113 - see above
+            follow_redirects=False,
+        ) as client,
         client.stream("POST", target.endpoint, content=body, headers=headers) as response,
     ):
         return response.status_code, response.headers.get("Retry-After")

@@ -1,4 +1,4 @@
-"""The operator's commands as an operator runs them: a process of its own."""
+"""The operator's commands as an operator runs them, and other code: a process of its own."""
 
 import json
 import subprocess
@@ -56,6 +56,13 @@ def commands_each_in(
     ended = _run(environment, ["-c", SEVERAL], json.dumps({"lines": lines, "typed": typed}))
     assert (ended.code, ended.err) == (0, "")
     return [Ended(**each) for each in ended.json]
+
+
+def python(environment: Mapping[str, str], code: str) -> str:
+    """Run some Python and return what it prints."""
+    ended = _run(environment, ["-c", code], "")
+    assert ended.code == 0, ended.err
+    return ended.out
 
 
 SEVERAL = """

@@ -1,8 +1,11 @@
-"""Looks at a database from outside, in sessions of its own."""
+"""Looks at a database from outside, in sessions of its own, and at what the others ask it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, Pool, event, text
 
 
 def one(db: Engine, statement: str, **parameters: object) -> Any:
@@ -34,3 +37,69 @@ def attempts(db: Engine) -> list[dict[str, Any]]:
     with db.begin() as connection:
         found = connection.execute(text("SELECT * FROM telemetry_attempt ORDER BY outbox_id, n"))
         return [dict(row) for row in found.mappings()]
+
+
+@dataclass
+class Cost:
+    """What was asked of the database: the statements, with their parameters, as they were sent."""
+
+    connections: int = 0
+    commits: int = 0
+    transactions: list[list[tuple[str, Any]]] = field(default_factory=list)
+
+    @property
+    def statements(self) -> list[str]:
+        return [statement for asked in self.transactions for statement, _ in asked]
+
+    @property
+    def each(self) -> list[int]:
+        """How many statements each transaction took, beside BEGIN and COMMIT."""
+        return [len(asked) for asked in self.transactions]
+
+
+@contextmanager
+def counted() -> Iterator[Cost]:
+    """Count what is asked of any database until the block ends."""
+    cost = Cost()
+
+    def connect(*_: object) -> None:
+        cost.connections += 1
+
+    def begin(*_: object) -> None:
+        cost.transactions.append([])
+
+    def execute(*told: Any) -> None:
+        (_, _, statement, parameters, *_) = told
+        cost.transactions[-1].append((statement, parameters))
+
+    def commit(*_: object) -> None:
+        cost.commits += 1
+
+    listeners: list[tuple[type, str, Any]] = [
+        (Pool, "connect", connect),
+        (Engine, "begin", begin),
+        (Engine, "before_cursor_execute", execute),
+        (Engine, "commit", commit),
+    ]
+    for listener in listeners:
+        event.listen(*listener)
+    try:
+        yield cost
+    finally:
+        for listener in listeners:
+            event.remove(*listener)
+
+
+def plan_of(
+    connection: Connection, statement: str, parameters: Any = None, *, analyze: bool = False
+) -> list[dict[str, Any]]:
+    """Return every node of the plan of a statement, which is run if it is to be analyzed."""
+    explain = f"EXPLAIN (FORMAT JSON, ANALYZE {analyze}) {statement}"
+    (told,) = connection.exec_driver_sql(explain, parameters).scalar_one()
+    return list(_nodes(told["Plan"]))
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", []):
+        yield from _nodes(inner)

@@ -20,6 +20,19 @@ from workers.broker import NAMESPACE, QUEUE
 ROOT = Path(__file__).parents[1]
 GUARD = ROOT / "tests" / "guard"
 
+HONCHO = f"exec {sys.executable} -m honcho -e /dev/null start"
+"""Starts the lines of the Procfile that come after it as one family."""
+
+WAYS = ("worker scheduler", "solo")
+"""The two ways to run an install: the lines that an operator starts."""
+
+READY = {
+    "worker": "is ready for action",
+    "scheduler": "telemetry.scheduled",
+    "solo": "telemetry.scheduled",
+}
+"""What each process has said when it is up."""
+
 
 def minimal(environment: Mapping[str, str], trace: Path | None = None) -> dict[str, str]:
     """Return the whole environment of a process: ours, what Python needs, and the guard."""
@@ -112,6 +125,10 @@ class Processes:
         variables = minimal({**self.environment, **environment}, self.trace)
         self._running.append(Process(command, variables, log))
         return self._running[-1]
+
+    def start_all(self, way: str, **environment: str) -> list[Process]:
+        """Start each of several lines of the Procfile."""
+        return [self.start(name, **environment) for name in way.split()]
 
     def start_to_stop_at(self, point: str, name: str = "worker") -> "Stopped":
         """Start a line of the Procfile that waits at MODULE:FUNCTION:call or :return."""

@@ -10,11 +10,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from multiprocessing import parent_process
-from multiprocessing.process import BaseProcess
 from threading import Event, Thread
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dramatiq
 import pendulum
@@ -27,6 +25,9 @@ from redis.retry import Retry
 
 from app import log
 from app.settings import Disabled, Settings, SettingsError
+
+if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
 
 NAMESPACE = "consentos-telemetry"
 QUEUE = "telemetry"
@@ -52,13 +53,17 @@ def settings() -> Settings:
 
 
 def connect() -> RedisBroker:
-    """Build the broker and make it Dramatiq's own; exit with a sentence where it cannot be.
+    """Build the broker in a child of Dramatiq's master, which calls this after the fork."""
+    from multiprocessing import parent_process  # noqa: PLC0415 - who has no master needs none of it
 
-    Dramatiq calls this in the worker's process, after the fork.
-    """
     if master := parent_process():
         _stop_once()
         _stop_without(master)
+    return build()
+
+
+def build() -> RedisBroker:
+    """Build the broker and make it Dramatiq's own; exit with a sentence where it cannot be."""
     log.setup(settings().log_level)
     # periodiq reads cron lines in the local zone, and pendulum keeps the zone it found first.
     pendulum.set_local_timezone(pendulum.UTC)
@@ -186,7 +191,7 @@ def _stop_once() -> None:
         signal.signal(number, first)
 
 
-def _stop_without(master: BaseProcess) -> None:
+def _stop_without(master: "BaseProcess") -> None:
     """Stop when Dramatiq's master is gone: whoever restarts it may have turned telemetry off."""
 
     def watch() -> None:

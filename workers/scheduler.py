@@ -21,7 +21,7 @@ from dramatiq.errors import BrokerError
 from redis.exceptions import RedisError
 
 from app import log
-from workers.broker import NAMESPACE, QUEUE, connect, stopping
+from workers.broker import NAMESPACE, QUEUE, build, stopping
 
 MOST_WAITING = 100
 """Wake-ups that may wait for a worker; with no worker at all, Redis is not to be filled."""
@@ -55,7 +55,9 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
                 log.event("failed", level=WARNING, stage="schedule", actor=name, error=error)
 
     def _try_to_send(self, actor: dramatiq.Actor[Any, Any], now: Any) -> str | None:
-        """Return why the message could not be sent, if it could not."""
+        """Return why the message could not be sent, if it could not and is still wanted."""
+        if stopping.is_set():
+            return None
         try:
             # Not the broker's own count: it has in it what was fetched and never acknowledged.
             if self.broker.client.llen(f"{NAMESPACE}:{QUEUE}") >= MOST_WAITING:
@@ -102,7 +104,7 @@ def boot() -> Scheduler:
     """Connect, and return a scheduler that SIGTERM and SIGINT stop."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    broker = connect()
+    broker = build()
     from workers import actors  # noqa: PLC0415 - actors are declared on the broker just built
 
     scheduler = Scheduler(broker, [actors.heartbeat, actors.sweep])

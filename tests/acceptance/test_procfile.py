@@ -1,9 +1,7 @@
 """The Procfile's own processes, started and ended as a platform does."""
 
-import json
 import signal
 import subprocess
-import sys
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,19 +9,22 @@ from sqlalchemy import Engine
 
 from app.payload import Heartbeat
 from app.pipeline import Pipeline
+from tests.command import python
 from tests.database import attempts, count, outbox_row
-from tests.processes import ROOT, Processes, line, minimal
+from tests.processes import HONCHO, READY, WAYS, Processes, line
 from tests.receiver import Receiver
 
-HONCHO = f"exec {sys.executable} -m honcho -e /dev/null"
+either_way = pytest.mark.parametrize("way", WAYS)
+"""Has a test be about each way to run an install."""
 
 
 @pytest.mark.usefixtures("due")
+@either_way
 class TestUnderHoncho:
     def test_the_schedulers_own_sweep_has_the_days_heartbeat_written_and_sent(
-        self, processes: Processes, receiver: Receiver, db: Engine
+        self, processes: Processes, receiver: Receiver, db: Engine, way: str
     ) -> None:
-        honcho = processes.run(f"{HONCHO} start worker scheduler")
+        honcho = processes.run(f"{HONCHO} {way}")
         (request,) = receiver.wait_for(1)
         honcho.wait_for("telemetry.attempt")
         row = outbox_row(db)
@@ -32,9 +33,9 @@ class TestUnderHoncho:
         assert [attempt["outcome"] for attempt in attempts(db)] == ["sent"]
 
     def test_the_log_gives_back_the_body_byte_for_byte(
-        self, processes: Processes, receiver: Receiver, db: Engine
+        self, processes: Processes, receiver: Receiver, db: Engine, way: str
     ) -> None:
-        honcho = processes.run(f"{HONCHO} start worker scheduler")
+        honcho = processes.run(f"{HONCHO} {way}")
         (request,) = receiver.wait_for(1)
         honcho.wait_for("telemetry.attempt")
         as_documented = f"grep telemetry.payload {honcho.log} | sed 's/.*telemetry.payload //'"
@@ -42,37 +43,41 @@ class TestUnderHoncho:
         assert found.stdout == request.body + b"\n"
         assert found.stdout.decode() == outbox_row(db)["payload"] + "\n"
 
-    def test_a_stop_in_idleness_is_clean_and_prompt(self, processes: Processes) -> None:
-        honcho = processes.run(f"{HONCHO} start worker scheduler")
+    def test_a_stop_in_idleness_is_clean_and_prompt(self, processes: Processes, way: str) -> None:
+        honcho = processes.run(f"{HONCHO} {way}")
         honcho.wait_for("telemetry.attempt")
         honcho.signal(signal.SIGTERM)
         assert honcho.wait(10) == 143
-        assert "worker.1 stopped (rc=0)" in honcho.output().replace("  ", " ")
-        assert "scheduler.1 stopped (rc=0)" in honcho.output()
+        for name in way.split():
+            assert f"{name}.1 stopped (rc=0)" in honcho.output()
         assert "Traceback" not in honcho.output()
 
 
 @pytest.mark.usefixtures("due")
 class TestOneByOne:
+    @either_way
     def test_the_log_stands_on_stdout_with_the_event_first(
-        self, processes: Processes, receiver: Receiver
+        self, processes: Processes, receiver: Receiver, way: str
     ) -> None:
-        worker = processes.run(f"{line('worker')} 2>/dev/null")
-        processes.start("scheduler")
+        name, *others = way.split()
+        worker = processes.run(f"{line(name)} 2>/dev/null")
+        for other in others:
+            processes.start(other)
         (request,) = receiver.wait_for(1)
         worker.wait_for("telemetry.attempt")
         assert worker.lines("telemetry.enabled")
         assert worker.lines("telemetry.queued")
         assert worker.lines("telemetry.payload") == [f"telemetry.payload {request.body.decode()}"]
 
-    @pytest.mark.parametrize("name", ["worker", "scheduler"])
+    @pytest.mark.parametrize("name", READY)
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
     def test_a_request_to_stop_is_followed_within_ten_seconds(
-        self, processes: Processes, name: str, number: signal.Signals
+        self, processes: Processes, name: str, number: signal.Signals, *, group: bool
     ) -> None:
         process = processes.start(name, LOG_LEVEL="INFO")
-        process.wait_for("is ready for action" if name == "worker" else "telemetry.scheduled")
-        process.signal(number, group=True)
+        process.wait_for(READY[name])
+        process.signal(number, group=group)
         assert process.wait(10) == 0
         assert "Traceback" not in process.output()
 
@@ -116,6 +121,7 @@ class TestFirstBoot:
 
 
 @pytest.mark.usefixtures("due")
+@either_way
 @pytest.mark.parametrize(
     "switch", [{"TELEMETRY_ENABLED": "false"}, {"DO_NOT_TRACK": "1"}, {"ENVIRONMENT": "test"}]
 )
@@ -125,10 +131,10 @@ def test_off_no_process_opens_a_socket_to_the_endpoint_and_what_was_pending_is_d
     receiver: Receiver,
     db: Engine,
     switch: dict[str, str],
+    way: str,
 ) -> None:
     pipeline.write_heartbeat()
-    worker = processes.start("worker", **switch)
-    processes.start("scheduler", **switch)
+    worker, *_ = processes.start_all(way, **switch)
     worker.wait_for("telemetry.discarded")
     assert "reason=off" in worker.lines("telemetry.discarded")[0]
     assert worker.lines("telemetry.disabled reason=")
@@ -139,25 +145,19 @@ def test_off_no_process_opens_a_socket_to_the_endpoint_and_what_was_pending_is_d
     assert receiver.connections == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "missing", "sentence"),
-    [
-        ("worker", "DATABASE_URL", "consentos-telemetry: DATABASE_URL is not set."),
-        ("worker", "REDIS_URL", "consentos-telemetry: REDIS_URL is not set."),
-        ("scheduler", "REDIS_URL", "consentos-telemetry: REDIS_URL is not set."),
-    ],
-)
+@pytest.mark.parametrize("name", READY)
+@pytest.mark.parametrize("missing", ["DATABASE_URL", "REDIS_URL"])
 def test_a_process_that_cannot_work_says_so_in_one_sentence(
-    processes: Processes, name: str, missing: str, sentence: str
+    processes: Processes, name: str, missing: str
 ) -> None:
     del processes.environment[missing]
     process = processes.start(name)
     assert process.wait(20) != 0
-    assert sentence in process.output()
+    assert f"consentos-telemetry: {missing} is not set." in process.output()
     assert "Traceback" not in process.output()
 
 
-@pytest.mark.parametrize("name", ["worker", "scheduler"])
+@pytest.mark.parametrize("name", READY)
 @pytest.mark.parametrize("option", ["socket_timeout=CANARY", "nonsense=CANARY", "db=CANARY"])
 def test_a_redis_url_with_an_option_that_is_none_is_told_without_it(
     processes: Processes, name: str, option: str
@@ -170,26 +170,13 @@ def test_a_redis_url_with_an_option_that_is_none_is_told_without_it(
     assert "Traceback" not in process.output()
 
 
-def test_the_scheduler_loads_neither_sqlalchemy_nor_httpx(
-    processes: Processes,
-) -> None:
-    modules = _python(
-        processes,
-        "import sys, workers.broker; workers.broker.connect();"
-        "import workers.scheduler, workers.actors, json; print(json.dumps(list(sys.modules)))",
-    )
-    loaded = set(json.loads(modules))
-    assert "workers.actors" in loaded
-    assert not loaded & {"sqlalchemy", "psycopg", "httpx", "tenacity", "alembic", "typer", "rich"}
-
-
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York", "UTC", ":nonsense"])
 def test_the_schedule_is_half_past_two_utc_wherever_the_machine_is(
     processes: Processes, zone: str
 ) -> None:
     processes.environment["TZ"] = zone
-    ticks = _python(
-        processes,
+    ticks = python(
+        processes.environment,
         "import pendulum, workers.broker; workers.broker.connect(); from workers import actors;"
         "start = pendulum.now();"
         "tick = actors.heartbeat.options['periodic'].next_valid_date(start);"
@@ -197,16 +184,3 @@ def test_the_schedule_is_half_past_two_utc_wherever_the_machine_is(
     )
     assert ticks.split()[0].endswith("T02:30:00+00:00")
     assert ticks.split()[1] == "True"
-
-
-def _python(processes: Processes, code: str) -> str:
-    """Run a line of Python in the processes' environment and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=minimal(processes.environment),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout

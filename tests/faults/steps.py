@@ -1,6 +1,5 @@
 """The times, steps and observations that the tests of faults share."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from tests.conftest import Clock
 from tests.database import attempts, outbox_row, run
-from tests.processes import Process, Processes, Stopped
+from tests.processes import READY, Process, Processes, Stopped
 from tests.receiver import Receiver
 from workers.broker import NAMESPACE, QUEUE
 
@@ -26,9 +25,6 @@ MORE_THAN_A_LEASE = "2026-05-02T02:32:00Z"
 
 MORE_THAN_A_BACKOFF = "2026-05-02T02:34:00Z"
 """A time at which the first backoff after a lapsed lease is over."""
-
-HONCHO = f"exec {sys.executable} -m honcho -e /dev/null start worker scheduler"
-"""Starts a worker and a scheduler as one family."""
 
 
 def eventually(holds: Callable[[], object], seconds: float = 30) -> None:
@@ -62,16 +58,18 @@ def come_near_half_past_two(processes: Processes, clock: Clock, db: Engine) -> N
 # The processes
 
 
-def ready(processes: Processes, **environment: str) -> Process:
-    """Start a worker that waits to be woken."""
-    worker = processes.start("worker", **environment)
-    worker.wait_for("ready for action")
-    return worker
+def ready(processes: Processes, name: str = "worker", **environment: str) -> Process:
+    """Start a line of the Procfile, a worker that waits to be woken, and wait until it is up."""
+    process = processes.start(name, **environment)
+    process.wait_for(READY[name])
+    return process
 
 
-def standing_at(point: str, processes: Processes, actor: str = "drain") -> Stopped:
+def standing_at(
+    point: str, processes: Processes, actor: str = "drain", name: str = "worker"
+) -> Stopped:
     """Start a worker and have an actor of it stop at a point."""
-    stopped = processes.start_to_stop_at(point)
+    stopped = processes.start_to_stop_at(point, name)
     processes.wake(actor)
     stopped.wait()
     return stopped
@@ -105,10 +103,12 @@ def recover(processes: Processes, clock: Clock, db: Engine) -> None:
     eventually(lambda: outbox_row(db)["state"] == "sent")
 
 
-def recover_by_another(processes: Processes, clock: Clock, db: Engine) -> None:
+def recover_by_another(
+    processes: Processes, clock: Clock, db: Engine, name: str = "worker"
+) -> None:
     """Start another worker, and have it take back and send what a dead one held."""
     assert outbox_row(db)["state"] == "sending"
-    another = processes.start("worker")
+    another = processes.start(name)
     recover(processes, clock, db)
     another.wait_for("its lease lapsed")
     another.wait_for("telemetry.attempt")

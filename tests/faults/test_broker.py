@@ -29,7 +29,7 @@ from tests.faults.steps import (
     standing_at,
     without_harm,
 )
-from tests.processes import Process, Processes
+from tests.processes import WAYS, Process, Processes
 from tests.receiver import Receiver, answer, late
 from workers.broker import NAMESPACE, QUEUE
 from workers.scheduler import MOST_WAITING
@@ -46,6 +46,9 @@ Trouble = Callable[[], AbstractContextManager[object]]
 """Has Redis be in trouble until the block ends."""
 
 Shock = Callable[[], object]
+
+either_way = pytest.mark.parametrize("way", WAYS)
+"""Has a test be about each way to run an install."""
 
 
 class Admin:
@@ -162,15 +165,22 @@ def due(noticed: None, clock: Clock) -> None:  # noqa: ARG001 - as a fixture
     clock(DAY_BEGINS)
 
 
-def start_on_the_eve(processes: Processes, clock: Clock, admin: Admin) -> tuple[Process, Process]:
-    """Start a worker and a scheduler that have been idle since noon when half past two comes."""
-    clock(EVE)
-    worker = ready(processes)
-    scheduler = processes.start("scheduler", GUARD_CLOCK=ahead(DAY_BEGINS, -FIVE_SECONDS))
-    worker.wait_for("telemetry.notice")
-    eventually(lambda: admin.unfinished() == 0)
-    clock(DAY_BEGINS)
-    return worker, scheduler
+StartOnTheEve = Callable[[str], tuple[Process, Process]]
+
+
+@pytest.fixture
+def start_on_the_eve(processes: Processes, clock: Clock, admin: Admin) -> StartOnTheEve:
+    """Start what works and what schedules, to have been idle since noon at half past two."""
+
+    def start(way: str) -> tuple[Process, Process]:
+        clock(EVE)
+        started = processes.start_all(way, GUARD_CLOCK=ahead(DAY_BEGINS, -FIVE_SECONDS))
+        started[0].wait_for("telemetry.notice")
+        eventually(lambda: admin.unfinished() == 0)
+        clock(DAY_BEGINS)
+        return started[0], started[-1]
+
+    return start
 
 
 def scheduler_without_a_worker(processes: Processes, admin: Admin) -> Process:
@@ -181,12 +191,12 @@ def scheduler_without_a_worker(processes: Processes, admin: Admin) -> Process:
 
 
 def start_with_a_post_on_its_way(
-    processes: Processes, receiver: Receiver
+    processes: Processes, receiver: Receiver, name: str = "worker"
 ) -> tuple[Process, Callable[[], None]]:
     """Start a worker whose first POST is answered as soon as the test says so."""
     reply, wanted = late(answer(202))
     receiver.answers = [reply, answer(202)]
-    worker = ready(processes, TELEMETRY_TIMEOUT_SECONDS="60")
+    worker = ready(processes, name, TELEMETRY_TIMEOUT_SECONDS="60")
     processes.wake("drain")
     receiver.wait_for(1)
     return worker, wanted.set
@@ -221,12 +231,14 @@ def the_next_day_is_sent_too(
 
 
 @pytest.mark.usefixtures("due")
+@either_way
 @in_trouble("down", "silent", "locked", "crowded")
 def test_processes_that_start_without_redis_wait_for_it_and_then_work(
-    processes: Processes, receiver: Receiver, db: Engine, trouble: Trouble
+    processes: Processes, receiver: Receiver, db: Engine, trouble: Trouble, way: str
 ) -> None:
     with trouble():
-        worker, scheduler = processes.start("worker"), processes.start("scheduler")
+        started = processes.start_all(way)
+        worker, scheduler = started[0], started[-1]
         scheduler.wait_for("telemetry.failed stage=schedule actor=sweep")
         worker.wait_for("Consumer encountered a connection error")
         assert count(db, "telemetry_outbox") == 0
@@ -235,16 +247,12 @@ def test_processes_that_start_without_redis_wait_for_it_and_then_work(
     assert unharmed(worker, scheduler)
 
 
+@either_way
 @in_trouble("down", "frozen", "silent", "full", "locked")
 def test_a_wake_up_that_cannot_be_sent_at_its_minute_is_sent_as_soon_as_redis_is_back(
-    processes: Processes,
-    clock: Clock,
-    admin: Admin,
-    receiver: Receiver,
-    db: Engine,
-    trouble: Trouble,
+    start_on_the_eve: StartOnTheEve, receiver: Receiver, db: Engine, trouble: Trouble, way: str
 ) -> None:
-    worker, scheduler = start_on_the_eve(processes, clock, admin)
+    worker, scheduler = start_on_the_eve(way)
     with trouble():
         scheduler.wait_for("telemetry.failed stage=schedule", seconds=A_MINUTE)
         assert receiver.connections == 0
@@ -253,15 +261,16 @@ def test_a_wake_up_that_cannot_be_sent_at_its_minute_is_sent_as_soon_as_redis_is
     assert unharmed(worker, scheduler)
 
 
+@either_way
 def test_what_breaks_between_two_minutes_is_mended_by_the_next(
-    processes: Processes,
+    start_on_the_eve: StartOnTheEve,
     relayed_redis: Relay,
-    clock: Clock,
     admin: Admin,
     receiver: Receiver,
     db: Engine,
+    way: str,
 ) -> None:
-    worker, scheduler = start_on_the_eve(processes, clock, admin)
+    worker, scheduler = start_on_the_eve(way)
     admin.forget()
     admin.forget_scripts()
     admin.hang_up()
@@ -302,13 +311,14 @@ def shock(
 
 
 @pytest.mark.usefixtures("pending")
+@pytest.mark.parametrize("name", ["worker", "solo"])
 @pytest.mark.parametrize(
     "shock", ["restart", "cut", "hang up", "forget", "forget scripts"], indirect=True
 )
 def test_a_shock_with_a_wake_up_being_worked_on_changes_nothing_about_the_work(
-    processes: Processes, clock: Clock, receiver: Receiver, db: Engine, shock: Shock
+    processes: Processes, clock: Clock, receiver: Receiver, db: Engine, shock: Shock, name: str
 ) -> None:
-    worker, answer_now = start_with_a_post_on_its_way(processes, receiver)
+    worker, answer_now = start_with_a_post_on_its_way(processes, receiver, name)
     shock()
     answer_now()
     all_sent(db, receiver)

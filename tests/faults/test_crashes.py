@@ -15,7 +15,6 @@ from tests.conftest import Clock
 from tests.database import count, one, outbox_row
 from tests.faults.steps import (
     DAY_BEGINS,
-    HONCHO,
     MORE_THAN_A_BACKOFF,
     MORE_THAN_A_LEASE,
     TODAY,
@@ -33,7 +32,7 @@ from tests.faults.steps import (
     until_worked_off,
     without_harm,
 )
-from tests.processes import Process, Processes, Stopped
+from tests.processes import HONCHO, WAYS, Process, Processes, Stopped
 from tests.receiver import Receiver, answer, stay_silent
 
 OTHER_SESSIONS = (
@@ -88,14 +87,15 @@ class TestAWorkerThatSends:
         assert left(receiver, db, times=1)
         assert outcomes(db) == ["sent"]
 
+    @pytest.mark.parametrize("name", ["worker", "solo"])
     def test_killed_with_an_attempt_on_record_the_record_tells_one_too_many_and_none_too_few(
-        self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
+        self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine, name: str
     ) -> None:
-        stopped = standing_at("app.sender:post:call", processes)
+        stopped = standing_at("app.sender:post:call", processes, name=name)
         kill(stopped, db)
         assert receiver.connections == 0
         assert outcomes(db) == [None]
-        recover_by_another(processes, clock, db)
+        recover_by_another(processes, clock, db, name)
         assert left(receiver, db, times=1)
         assert outcomes(db) == [None, "sent"]
 
@@ -174,17 +174,18 @@ class TestAWorkerThatSends:
         assert outbox_row(db)["state"] == "sent"
         assert outcomes(db) == ["retryable", "sent"]
 
+    @pytest.mark.parametrize("way", WAYS)
     def test_killed_with_all_of_honchos_family_a_new_family_sends_it(
-        self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
+        self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine, way: str
     ) -> None:
         receiver.answers = [stay_silent, answer(202)]
-        family = processes.run(HONCHO)
+        family = processes.run(f"{HONCHO} {way}")
         receiver.wait_for(1)  # woken by the scheduler's first sweep
         family.end()
         assert outbox_row(db)["state"] == "sending"
         assert outcomes(db) == [None]
         clock(MORE_THAN_A_LEASE)
-        anew = processes.run(HONCHO)
+        anew = processes.run(f"{HONCHO} {way}")
         anew.wait_for("telemetry.failed stage=drain")
         clock(MORE_THAN_A_BACKOFF)
         processes.wake("sweep")

@@ -201,7 +201,9 @@ def over_tls(receiver: Receiver, authority: trustme.CA) -> Iterator[str]:
                 receiver.serve(server)
 
         Thread(target=serve, daemon=True).start()
+        sender.tls_context.cache_clear()  # a new process reads its environment anew
         yield f"https://127.0.0.1:{server.getsockname()[1]}/v1/heartbeat"
+        sender.tls_context.cache_clear()
         server.close()
 
 

@@ -158,45 +158,45 @@ MUTATIONS = (
         3,
         "the settle does not show the lease's token",
         "app/outbox.py",
-        "        .where(OutboxRow.id == claim.id, OutboxRow.lease_token == claim.token)\n",
-        "        .where(OutboxRow.id == claim.id)\n",
+        "        .where(_row.id == claim.id, _row.lease_token == claim.token)\n",
+        "        .where(_row.id == claim.id)\n",
         f"{SENDING}::test_whoever_lost_it_changes_nothing_but_the_attempt",
     ),
     Mutation(
         3,
         "a lease is taken back before it lapses",
         "app/outbox.py",
-        '.where(OutboxRow.state == "sending", OutboxRow.lease_until <= _now)',
-        '.where(OutboxRow.state == "sending")',
+        '.where(_row.state == "sending", _row.lease_until <= _now)',
+        '.where(_row.state == "sending")',
         f"{SENDING}::test_one_that_lapsed_is_taken_back_and_the_same_bytes_go_out",
     ),
     Mutation(
         3,
         "the expiry is not checked before a POST",
         "app/outbox.py",
-        """            OutboxRow.lease_until > _now,
-            OutboxRow.expires_at > _now,
+        """            _row.lease_until > _now,
+            _row.expires_at > _now,
 """,
-        "            OutboxRow.lease_until > _now,\n",
+        "            _row.lease_until > _now,\n",
         f"{SENDING}::test_a_try_does_not_follow_when_the_day_ends_in_between",
     ),
     Mutation(
         3,
         "the lease is not checked before a POST",
         "app/outbox.py",
-        "            OutboxRow.lease_until > _now,\n            OutboxRow.expires_at",
-        "            OutboxRow.expires_at",
+        "            _row.lease_until > _now,\n            _row.expires_at",
+        "            _row.expires_at",
         f"{SENDING}::test_a_try_does_not_follow_when_it_has_lapsed_in_between",
     ),
     Mutation(
         3,
         "the instance id is not checked before a POST",
         "app/outbox.py",
-        """            OutboxRow.expires_at > _now,
+        """            _row.expires_at > _now,
             _of_this_instance,
         )
         .values(attempts""",
-        """            OutboxRow.expires_at > _now,
+        """            _row.expires_at > _now,
         )
         .values(attempts""",
         f"{SENDING}::test_a_try_does_not_follow_when_the_instance_is_wiped_in_between",
@@ -229,7 +229,7 @@ MUTATIONS = (
         3,
         "a late answer puts an older time over a newer one",
         "app/instance.py",
-        "last_telemetry_at=func.greatest(Instance.last_telemetry_at, at)",
+        "last_telemetry_at=func.greatest(INSTANCE.c.last_telemetry_at, at)",
         "last_telemetry_at=at",
         "faults/test_races.py::test_lets_the_late_finisher_change_nothing_but_its_attempt",
     ),
@@ -355,12 +355,30 @@ MUTATIONS = (
     ),
     Mutation(
         5,
+        "an idle worker hears of a stop when Redis has let it wait to the end",
+        "workers/broker.py",
+        """                    if stopping.is_set():
+                        break
+""",
+        "",
+        "faults/test_shutdown.py::test_a_post_on_its_way_is_settled_before_the_end",
+    ),
+    Mutation(
+        5,
+        "a solo that is told to stop lets its POST go on",
+        "workers/scheduler.py",
+        "            stopping.set()\n",
+        "            pass\n",
+        "faults/test_shutdown.py::test_a_post_on_its_way_is_settled_before_the_end",
+    ),
+    Mutation(
+        5,
         "a sweep waits for a row that somebody holds",
         "app/outbox.py",
-        """        .where(OutboxRow.state == "pending", which)
+        """        .where(_row.state == "pending", which)
         .with_for_update(skip_locked=True)
 """,
-        """        .where(OutboxRow.state == "pending", which)
+        """        .where(_row.state == "pending", which)
         .with_for_update()
 """,
         "faults/test_database.py::test_a_row_that_somebody_holds_does_not_keep_the_sweep_from_the_others",
@@ -399,6 +417,15 @@ MUTATIONS = (
         "faults/test_database.py::test_a_settle_that_fails_once_is_tried_again",
     ),
     # 7. The broker may lose anything
+    Mutation(
+        7,
+        "whom a wake-up wakes takes it away from whom it is for",
+        "workers/broker.py",
+        'send_command("BRPOPLPUSH", queue, queue, IDLE_SECONDS)',
+        'send_command("BRPOPLPUSH", queue, f"{queue}.taken", IDLE_SECONDS)',
+        "acceptance/test_procfile.py"
+        "::test_the_schedulers_own_sweep_has_the_days_heartbeat_written_and_sent",
+    ),
     Mutation(
         7,
         "the scheduler ends when Redis is away",

@@ -1,0 +1,127 @@
+"""What is asked of the database is counted, and held to the numbers that were found."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app.pipeline import Pipeline
+from app.settings import Settings
+from tests.conftest import Clock
+from tests.database import Cost, counted, one, outbox_row, run
+from tests.faults.steps import DAY_BEGINS, TOMORROW_BEGINS, eventually
+
+
+@pytest.fixture(autouse=True)
+def sent(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
+    """A known install, whose first heartbeat has been written and sent."""
+    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    clock(DAY_BEGINS)
+    assert pipeline.write_heartbeat()
+    pipeline.drain()
+    assert outbox_row(db)["state"] == "sent"
+
+
+@pytest.fixture(autouse=True)
+def no_session_is_left(sent: None, db: Engine) -> Iterator[None]:  # noqa: ARG001 - as a fixture
+    """Whatever a test asks for, no session of it is left at its end."""
+    sessions = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'consentos-telemetry'"
+        " AND datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    yield
+    eventually(lambda: one(db, sessions) == 0, seconds=5)  # Postgres takes its leave in its time
+
+
+@pytest.fixture
+def off(pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """A worker that was restarted with telemetry off, when a heartbeat was waiting."""
+    clock(TOMORROW_BEGINS)
+    assert pipeline.write_heartbeat()
+    monkeypatch.setenv("TELEMETRY_ENABLED", "false")
+    return Pipeline(Settings.load())
+
+
+def sweep(pipeline: Pipeline) -> None:
+    """Do what the actor of that name does."""
+    with pipeline.connected():
+        pipeline.sweep()
+        pipeline.write_heartbeat()
+        pipeline.prune()
+
+
+def tables_in(cost: Cost, db: Engine) -> list[set[str]]:
+    """Return the tables that each statement names."""
+    with db.begin() as connection:
+        statement = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        tables = set(connection.scalars(text(statement)))
+    return [tables & set(re.findall(r"\w+", statement)) for statement in cost.statements]
+
+
+def test_a_heartbeat_is_written_by_six_statements_in_one_transaction_on_one_connection(
+    pipeline: Pipeline, clock: Clock
+) -> None:
+    clock(TOMORROW_BEGINS)
+    with counted() as cost:
+        assert pipeline.write_heartbeat()
+    assert cost.each == [6]
+    assert (cost.connections, cost.commits) == (1, 1)
+
+
+def test_all_facts_are_counted_by_one_statement(
+    pipeline: Pipeline, clock: Clock, db: Engine
+) -> None:
+    clock(TOMORROW_BEGINS)
+    with counted() as cost:
+        assert pipeline.write_heartbeat()
+    ours = {"instance", "telemetry_notice", "telemetry_outbox"}
+    (of_consentos,) = [tables for tables in tables_in(cost, db) if tables - ours]
+    assert len(of_consentos) == 8
+
+
+def test_a_sweep_with_nothing_to_do_is_twelve_statements_in_three_transactions_on_one_connection(
+    pipeline: Pipeline,
+) -> None:
+    with counted() as cost:
+        sweep(pipeline)
+    assert cost.each == [6, 4, 2]  # sweep, rule, prune
+    assert (cost.connections, cost.commits) == (1, 3)
+
+
+def test_a_drain_with_nothing_to_do_is_three_statements_in_one_transaction(
+    pipeline: Pipeline,
+) -> None:
+    with counted() as cost:
+        pipeline.drain()
+    assert cost.each == [3]
+    assert (cost.connections, cost.commits) == (1, 1)
+
+
+def test_a_delivery_is_a_claim_a_beginning_a_settling_and_a_last_look_each_with_one_commit(
+    pipeline: Pipeline, clock: Clock, db: Engine
+) -> None:
+    clock(TOMORROW_BEGINS)
+    pipeline.write_heartbeat()
+    with counted() as cost:
+        pipeline.drain()
+    claim, begin, settle, look = (statements for _, *statements in cost.transactions)
+    assert [len(claim), len(begin), len(settle), len(look)] == [1, 1, 5, 2]
+    assert (cost.connections, cost.commits) == (4, 4)
+    assert one(db, "SELECT count(*) FROM telemetry_outbox WHERE state = 'sent'") == 2
+
+
+def test_off_a_sweep_is_five_statements_on_the_outbox_and_on_no_other_table(
+    off: Pipeline, db: Engine
+) -> None:
+    with counted() as cost:
+        sweep(off)
+    assert cost.each == [3, 2]
+    assert (cost.connections, cost.commits) == (1, 2)
+    assert set.union(*tables_in(cost, db)) == {"telemetry_outbox"}
+
+
+def test_off_a_drain_asks_the_database_for_nothing(off: Pipeline) -> None:
+    with counted() as cost:
+        off.drain()
+    assert cost == Cost()
