@@ -7,20 +7,23 @@ BIN := .venv/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo up test test-faults prove lint format docs lock clean
+.PHONY: help setup demo up test test-faults prove bench lint format docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.made ## Make .venv from the lock; does nothing when it is up to date
 
-.venv/.made: requirements-dev.txt pyproject.toml
+.venv/.made: requirements-dev.txt
+.venv-bench/.made: requirements-bench.txt
+
+%/.made: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found."; exit 1; }
-	@echo "Making .venv with $$($(PYTHON) --version) from requirements-dev.txt ..."
-	@umask 022; $(PYTHON) -m venv --clear .venv \
+	@echo "Making $(@D) with $$($(PYTHON) --version) from $(filter %.txt,$^) ..."
+	@umask 022; $(PYTHON) -m venv --clear $(@D) \
 		|| { echo "Python cannot make virtual environments here: apt install python3-venv"; exit 1; }
-	@umask 022; $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@umask 022; $(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $(filter %.txt,$^)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: setup ## See one heartbeat leave, on embedded Postgres and Valkey; under 20 seconds
@@ -37,6 +40,9 @@ test-faults: setup ## Kill, freeze, cut off and mislead the real processes, and 
 
 prove: setup ## Break each promise in a copy, and see the tests notice
 	@$(BIN)/python -m tests.prove
+
+bench: .venv-bench/.made ## Measure what it costs, beside other ways, and draw it; under 10 minutes
+	@.venv-bench/bin/python -m bench
 
 lint: setup ## Check style, types and the arrows between modules
 	@$(BIN)/ruff check .
@@ -57,6 +63,7 @@ LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --universal --no-emit-in
 lock: setup ## Lock the newest versions that pyproject.toml allows
 	@$(LOCK) --upgrade --output-file requirements.txt
 	@$(LOCK) --upgrade --group dev --output-file requirements-dev.txt
+	@$(LOCK) --upgrade --group bench --constraint requirements-dev.txt --output-file requirements-bench.txt
 
 clean: ## Remove what the targets made
-	@rm -rf .venv .data .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .venv .venv-bench .data .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

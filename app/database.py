@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 
+import psycopg
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
 _CLOCK = "consentos-telemetry clock"
@@ -49,6 +50,16 @@ def engine(url: str) -> Engine:
             "prepare_threshold": None,
         },
     )
+
+
+def alive(connection: Connection) -> Connection:
+    """Return a connection that is used again; one that has died since connects anew."""
+    try:
+        live = connection.connection.dbapi_connection
+        connection.dialect.do_ping(live)  # type: ignore[arg-type]  # None once it is closed
+    except psycopg.Error:
+        connection.invalidate()
+    return connection
 
 
 @contextmanager

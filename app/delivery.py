@@ -43,13 +43,23 @@ class Delivery:
     """The tries of one drain. No transaction is open while one is on the wire."""
 
     def __init__(
-        self, claim: Claim, settings: Settings, transaction: Transaction, stopping: Event
+        self,
+        claim: Claim,
+        settings: Settings,
+        transaction: Transaction,
+        *,
+        stopping: Event,
+        let_go: Callable[[], None],
     ) -> None:
-        """Take a claim to deliver; ``stopping`` ends the waits, and lets no attempt begin."""
+        """Take a claim to deliver; ``stopping`` ends the waits, and lets no attempt begin.
+
+        ``let_go`` is called before each POST: no connection is to be held through it.
+        """
         self._claim = claim
         self._settings = settings
         self._transaction = transaction
         self._stopping = stopping
+        self._let_go = let_go
         self._attempt: Begun
         self._recorded: Outcome | None = None
         self._unstamped: DBAPIError | None = None
@@ -86,6 +96,7 @@ class Delivery:
             )
         if begun is None:
             return None
+        self._let_go()
         self._attempt = begun
         return begun.at
 

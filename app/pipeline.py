@@ -124,18 +124,23 @@ class Pipeline:
             SettingsError: they name none.
         """
         shared: Connection | None = getattr(self._thread, "connection", None)
-        connecting = nullcontext(shared) if shared else self._engine.connect()
+        connecting = nullcontext(database.alive(shared)) if shared else self._engine.connect()
         return database.transaction(connecting, read_only=read_only)
 
     @contextmanager
     def connected(self) -> Iterator[Self]:
-        """Have this thread's transactions share one connection until the block ends."""
-        with self._engine.connect() as connection:
-            self._thread.connection = connection
-            try:
-                yield self
-            finally:
-                del self._thread.connection
+        """Have this thread's transactions share one connection until the end, or until a POST."""
+        self._thread.connection = self._engine.connect()
+        try:
+            yield self
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the connection that is shared, if there is one: what comes now takes time."""
+        shared: Connection | None = vars(self._thread).pop("connection", None)
+        if shared:
+            shared.close()
 
     # Writing
 
@@ -262,18 +267,22 @@ class Pipeline:
     def drain(self) -> None:
         """Send what is due, waiting up to a minute for a row whose second is near."""
         while isinstance(self._gate, Enabled) and not self._stopping.is_set():
-            with self.transaction() as connection:
-                claim = outbox.claim(connection, lease(self.settings))
-                wait = None if claim else outbox.until_due(connection)
-            if claim:
-                self._deliver(claim)
-            elif wait and timedelta() < wait <= WAIT_FOR_SECOND:
+            with self.connected():
+                with self.transaction() as connection:
+                    claim = outbox.claim(connection, lease(self.settings))
+                    wait = None if claim else outbox.until_due(connection)
+                if claim:
+                    self._deliver(claim)
+            if wait and timedelta() < wait <= WAIT_FOR_SECOND:
                 self._stopping.wait(wait.total_seconds())
-            else:
+            elif not claim:
                 return
 
     def _deliver(self, claim: Claim) -> None:
-        Delivery(claim, self.settings, self.transaction, self._stopping).run()
+        delivery = Delivery(
+            claim, self.settings, self.transaction, stopping=self._stopping, let_go=self._let_go
+        )
+        delivery.run()
 
     def send(self) -> Sent:
         """Write the running day's heartbeat if it is missing and send it now.

@@ -10,9 +10,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from multiprocessing import parent_process
+from multiprocessing.process import BaseProcess
 from threading import Event, Thread
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dramatiq
 import pendulum
@@ -25,9 +27,6 @@ from redis.retry import Retry
 
 from app import log
 from app.settings import Disabled, Settings, SettingsError
-
-if TYPE_CHECKING:
-    from multiprocessing.process import BaseProcess
 
 NAMESPACE = "consentos-telemetry"
 QUEUE = "telemetry"
@@ -54,8 +53,6 @@ def settings() -> Settings:
 
 def connect() -> RedisBroker:
     """Build the broker in a child of Dramatiq's master, which calls this after the fork."""
-    from multiprocessing import parent_process  # noqa: PLC0415 - who has no master needs none of it
-
     if master := parent_process():
         _stop_once()
         _stop_without(master)
@@ -191,7 +188,7 @@ def _stop_once() -> None:
         signal.signal(number, first)
 
 
-def _stop_without(master: "BaseProcess") -> None:
+def _stop_without(master: BaseProcess) -> None:
     """Stop when Dramatiq's master is gone: whoever restarts it may have turned telemetry off."""
 
     def watch() -> None:

@@ -107,7 +107,7 @@ def test_a_delivery_is_a_claim_a_beginning_a_settling_and_a_last_look_each_with_
         pipeline.drain()
     claim, begin, settle, look = (statements for _, *statements in cost.transactions)
     assert [len(claim), len(begin), len(settle), len(look)] == [1, 1, 5, 2]
-    assert (cost.connections, cost.commits) == (4, 4)
+    assert (cost.connections, cost.commits) == (3, 4)  # one before the POST, and two after it
     assert one(db, "SELECT count(*) FROM telemetry_outbox WHERE state = 'sent'") == 2
 
 

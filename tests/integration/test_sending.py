@@ -3,6 +3,7 @@
 import logging
 import re
 import socket
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
 from tests.database import attempts, count, one, outbox_row, run
+from tests.faults.steps import eventually
 from tests.receiver import Receiver, answer
 
 DAY_BEGINS = "2026-05-02T02:30:00Z"
@@ -116,7 +118,13 @@ class TestDelivered:
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid()"
         )
-        receiver.during = lambda: sessions.append(one(db, ours))
+
+        def look() -> None:
+            with suppress(AssertionError):  # a session takes a moment to leave
+                eventually(lambda: one(db, ours) == 0, seconds=2)
+            sessions.append(one(db, ours))
+
+        receiver.during = look
         pipeline.drain()
         assert sessions == [0]
 

@@ -383,6 +383,22 @@ MUTATIONS = (
 """,
         "faults/test_database.py::test_a_row_that_somebody_holds_does_not_keep_the_sweep_from_the_others",
     ),
+    Mutation(
+        5,
+        "the connection of a claim is held through the POST",
+        "app/delivery.py",
+        "        self._let_go()\n",
+        "",
+        f"{SENDING}::test_no_transaction_is_open_during_the_post",
+    ),
+    Mutation(
+        5,
+        "a connection that has died is used again",
+        "app/database.py",
+        "        connection.invalidate()\n",
+        "        return connection\n",
+        "faults/test_database.py::test_between_the_claim_and_the_post_it_is_not_even_noticed",
+    ),
     # 6. No silent failure
     Mutation(
         6,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.payload import Heartbeat, fields
+from bench import report
 from docs import generate
 from tests.prove.mutations import MUTATIONS
 from tests.unit.published import EXAMPLE
@@ -72,6 +73,11 @@ def test_the_documented_payload_has_exactly_our_fields_in_our_order() -> None:
 def test_the_body_is_the_documented_payload_without_its_spaces() -> None:
     compact = json.dumps(json.loads(EXAMPLE), separators=(",", ":"))
     assert Heartbeat.model_validate_json(EXAMPLE).canonical() == compact
+
+
+def test_the_tables_of_the_measurements_are_those_of_their_results() -> None:
+    page = report.PAGE.read_text()
+    assert page == report.with_tables(page), "run `python -m bench.report`"
 
 
 TESTS = Path(__file__).parents[1]

@@ -1,0 +1,1 @@
+"""What the telemetry costs its host, measured: ``make bench``."""

@@ -1,0 +1,119 @@
+"""``make bench``: measure what the telemetry costs, write the results, and draw them."""
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib as mpl
+import psutil
+import typer
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.status import Status
+from sqlalchemy import text
+
+from bench import counting, fleet, footprint, latency, report, startup
+from bench.rig import Rig, rig
+
+Say = Callable[[str], None]
+
+MEASUREMENTS: dict[str, tuple[Callable[[Rig, Say], dict[str, Any]], Callable[[Any], Figure]]] = {
+    "fleet": (lambda _, say: fleet.measure(say), fleet.draw),
+    "startup": (startup.measure, startup.draw),
+    "latency": (latency.measure, latency.draw),
+    "footprint": (footprint.measure, footprint.draw),
+    "counting": (counting.measure, counting.draw),
+}
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def machine(rig: Rig) -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    cpu = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    with rig.install(migrated=False).engine.begin() as connection:
+        postgres = connection.execute(text("SHOW server_version")).scalar_one()
+    names = ("SQLAlchemy", "psycopg", "httpx", "dramatiq", "periodiq", "redis", "celery")
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cpu": cpu[0] if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "postgres": postgres.split()[0],
+        "packages": {name: version(name) for name in names},
+    }
+
+
+def save(name: str, result: dict[str, Any], figure: Figure | None = None) -> None:
+    """Write a result, and its picture."""
+    report.RESULTS.mkdir(exist_ok=True)
+    told = json.dumps(_rounded(result), indent=1)
+    # A list of numbers on one line.
+    told = re.sub(r"\[[\d,\s]+\]", lambda found: " ".join(found[0].split()), told)
+    (report.RESULTS / f"{name}.json").write_text(f"{told}\n")
+    if figure:
+        figure.savefig(report.RESULTS / f"{name}.svg", metadata={"Date": None})
+
+
+def _rounded(value: Any) -> Any:
+    """Return a result whose numbers have no more digits than they mean."""
+    match value:
+        case dict():
+            return {key: _rounded(each) for key, each in value.items()}
+        case list():
+            return [_rounded(each) for each in value]
+        case float():
+            return round(value, 2)
+        case _:
+            return value
+
+
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(MEASUREMENTS)}; all by default.")
+    ] = None,
+) -> None:
+    """Measure what the telemetry costs its host, on embedded servers.
+
+    Results and pictures go to bench/results, and the tables of docs/performance.md are written
+    anew. Exit code 2 for a name that is none.
+    """
+    chosen = names or list(MEASUREMENTS)
+    if unknown := [name for name in chosen if name not in MEASUREMENTS]:
+        console.print(f"{', '.join(unknown)}: there is {', '.join(MEASUREMENTS)}.")
+        raise typer.Exit(2)
+    mpl.rcParams["svg.hashsalt"] = "consentos-telemetry"
+    started = time.monotonic()
+    for name in chosen:
+        measure, draw = MEASUREMENTS[name]
+        began = time.monotonic()
+        # Fresh servers for each, so that none is measured on what another has left behind.
+        with console.status(name) as status, rig() as stand:
+            save("machine", machine(stand))
+            result = measure(stand, partial(_say, status, name))
+        save(name, result, draw(result))
+        console.print(f"[green]✓[/] {name} ({time.monotonic() - began:.0f} s)")
+        console.print(report.TABLES[name](_rounded(result)))
+    if all((report.RESULTS / f"{name}.json").exists() for name in report.TABLES):
+        report.main()
+    console.print(f"Done in {time.monotonic() - started:.0f} s; see docs/performance.md.")
+
+
+def _say(status: Status, name: str, doing: str) -> None:
+    if console.is_terminal:
+        status.update(f"{name}: {doing}")
+    else:
+        console.print(f"  {name}: {doing}")
+
+
+if __name__ == "__main__":
+    typer.run(bench)

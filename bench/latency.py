@@ -1,0 +1,220 @@
+"""From the tick to the settled row: where the milliseconds of a heartbeat go.
+
+``measure`` runs this file as a process of its own, which is a worker of the real actors with a
+watch on it: ``python -m bench.latency FILE`` writes what it has seen into the file.
+"""
+
+import http.client
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+from matplotlib.figure import Figure
+from sqlalchemy import Connection, text
+
+from app import database
+from bench.rig import DATA, Rig, make_it_the_past
+
+HEARTBEATS = 200
+WARM_UP = 5
+STAGES = ("wake-up", "write", "wake-up again", "claim", "begin", "POST", "settle")
+FLOORS = {
+    "wake-up": "wake-up",
+    "write": "insert",
+    "wake-up again": "wake-up",
+    "claim": "insert",
+    "begin": "insert",
+    "POST": "POST",
+    "settle": "insert",
+}
+"""The bare thing that each stage is held against."""
+
+TRANSACTIONS = ("write", "claim", "begin", "settle")
+
+Say = Callable[[str], None]
+
+
+def measure(rig: Rig, say: Say) -> dict[str, Any]:
+    """Return the milliseconds of each stage and of its floor, as median and 99th percentile."""
+    install, found = rig.install(), DATA / "latency.json"
+    say(f"{HEARTBEATS} heartbeats of made-up days, and the bare parts beside them")
+    process = rig.start(f"exec {sys.executable} -m bench.latency {found}", install.env)
+    rig.wait(process, seconds=180)
+    samples: dict[str, dict[str, list[float]]] = json.loads(found.read_text())
+    stages = {name: _spread(samples["stages"][name]) for name in STAGES}
+    floors = {name: _spread(values) for name, values in samples["floors"].items()}
+    whole = _spread(samples["whole"]["ms"])
+    floor = sum(floors[FLOORS[name]]["p50"] for name in STAGES)
+    return {
+        "heartbeats": HEARTBEATS,
+        "stages": stages,
+        "floors": floors,
+        "whole": whole,
+        "sum_of_floors_ms": floor,
+        "ratio": whole["p50"] / floor,
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"p50": statistics.median(values), "p99": statistics.quantiles(values, n=100)[98]}
+
+
+class Watch:
+    """Notes when a worker of this process begins and ends the stages of a heartbeat."""
+
+    def __init__(self) -> None:
+        """Put the watch on the pipeline's transactions, its drains and the POST."""
+        from app import sender  # noqa: PLC0415 - as a worker does, with its first actor
+        from app.pipeline import Pipeline  # noqa: PLC0415
+
+        self.transactions: list[tuple[float, float]] = []
+        self.drains: list[float] = []
+        self.posts: list[tuple[float, float]] = []
+        self._idle: SimpleQueue[None] = SimpleQueue()
+        transaction, drain, post = Pipeline.transaction, Pipeline.drain, sender.post
+
+        @contextmanager
+        def watched_transaction(pipeline: Pipeline, **options: Any) -> Iterator[Connection]:
+            started = time.perf_counter()
+            with transaction(pipeline, **options) as connection:
+                yield connection
+            self.transactions.append((started, time.perf_counter()))
+
+        def watched_drain(pipeline: Pipeline) -> None:
+            self.drains.append(time.perf_counter())
+            drain(pipeline)
+            self._idle.put(None)
+
+        def watched_post(*args: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            outcome = post(*args, **options)
+            self.posts.append((started, time.perf_counter()))
+            return outcome
+
+        setattr(Pipeline, "transaction", watched_transaction)  # noqa: B010 - see above
+        setattr(Pipeline, "drain", watched_drain)  # noqa: B010 - it is no attribute of ours
+        sender.post = watched_post
+
+    def heartbeat(self, tick: Callable[[], object]) -> dict[str, float]:
+        """Return the milliseconds of each stage of one heartbeat, and of the whole."""
+        for noted in (self.transactions, self.drains, self.posts):
+            noted.clear()
+        started = time.perf_counter()
+        tick()
+        self._idle.get(timeout=10)
+        took = dict(zip(TRANSACTIONS, self.transactions, strict=False))
+        took["wake-up"] = (started, took["write"][0])
+        took["wake-up again"] = (took["write"][1], self.drains[0])
+        took["POST"] = self.posts[0]
+        took["whole"] = (started, took["settle"][1])
+        return {name: 1000 * (end - begin) for name, (begin, end) in took.items()}
+
+
+def _run(found: Path) -> None:
+    """Be a worker, and watch it."""
+    import dramatiq  # noqa: PLC0415 - once the broker is built, as a worker does
+
+    from workers.broker import QUEUE, build, settings  # noqa: PLC0415
+
+    broker = build()
+    from workers import actors  # noqa: PLC0415
+
+    woken: SimpleQueue[float] = SimpleQueue()
+
+    @dramatiq.actor(queue_name=QUEUE)
+    def nothing() -> None:
+        woken.put(time.perf_counter())
+
+    watch = Watch()
+    worker = dramatiq.Worker(broker, worker_threads=2)
+    worker.start()
+    outside = database.engine(settings().require("database_url"))
+    with outside.begin() as connection:
+        connection.execute(text("CREATE TABLE bare (LIKE telemetry_outbox INCLUDING ALL)"))
+    url = settings().require("database_url").replace("+psycopg", "")
+    whole: list[float] = []
+    stages: dict[str, list[float]] = {name: [] for name in STAGES}
+    floors: dict[str, list[float]] = {"wake-up": [], "insert": [], "POST": []}
+    for number in range(HEARTBEATS + WARM_UP):
+        with outside.begin() as connection:
+            make_it_the_past(connection, number)
+        took = watch.heartbeat(actors.heartbeat.send)
+        bare = {
+            "wake-up": _wake_up(nothing.send, woken),
+            "insert": _took(lambda: _insert(url)),
+            "POST": _took(lambda: _post(settings().telemetry_endpoint)),
+        }
+        if number >= WARM_UP:
+            whole.append(took["whole"])
+            for name in STAGES:
+                stages[name].append(took[name])
+            for name, ms in bare.items():
+                floors[name].append(ms)
+    found.write_text(json.dumps({"stages": stages, "floors": floors, "whole": {"ms": whole}}))
+    worker.stop()
+
+
+BODY = b"x" * 900
+"""About as long as a heartbeat."""
+
+
+def _took(what: Callable[[], object]) -> float:
+    """Return the milliseconds that something takes."""
+    started = time.perf_counter()
+    what()
+    return 1000 * (time.perf_counter() - started)
+
+
+def _insert(url: str) -> None:
+    """Connect, insert one row, commit and hang up, by psycopg alone."""
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "INSERT INTO bare (id, day, instance_id, payload, created_at, next_attempt_at,"
+            " expires_at) SELECT gen_random_uuid(), DATE '2000-01-01' + (random() * 1e6)::int,"
+            " gen_random_uuid(), to_json(%s::text), now(), now(), now()",
+            [BODY.decode()],
+        )
+
+
+def _post(endpoint: str) -> None:
+    """POST once over a connection of its own, by the standard library alone."""
+    url = urlsplit(endpoint)
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=10)
+    connection.request("POST", url.path, BODY)
+    connection.getresponse().read()
+    connection.close()
+
+
+def _wake_up(send: Callable[[], object], woken: SimpleQueue[float]) -> float:
+    """Return the milliseconds from the sending of a message to the beginning of an empty actor."""
+    started = time.perf_counter()
+    send()
+    return 1000 * (woken.get(timeout=10) - started)
+
+
+def draw(result: dict[str, Any]) -> Figure:
+    """Show each stage beside its floor."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(STAGES))
+    ours = [result["stages"][name]["p50"] for name in STAGES]
+    bare = [result["floors"][FLOORS[name]]["p50"] for name in STAGES]
+    axes.barh([place - 0.2 for place in places], ours, height=0.4, label="ours, median")
+    axes.barh([place + 0.2 for place in places], bare, height=0.4, label="bare, median")
+    axes.set_yticks(places, [f"{name} ({FLOORS[name]})" for name in STAGES])
+    axes.set_xlabel("milliseconds")
+    axes.invert_yaxis()
+    axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    _run(Path(sys.argv[1]))

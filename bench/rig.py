@@ -1,0 +1,197 @@
+"""What the measurements stand on: embedded servers, ConsentOS databases, a receiver, processes."""
+
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+from honcho.environ import parse_procfile
+from redis import Redis
+from sqlalchemy import Connection, Engine, text
+
+from app import database
+from app.demo import consentos, servers
+from migrations import migrate
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / ".data" / "bench"
+RUNNING = "day > DATE '2020-01-01'"
+"""Tells the running day from the made-up ones."""
+
+NAMESPACE, QUEUE = "consentos-telemetry", "telemetry"
+
+
+def line(name: str) -> str:
+    """Return a line of the Procfile."""
+    found: str = parse_procfile((ROOT / "Procfile").read_text()).processes[name]
+    return found
+
+
+@dataclass(frozen=True)
+class Install:
+    """One ConsentOS with its telemetry, whose operator was told three days ago."""
+
+    url: str
+    """The database's, as an operator writes it."""
+    env: Mapping[str, str]
+    """The whole environment of its processes."""
+
+    @property
+    def engine(self) -> Engine:
+        """Its database, looked at from outside."""
+        return database.engine(with_driver(self.url))
+
+    def wake(self, actor: str) -> None:
+        """Send an actor its message, as the scheduler does at a tick."""
+        # Dramatiq is loaded only by who needs it: the bench itself has its own size to think of.
+        from dramatiq import Message  # noqa: PLC0415
+        from dramatiq.brokers.redis import RedisBroker  # noqa: PLC0415
+
+        with Redis.from_url(self.env["REDIS_URL"]) as client:
+            broker = RedisBroker(client=client, namespace=NAMESPACE, middleware=[])
+            broker.enqueue(Message(QUEUE, actor, (), {}, {}))
+
+    def make_it_the_past(self, days: int) -> None:
+        """Have the day's heartbeat be of a day long ago, so that the day has none yet."""
+        with self.engine.begin() as connection:
+            make_it_the_past(connection, days)
+
+    def wait_until_sent(self, seconds: float = 30) -> None:
+        """Wait until the running day's heartbeat is on record as sent."""
+        deadline = time.monotonic() + seconds
+        sent = text(f"SELECT count(*) FROM telemetry_outbox WHERE state = 'sent' AND {RUNNING}")  # noqa: S608 - a constant
+        while True:
+            with self.engine.begin() as connection:
+                if connection.scalar(sent):
+                    return
+            if time.monotonic() > deadline:
+                raise TimeoutError("no heartbeat was sent")
+            time.sleep(0.05)
+
+
+def make_it_the_past(connection: Connection, days: int) -> None:
+    """Move the running day's row to a made-up day; the trigger that forbids it is passed over."""
+    connection.execute(text("SET LOCAL session_replication_role = replica"))
+    moved = f"UPDATE telemetry_outbox SET day = DATE '2000-01-01' + :days WHERE {RUNNING}"  # noqa: S608 - a constant
+    connection.execute(text(moved), {"days": days})
+    connection.execute(text("UPDATE instance SET last_telemetry_at = NULL"))
+
+
+def with_driver(url: str, driver: str = "psycopg") -> str:
+    """Return a URL as SQLAlchemy wants it."""
+    return url.replace("postgresql://", f"postgresql+{driver}://", 1)
+
+
+class Rig:
+    """Two servers and a receiver, on which installs are made and processes are run."""
+
+    def __init__(self, embedded: servers.Servers) -> None:
+        """Start the receiver beside the servers."""
+        self._embedded = embedded
+        self.postgres_pid = embedded.postgres_pid
+        self._installs = 0
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.receiver_port: int = probe.getsockname()[1]
+        receiver = [sys.executable, "-m", "bench.receiver", str(self.receiver_port)]
+        embedded.start(receiver, env=os.environ, log=DATA / "receiver.log")
+        _wait_for_port(self.receiver_port)
+
+    def install(self, *, migrated: bool = True) -> Install:
+        """Make a small ConsentOS, with its telemetry's tables where it is ``migrated``."""
+        name = f"install_{self._installs}"
+        with database.engine(with_driver(self._embedded.postgres)).connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        url = self._embedded.postgres.replace("/postgres?", f"/{name}?")
+        env = {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "HOME": os.environ.get("HOME", str(DATA)),
+            "DATABASE_URL": url,
+            "REDIS_URL": f"{self._embedded.redis.removesuffix('/0')}/{self._installs}",
+            "ENVIRONMENT": "production",
+            "TELEMETRY_ENDPOINT": f"http://127.0.0.1:{self.receiver_port}/v1/heartbeat",
+            "TELEMETRY_SPREAD_SECONDS": "0",
+        }
+        self._installs += 1
+        install = Install(url, env)
+        with install.engine.begin() as connection:
+            consentos.create_tables(connection)
+            consentos.populate(connection)
+        if migrated:
+            with install.engine.connect() as connection:
+                migrate(connection, "telemetry")
+            with install.engine.begin() as connection:
+                notice = "INSERT INTO telemetry_notice VALUES (1, now() - interval '3 days')"
+                connection.execute(text(notice))
+        return install
+
+    def sessions(self, install: Install) -> tuple[int, float]:
+        """Return how many sessions on an install's database have ended, and the ms they took."""
+        ended = text("SELECT sessions, session_time FROM pg_stat_database WHERE datname = :name")
+        name = {"name": urlsplit(install.url).path.removeprefix("/")}
+        with database.engine(with_driver(self._embedded.postgres)).begin() as connection:
+            count, ms = connection.execute(ended, name).one()
+        return int(count), float(ms)
+
+    def start(self, command: str, env: Mapping[str, str]) -> int:
+        """Start a command as a Procfile runner does; return its process id."""
+        return self._embedded.start(["sh", "-c", command], env=env, log=DATA / "processes.log")
+
+    def wait(self, pid: int, seconds: float) -> None:
+        """Wait for the end of a process that ends by itself.
+
+        Raises:
+            TimeoutError: it does not.
+        """
+        deadline = time.monotonic() + seconds
+        while psutil.pid_exists(pid):
+            if time.monotonic() > deadline:
+                raise TimeoutError("a process of the bench did not end")
+            time.sleep(0.1)
+
+    def stop(self, *pids: int) -> None:
+        """Ask processes to stop, and wait until they are gone."""
+        processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        psutil.wait_procs(processes, timeout=20)
+
+
+@contextmanager
+def rig() -> Iterator[Rig]:
+    """Run the servers and the receiver until the block ends."""
+    DATA.parent.mkdir(exist_ok=True)
+    with servers.running(DATA, say=lambda _: None) as embedded:
+        yield Rig(embedded)
+
+
+def _wait_for_port(port: int, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """Return a process and all that it started."""
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+
+
+def pss_mb(pid: int) -> float:
+    """Return the proportional set size of one process, in MB of 10^6 bytes."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.findall(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[0]) * 1024 / 1e6
