@@ -53,7 +53,9 @@ def engine(url: str) -> Engine:
 
 
 def alive(connection: Connection) -> Connection:
-    """Return a connection that is used again; one that has died since connects anew."""
+    """Return a shared connection; one that has died since its last use is made anew."""
+    if _CLOCK not in connection.info:
+        return connection
     try:
         live = connection.connection.dbapi_connection
         connection.dialect.do_ping(live)  # type: ignore[arg-type]  # None once it is closed
@@ -68,7 +70,8 @@ def transaction(
 ) -> Iterator[Connection]:
     """Open a transaction whose statements and lock waits are bounded; commit it at the end.
 
-    One that is read-only sees the database as of one moment.
+    ``connecting`` gives the connection, and may have opened it: enter what is returned at once. A
+    transaction that is read-only sees the database as of one moment.
     """
     with connecting as connection, connection.begin():
         if read_only:

@@ -284,13 +284,13 @@ Record = dict[str, Any]
 
 def of_day(connection: Connection, day: date) -> Record | None:
     """Return the day's row, or None where it has none."""
-    return next(iter(_read(connection, select(*_ROW).where(_row.day == day))), None)
+    return next(iter(_read(connection, select(OUTBOX).where(_row.day == day))), None)
 
 
 def unfinished(connection: Connection) -> list[Record]:
     """Return the rows that are pending or being sent, the oldest day first."""
     open_rows = _row.state.in_(("pending", "sending"))
-    return _read(connection, select(*_ROW).where(open_rows).order_by(_row.day))
+    return _read(connection, select(OUTBOX).where(open_rows).order_by(_row.day))
 
 
 def last_failure(connection: Connection) -> Record | None:
@@ -298,22 +298,18 @@ def last_failure(connection: Connection) -> Record | None:
     in_flight = exists().where(_row.id == _attempt.outbox_id, _row.state == "sending")
     died = _attempt.outcome.is_(None) & ~in_flight
     failed = died | _attempt.outcome.in_(("retryable", "rejected"))
-    latest = select(*_ATTEMPT).where(failed).order_by(_attempt.started_at.desc()).limit(1)
+    latest = select(ATTEMPT).where(failed).order_by(_attempt.started_at.desc()).limit(1)
     return next(iter(_read(connection, latest)), None)
 
 
 def rows(connection: Connection) -> list[Record]:
     """Return the whole outbox, the newest day first."""
-    return _read(connection, select(*_ROW).order_by(_row.day.desc()))
+    return _read(connection, select(OUTBOX).order_by(_row.day.desc()))
 
 
 def attempts(connection: Connection) -> list[Record]:
     """Return every attempt, row by row, in the order in which they began."""
-    return _read(connection, select(*_ATTEMPT).order_by(_attempt.outbox_id, _attempt.n))
-
-
-_ROW = OUTBOX.columns
-_ATTEMPT = ATTEMPT.columns
+    return _read(connection, select(ATTEMPT).order_by(_attempt.outbox_id, _attempt.n))
 
 
 def _read(connection: Connection, statement: Select[*tuple[Any, ...]]) -> list[Record]:

@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.status import Status
 from sqlalchemy import text
 
+from app.demo import servers
 from bench import counting, fleet, footprint, latency, report, startup
-from bench.rig import Rig, rig
+from bench.rig import Rig, RigError, rig
 
 Say = Callable[[str], None]
 
@@ -55,6 +56,7 @@ def machine(rig: Rig) -> dict[str, Any]:
 
 def save(name: str, result: dict[str, Any], figure: Figure | None = None) -> None:
     """Write a result, and its picture."""
+    mpl.rcParams["svg.hashsalt"] = "consentos-telemetry"
     report.RESULTS.mkdir(exist_ok=True)
     told = json.dumps(_rounded(result), indent=1)
     # A list of numbers on one line.
@@ -84,28 +86,42 @@ def bench(
 ) -> None:
     """Measure what the telemetry costs its host, on embedded servers.
 
-    Results and pictures go to bench/results, and the tables of docs/performance.md are written
-    anew. Exit code 2 for a name that is none.
+    Where all is measured, results and pictures go to bench/results, and the tables of
+    docs/performance.md are written anew. Exit code 1 where something could not be measured, 2 for a
+    name that is none.
     """
     chosen = names or list(MEASUREMENTS)
     if unknown := [name for name in chosen if name not in MEASUREMENTS]:
-        console.print(f"{', '.join(unknown)}: there is {', '.join(MEASUREMENTS)}.")
+        console.print(f"No measurement: {', '.join(unknown)}. There is {', '.join(MEASUREMENTS)}.")
         raise typer.Exit(2)
-    mpl.rcParams["svg.hashsalt"] = "consentos-telemetry"
+    if not Path("/proc/self/smaps_rollup").exists():
+        console.print("The bench reads what Linux says of processes in /proc, and runs only there.")
+        raise typer.Exit(1)
     started = time.monotonic()
-    for name in chosen:
-        measure, draw = MEASUREMENTS[name]
-        began = time.monotonic()
-        # Fresh servers for each, so that none is measured on what another has left behind.
-        with console.status(name) as status, rig() as stand:
+    try:
+        results = {name: _measured(name) for name in chosen}
+    except (RigError, servers.ServersError) as error:
+        console.print(f"[red]✗[/] {error}")
+        raise typer.Exit(1) from None
+    if not names:
+        with rig() as stand:
             save("machine", machine(stand))
-            result = measure(stand, partial(_say, status, name))
-        save(name, result, draw(result))
-        console.print(f"[green]✓[/] {name} ({time.monotonic() - began:.0f} s)")
-        console.print(report.TABLES[name](_rounded(result)))
-    if all((report.RESULTS / f"{name}.json").exists() for name in report.TABLES):
+        for name, result in results.items():
+            save(name, result, MEASUREMENTS[name][1](result))
         report.main()
-    console.print(f"Done in {time.monotonic() - started:.0f} s; see docs/performance.md.")
+        console.print("The results are in bench/results, and in docs/performance.md.")
+    console.print(f"Done in {time.monotonic() - started:.0f} s.")
+
+
+def _measured(name: str) -> dict[str, Any]:
+    """Measure one thing, and print its table."""
+    began = time.monotonic()
+    # Fresh servers for each, so that none is measured on what another has left behind.
+    with console.status(name) as status, rig() as stand:
+        result = MEASUREMENTS[name][0](stand, partial(_say, status, name))
+    console.print(f"[green]✓[/] {name} ({time.monotonic() - began:.0f} s)")
+    console.print(report.TABLES[name](_rounded(result)))
+    return result
 
 
 def _say(status: Status, name: str, doing: str) -> None:

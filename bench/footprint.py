@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,10 @@ from bench.rig import DATA, Install, Rig, family, line, pss_mb, with_driver
 
 HEARTBEATS = 6
 MINUTE = 60.0
-BOOT_SECONDS = 8.0
+BOOT_SECONDS = 5.0
 
-_CELERY = "exec celery --quiet --app bench.celery_heartbeat"
+_APP = "bench.celery_heartbeat"
+_BEAT = f"--schedule {DATA / 'beat'}"
 
 Say = Callable[[str], None]
 
@@ -63,26 +63,26 @@ class Deploy:
 
 
 def measure(rig: Rig, say: Say) -> dict[str, Any]:
-    """Return what each deploy holds and uses: fresh, after heartbeats, and in an idle minute."""
-    say("starting three deploys")
-    deploys = [_procfile(rig, "worker", "scheduler"), _procfile(rig, "solo"), _celery(rig)]
-    time.sleep(BOOT_SECONDS)
-    result: dict[str, Any] = {
-        deploy.name: {"processes": len(deploy.processes), "fresh_mb": deploy.memory()}
-        for deploy in deploys
-    }
-    for number in range(HEARTBEATS):
-        say(f"heartbeat {number + 1} of {HEARTBEATS}, one of each deploy")
-        for deploy in deploys:
+    """Return what each deploy holds and uses, one after the other: they would share pages."""
+    result: dict[str, Any] = {}
+    for start in (
+        partial(_procfile, rig, "worker", "scheduler"),
+        partial(_procfile, rig, "solo"),
+        partial(_celery, rig, "Celery worker + beat", "worker --concurrency 2", f"beat {_BEAT}"),
+        partial(
+            _celery, rig, "Celery, beat inside", f"worker -c 2 --pool threads --beat {_BEAT}"
+        ),
+    ):
+        deploy = start()
+        say(f"{deploy.name}: {HEARTBEATS} heartbeats")
+        time.sleep(BOOT_SECONDS)
+        fresh = {"processes": len(deploy.processes), "fresh_mb": deploy.memory()}
+        for number in range(HEARTBEATS):
             deploy.heartbeat(number)
-    say("an idle minute of all three")
-    time.sleep(2)
-    with ThreadPoolExecutor(len(deploys)) as at_once:
-        for deploy, idle in zip(
-            deploys, at_once.map(partial(_idle_minute, rig), deploys), strict=True
-        ):
-            result[deploy.name] |= {"after_mb": deploy.memory(), **idle}
-    rig.stop(*(pid for deploy in deploys for pid in deploy.pids))
+        time.sleep(1)
+        say(f"{deploy.name}: an idle minute")
+        result[deploy.name] = fresh | {"after_mb": deploy.memory()} | _idle_minute(rig, deploy)
+        rig.stop(*deploy.pids)
     return result
 
 
@@ -98,21 +98,20 @@ def _procfile(rig: Rig, *names: str) -> Deploy:
     return Deploy(" + ".join(names), install, pids, heartbeat)
 
 
-def _celery(rig: Rig) -> Deploy:
+def _celery(rig: Rig, name: str, *commands: str) -> Deploy:
     install = rig.install()
     env = {**install.env, "DATABASE_URL": with_driver(install.url, "asyncpg")}
-    beat = DATA / "beat"
-    commands = (f"{_CELERY} worker --concurrency 2", f"{_CELERY} beat --schedule {beat}")
-    pids = [rig.start(command, env) for command in commands]
+    pids = [rig.start(f"exec celery --quiet --app {_APP} {command}", env) for command in commands]
 
     def heartbeat(_: int) -> None:
-        # Two at once, so that each of the two children has done the job.
+        install.make_it_the_past(0)
+        # Two at once, so that each of two children has done the job.
         with Celery(broker=env["REDIS_URL"]) as tasks:
             for _child in range(2):
-                tasks.send_task("bench.celery_heartbeat.heartbeat")
-        time.sleep(1)
+                tasks.send_task(f"{_APP}.heartbeat")
+        install.wait_until_sent()
 
-    return Deploy("Celery worker + beat", install, pids, heartbeat)
+    return Deploy(name, install, pids, heartbeat)
 
 
 def _idle_minute(rig: Rig, deploy: Deploy) -> dict[str, float]:

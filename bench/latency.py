@@ -26,7 +26,7 @@ from bench.rig import DATA, Rig, make_it_the_past
 HEARTBEATS = 200
 WARM_UP = 5
 STAGES = ("wake-up", "write", "wake-up again", "claim", "begin", "POST", "settle")
-FLOORS = {
+BARE = {
     "wake-up": "wake-up",
     "write": "insert",
     "wake-up again": "wake-up",
@@ -43,23 +43,23 @@ Say = Callable[[str], None]
 
 
 def measure(rig: Rig, say: Say) -> dict[str, Any]:
-    """Return the milliseconds of each stage and of its floor, as median and 99th percentile."""
+    """Return the milliseconds of each stage, and of the bare thing that it is held against."""
     install, found = rig.install(), DATA / "latency.json"
     say(f"{HEARTBEATS} heartbeats of made-up days, and the bare parts beside them")
     process = rig.start(f"exec {sys.executable} -m bench.latency {found}", install.env)
     rig.wait(process, seconds=180)
     samples: dict[str, dict[str, list[float]]] = json.loads(found.read_text())
-    stages = {name: _spread(samples["stages"][name]) for name in STAGES}
-    floors = {name: _spread(values) for name, values in samples["floors"].items()}
+    bare = {name: statistics.median(values) for name, values in samples["bare"].items()}
+    stages = {
+        name: {**_spread(samples["stages"][name]), "beside": BARE[name], "bare": bare[BARE[name]]}
+        for name in STAGES
+    }
     whole = _spread(samples["whole"]["ms"])
-    floor = sum(floors[FLOORS[name]]["p50"] for name in STAGES)
+    sum_of_bare = sum(bare[BARE[name]] for name in STAGES)
     return {
         "heartbeats": HEARTBEATS,
         "stages": stages,
-        "floors": floors,
-        "whole": whole,
-        "sum_of_floors_ms": floor,
-        "ratio": whole["p50"] / floor,
+        "whole": whole | {"bare": sum_of_bare, "ratio": whole["p50"] / sum_of_bare},
     }
 
 
@@ -111,6 +111,7 @@ class Watch:
         tick()
         self._idle.get(timeout=10)
         took = dict(zip(TRANSACTIONS, self.transactions, strict=False))
+        took["claim"] = (self.drains[0], took["claim"][1])  # it connects before its transaction
         took["wake-up"] = (started, took["write"][0])
         took["wake-up again"] = (took["write"][1], self.drains[0])
         took["POST"] = self.posts[0]
@@ -142,7 +143,7 @@ def _run(found: Path) -> None:
     url = settings().require("database_url").replace("+psycopg", "")
     whole: list[float] = []
     stages: dict[str, list[float]] = {name: [] for name in STAGES}
-    floors: dict[str, list[float]] = {"wake-up": [], "insert": [], "POST": []}
+    beside: dict[str, list[float]] = {"wake-up": [], "insert": [], "POST": []}
     for number in range(HEARTBEATS + WARM_UP):
         with outside.begin() as connection:
             make_it_the_past(connection, number)
@@ -157,8 +158,8 @@ def _run(found: Path) -> None:
             for name in STAGES:
                 stages[name].append(took[name])
             for name, ms in bare.items():
-                floors[name].append(ms)
-    found.write_text(json.dumps({"stages": stages, "floors": floors, "whole": {"ms": whole}}))
+                beside[name].append(ms)
+    found.write_text(json.dumps({"stages": stages, "bare": beside, "whole": {"ms": whole}}))
     worker.stop()
 
 
@@ -201,15 +202,15 @@ def _wake_up(send: Callable[[], object], woken: SimpleQueue[float]) -> float:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Show each stage beside its floor."""
+    """Show each stage beside its bare part."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     places = range(len(STAGES))
     ours = [result["stages"][name]["p50"] for name in STAGES]
-    bare = [result["floors"][FLOORS[name]]["p50"] for name in STAGES]
+    bare = [result["stages"][name]["bare"] for name in STAGES]
     axes.barh([place - 0.2 for place in places], ours, height=0.4, label="ours, median")
     axes.barh([place + 0.2 for place in places], bare, height=0.4, label="bare, median")
-    axes.set_yticks(places, [f"{name} ({FLOORS[name]})" for name in STAGES])
+    axes.set_yticks(places, [f"{name} ({BARE[name]})" for name in STAGES])
     axes.set_xlabel("milliseconds")
     axes.invert_yaxis()
     axes.legend()

@@ -25,7 +25,7 @@ def counting(result: dict[str, Any]) -> str:
     head = (
         "consents in the last 24 hours",
         "our write",
-        "of it in the database",
+        "of it in its 6 statements",
         "our count",
         "`count(*)`",
         "`count(*)` ÷ our count",
@@ -43,8 +43,8 @@ def counting(result: dict[str, Any]) -> str:
     times = large["vacuumed"]["write"]["ms"] / small["vacuumed"]["write"]["ms"]
     told = (
         f"The write at {large['consents']:,} takes {times:.2f} times the write at"
-        f" {small['consents']:,}. It is {result['round_trips']} round trips, BEGIN and COMMIT among"
-        " them."
+        f" {small['consents']:,}. Once connected it is {result['round_trips']} round trips, BEGIN"
+        " and COMMIT among them."
     )
     return f"{_table(head, rows)}\n\n{told}"
 
@@ -78,7 +78,7 @@ def footprint(result: dict[str, Any]) -> str:
         "sessions of Postgres",
         "held for",
     )
-    celery = list(result.values())[-1]
+    celery = result["Celery worker + beat"]
     rows = [
         (
             name,
@@ -99,39 +99,29 @@ def footprint(result: dict[str, Any]) -> str:
 
 
 def latency(result: dict[str, Any]) -> str:
-    """Return each stage beside its floor."""
-    floors = {
-        "wake-up": "wake-up",
-        "wake-up again": "wake-up",
-        "POST": "POST",
-    }
+    """Return each stage beside its bare part."""
     head = ("stage", "p50", "p99", "bare", "bare, p50", "÷ bare")
-    rows = []
-    for name, stage in result["stages"].items():
-        bare = floors.get(name, "insert")
-        floor = result["floors"][bare]["p50"]
-        rows.append(
-            (
-                name,
-                f"{stage['p50']:.1f} ms",
-                f"{stage['p99']:.1f} ms",
-                bare,
-                f"{floor:.1f} ms",
-                f"{stage['p50'] / floor:.1f}",
-            )
-        )
-    whole = result["whole"]
-    rows.append(
+    rows = [
         (
-            "**tick to settled row**",
-            f"**{whole['p50']:.1f} ms**",
-            f"**{whole['p99']:.1f} ms**",
-            "the sum of them",
-            f"{result['sum_of_floors_ms']:.1f} ms",
-            f"**{result['ratio']:.2f}**",
+            name,
+            f"{stage['p50']:.1f} ms",
+            f"{stage['p99']:.1f} ms",
+            stage["beside"],
+            f"{stage['bare']:.1f} ms",
+            f"{stage['p50'] / stage['bare']:.1f}",
         )
+        for name, stage in result["stages"].items()
+    ]
+    whole = result["whole"]
+    told = (
+        "**tick to settled row**",
+        f"**{whole['p50']:.1f} ms**",
+        f"**{whole['p99']:.1f} ms**",
+        "the sum of them",
+        f"{whole['bare']:.1f} ms",
+        f"**{whole['ratio']:.2f}**",
     )
-    return _table(head, rows)
+    return _table(head, [*rows, told])
 
 
 def startup(result: dict[str, Any]) -> str:

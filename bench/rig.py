@@ -23,6 +23,12 @@ from migrations import migrate
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / ".data" / "bench"
+
+
+class RigError(Exception):
+    """What was to be measured did not happen; the message is one sentence."""
+
+
 RUNNING = "day > DATE '2020-01-01'"
 """Tells the running day from the made-up ones."""
 
@@ -65,15 +71,19 @@ class Install:
             make_it_the_past(connection, days)
 
     def wait_until_sent(self, seconds: float = 30) -> None:
-        """Wait until the running day's heartbeat is on record as sent."""
+        """Wait until the instance has been stamped: each way to send ends with that.
+
+        Raises:
+            RigError: it is not.
+        """
         deadline = time.monotonic() + seconds
-        sent = text(f"SELECT count(*) FROM telemetry_outbox WHERE state = 'sent' AND {RUNNING}")  # noqa: S608 - a constant
+        stamped = text("SELECT count(last_telemetry_at) FROM instance")
         while True:
             with self.engine.begin() as connection:
-                if connection.scalar(sent):
+                if connection.scalar(stamped):
                     return
             if time.monotonic() > deadline:
-                raise TimeoutError("no heartbeat was sent")
+                raise RigError("No heartbeat was sent; see .data/bench/processes.log.")
             time.sleep(0.05)
 
 
@@ -149,12 +159,12 @@ class Rig:
         """Wait for the end of a process that ends by itself.
 
         Raises:
-            TimeoutError: it does not.
+            RigError: it does not.
         """
         deadline = time.monotonic() + seconds
         while psutil.pid_exists(pid):
             if time.monotonic() > deadline:
-                raise TimeoutError("a process of the bench did not end")
+                raise RigError("A process of the bench did not end; see .data/bench/processes.log.")
             time.sleep(0.1)
 
     def stop(self, *pids: int) -> None:

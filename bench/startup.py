@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from bench.rig import ROOT, Rig, line
 
-RUNS = 7
+RUNS = 5
 
 READY = {"worker": "ready for action", "scheduler": "actor=sweep", "solo": "actor=sweep"}
 """What each process says once it is ready."""

@@ -8,6 +8,7 @@ THREADS = 2
 """As many as the Procfile's worker has: a drain may wait for its second in one of them."""
 
 SHUTDOWN_MS = 2000
+"""For its threads, and again for its consumer: a runner such as honcho kills after 5 seconds."""
 
 
 def main() -> None:
