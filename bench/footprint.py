@@ -69,9 +69,7 @@ def measure(rig: Rig, say: Say) -> dict[str, Any]:
         partial(_procfile, rig, "worker", "scheduler"),
         partial(_procfile, rig, "solo"),
         partial(_celery, rig, "Celery worker + beat", "worker --concurrency 2", f"beat {_BEAT}"),
-        partial(
-            _celery, rig, "Celery, beat inside", f"worker -c 2 --pool threads --beat {_BEAT}"
-        ),
+        partial(_celery, rig, "Celery, beat inside", f"worker -c 2 --pool threads --beat {_BEAT}"),
     ):
         deploy = start()
         say(f"{deploy.name}: {HEARTBEATS} heartbeats")
