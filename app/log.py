@@ -1,5 +1,6 @@
 """The lines an operator greps: one an event on stdout, its name first, ``key=value`` after it."""
 
+import io
 import json
 import logging
 import re
@@ -46,6 +47,13 @@ class _Line(logging.Formatter):
         return " ".join(line.split())
 
 
+def _unbuffered(stdout: TextIO | None) -> TextIO:
+    """Return a stream in which a signal's handler may write while another line is being written."""
+    assert stdout is not None  # noqa: S101 - only a window without a console has none
+    raw = io.FileIO(stdout.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
+
+
 def setup(level: str, stream: TextIO | None = None) -> None:
     """Send the log to ``stream``, by default the process's real stdout, each record in one write.
 
@@ -53,7 +61,7 @@ def setup(level: str, stream: TextIO | None = None) -> None:
     is the real one. ``level`` never hides an event. Libraries speak from WARNING on, for their
     lower levels hold URLs, statements and rows; Dramatiq's own lines follow ``level``.
     """
-    handler = logging.StreamHandler(stream or sys.__stdout__)
+    handler = logging.StreamHandler(stream or _unbuffered(sys.__stdout__))
     handler.setFormatter(_Line("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     wanted = logging.getLevelNamesMapping()[level]

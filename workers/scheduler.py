@@ -92,6 +92,7 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
             log.event("scheduled", actor=actor.actor_name, cron=cron, zone="UTC")
         self.schedule()
         self.loop()
+        signal.alarm(0)  # it would kill a process that has begun to end
 
     def stop(self, _signum: int, _frame: FrameType | None) -> None:
         """End the loop after the tick at hand."""

@@ -272,7 +272,7 @@ class TestAtBoot:
         booting.wait()
         booting.process.signal(SIGTERM, group=group)
         booting.go_on()
-        assert stopped(booting.process)
+        assert stopped(booting.process), booting.process.output()
         assert untouched(db)
 
 
