@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, func, insert, text, update
+from sqlalchemy import Connection, delete, func, insert, text, update
 
 from app.models import CURRENT_INSTANCE, INSTANCE
 
@@ -35,6 +35,11 @@ def ensure(connection: Connection) -> UUID:
         return known.id
     made = insert(INSTANCE).values(id=uuid4(), created_at=func.now(), updated_at=func.now())
     return connection.execute(made.returning(INSTANCE.c.id)).scalar_one()
+
+
+def remove(connection: Connection) -> list[UUID]:
+    """Delete the install's id, and those of the rows that came after it; return them all."""
+    return [*connection.scalars(delete(INSTANCE).returning(INSTANCE.c.id))]
 
 
 def stamp(connection: Connection, instance_id: UUID, at: datetime) -> None:

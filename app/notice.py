@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.models import NOTICE
@@ -22,3 +22,8 @@ def record(connection: Connection, schema: int) -> bool:
         .returning(NOTICE.c.schema)
     )
     return connection.scalar(statement) is not None
+
+
+def remove(connection: Connection) -> None:
+    """Forget that any notice was given, as on an install that is new."""
+    connection.execute(delete(NOTICE))

@@ -14,10 +14,12 @@ from uuid import UUID, uuid4
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    DateTime,
     Interval,
     Row,
     Select,
     and_,
+    cast,
     delete,
     exists,
     func,
@@ -25,6 +27,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    text,
     type_coerce,
     update,
 )
@@ -65,6 +68,11 @@ def has_day(connection: Connection, day: date) -> bool:
     return bool(connection.scalar(select(exists().where(_row.day == day))))
 
 
+def hold(connection: Connection) -> None:
+    """Keep every other transaction from changing the outbox until this one ends."""
+    connection.execute(text("LOCK TABLE telemetry_outbox IN SHARE ROW EXCLUSIVE MODE"))
+
+
 def write(
     connection: Connection,
     *,
@@ -74,18 +82,23 @@ def write(
     next_attempt_at: datetime,
     expires_at: datetime,
 ) -> UUID | None:
-    """Store a day's heartbeat; return its id, or None where the day has one already."""
+    """Store a day's heartbeat and return its id.
+
+    None where the day has one already, or where the instance has been removed meanwhile.
+    """
+    values: dict[str, Any] = {
+        "id": literal(uuid4()),
+        "day": literal(day),
+        "instance_id": literal(instance_id),
+        "payload": cast(literal(body), postgresql.JSON),
+        "created_at": _now,
+        "next_attempt_at": literal(next_attempt_at, DateTime(timezone=True)),
+        "expires_at": literal(expires_at, DateTime(timezone=True)),
+    }
+    still_there = exists().where(INSTANCE.c.id == instance_id)
     statement = (
         postgresql.insert(OUTBOX)
-        .values(
-            id=uuid4(),
-            day=day,
-            instance_id=instance_id,
-            payload=body,
-            created_at=_now,
-            next_attempt_at=next_attempt_at,
-            expires_at=expires_at,
-        )
+        .from_select([*values], select(*values.values()).where(still_there))
         .on_conflict_do_nothing(index_elements=[_row.day])
         .returning(_row.id)
     )
@@ -278,6 +291,33 @@ def prune(connection: Connection, retention: timedelta) -> None:
     connection.execute(delete(OUTBOX).where(_row.id.in_(free)))
 
 
+def remove(connection: Connection) -> tuple[Sequence[UUID], int]:
+    """Delete the whole outbox; return each row's instance id, and how many attempts there were."""
+    tries = connection.execute(delete(ATTEMPT)).rowcount
+    return connection.scalars(delete(OUTBOX).returning(_row.instance_id)).all(), tries
+
+
+# A trigger that stands and does nothing would be none, so the function's body is compared with that
+# of migration 0001. The type is FOR EACH ROW (1), BEFORE (2) and UPDATE (16).
+_FROZEN = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM pg_trigger
+        JOIN pg_proc ON pg_proc.oid = tgfoid
+        WHERE tgrelid = to_regclass('telemetry_outbox') AND tgname = 'telemetry_outbox_frozen'
+          AND tgenabled IN ('O', 'A') AND tgtype = 1 + 2 + 16
+          AND tgattr = '' AND tgqual IS NULL
+          AND md5(prosrc) = 'd0715aac988669d2d631386206fc3070'
+    )
+    """
+)
+
+
+def frozen(connection: Connection) -> bool:
+    """Whether the trigger stands that refuses a change of id, day, instance id or payload."""
+    return bool(connection.scalar(_FROZEN))
+
+
 Record = dict[str, Any]
 """A row, or an attempt, as it stands in its table: the column's name to its value."""
 
@@ -285,6 +325,12 @@ Record = dict[str, Any]
 def of_day(connection: Connection, day: date) -> Record | None:
     """Return the day's row, or None where it has none."""
     return next(iter(_read(connection, select(OUTBOX).where(_row.day == day))), None)
+
+
+def last_sent(connection: Connection) -> Record | None:
+    """Return the latest day's row that was sent, or None where none ever was."""
+    sent = select(OUTBOX).where(_row.state == "sent").order_by(_row.day.desc()).limit(1)
+    return next(iter(_read(connection, sent)), None)
 
 
 def unfinished(connection: Connection) -> list[Record]:

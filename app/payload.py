@@ -3,7 +3,8 @@
 Pure: facts come in as arguments, one canonical line of JSON comes out.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationError,
 )
 from pydantic_core import PydanticCustomError
 
@@ -163,6 +165,44 @@ class Heartbeat(_Closed):
     def canonical(self) -> str:
         """Return the body: ASCII JSON on one line, fields in the order of this schema."""
         return self.model_dump_json()
+
+
+SCHEMAS: Mapping[int, type[BaseModel]] = {1: Heartbeat}
+"""Every schema that a stored body may have: one that is superseded stays, to read old rows by."""
+
+
+def fault(body: str) -> str | None:
+    """Return what keeps ``body`` from being one that its schema allows, or None where nothing does.
+
+    The schema is that of the version which the body names; no value of the body is repeated.
+    """
+    try:
+        version = json.loads(body)["telemetry_schema"]
+    except (ValueError, TypeError, KeyError):
+        return "its body is no JSON object that names a telemetry_schema"
+    model = SCHEMAS.get(version) if type(version) is int else None
+    if model is None:
+        return "its body names a telemetry_schema that is unknown here"
+    try:
+        canonical = model.model_validate_json(body).model_dump_json()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        return f"its body is not of schema {version}: {field} ({first['type']})"
+    return None if body == canonical else "its body is not written in the canonical form"
+
+
+def flat(body: str) -> dict[str, Any]:
+    """Return the values of a body by their dotted names, in its order."""
+    return dict(_flat(json.loads(body), ""))
+
+
+def _flat(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in part.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import DBAPIError
 
-from app import database, facts, instance, log, notice, outbox, payload
+from app import change, database, facts, instance, log, notice, outbox, payload
 from app.delivery import Delivery, lease
 from app.outbox import Claim, Record
 from app.payload import Facts
@@ -242,11 +242,17 @@ class Pipeline:
             "notice",
             schema=schema,
             sends=",".join(name for name, _ in payload.fields()),
+            new=self._new_fields(connection),
             to=self.settings.endpoint_without_query,
             daily=f"{OPENS_AT:%H:%M} UTC",
             first=running_day(database.clock(connection)).closes,
             off=f"{OFF_SWITCH} and a restart",
         )
+
+    def _new_fields(self, connection: Connection) -> str | None:
+        """Name the fields that the last heartbeat sent did not have; ``all`` before the first."""
+        last = outbox.last_sent(connection)
+        return ",".join(change.new_fields(last["payload"])) or None if last else "all"
 
     def _tidy(self, connection: Connection) -> list[Ended]:
         """Take back lapsed leases and end what may not leave; return what is to be logged."""

@@ -1,17 +1,25 @@
 """What the operator asks to see: read-only, in one transaction each."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection
 
-from app import database, instance, log, notice, outbox, payload
+from app import database, grants, instance, log, notice, outbox, payload, verification
 from app.instance import Identity
 from app.outbox import Record
 from app.pipeline import CollectError, Pipeline, collect
 from app.schedule import OPENS_AT, OVERDUE_AFTER, Obstacle, obstacle, offset, running_day
 from app.settings import Disabled, Enabled
+from app.verification import Problem
+
+NOT_FROZEN = (
+    "the trigger telemetry_outbox_frozen, which keeps a row from being changed, does not stand as"
+    " the migration made it"
+)
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,30 @@ class Status:
     last_error: Record | None
     overdue: bool
     cannot_write: str | None
+    excess_rights: list[str]
 
 
-def preview(pipeline: Pipeline) -> tuple[str, bool]:
-    """Return the body that would be written now, and whether its instance exists yet.
+@dataclass(frozen=True)
+class Preview:
+    """The body that would be written now, and what it is to be read beside."""
+
+    body: str
+    instance_known: bool
+    last_sent: Record | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How much was looked at, and what is not as it should be."""
+
+    rows: int
+    attempts: int
+    logged: int | None
+    problems: list[Problem]
+
+
+def preview(pipeline: Pipeline, *, beside_last_sent: bool = False) -> Preview:
+    """Return the body that would be written now, and the last that was sent where it is asked for.
 
     It stores nothing and sends nothing, and reads whether telemetry is on or off.
 
@@ -48,17 +76,44 @@ def preview(pipeline: Pipeline) -> tuple[str, bool]:
             instance_id=known.id if known else payload.NIL_INSTANCE,
             at=database.clock(connection),
         )
-    return heartbeat.canonical(), known is not None
+        last = outbox.last_sent(connection) if beside_last_sent else None
+    return Preview(heartbeat.canonical(), instance_known=known is not None, last_sent=last)
 
 
 def audit(pipeline: Pipeline) -> list[Record]:
     """Return the whole outbox, the newest day first, each row with its attempts as ``tries``."""
     with pipeline.transaction(read_only=True) as connection:
-        attempts = outbox.attempts(connection)
-        rows = outbox.rows(connection)
-    for row in rows:
-        row["tries"] = [each for each in attempts if each["outbox_id"] == row["id"]]
-    return rows
+        return _rows(connection)
+
+
+def _rows(connection: Connection) -> list[Record]:
+    tries: dict[UUID, list[Record]] = defaultdict(list)
+    for each in outbox.attempts(connection):
+        tries[each["outbox_id"]].append(each)
+    return [{**row, "tries": tries[row["id"]]} for row in outbox.rows(connection)]
+
+
+def verify(
+    pipeline: Pipeline, log_lines: Iterable[str] | None, *, since: date | None
+) -> Verification:
+    """Check the rows of ``since`` and later, and a log against them where its lines are given."""
+    with pipeline.transaction(read_only=True) as connection:
+        rows = [row for row in _rows(connection) if since is None or row["day"] >= since]
+        frozen = outbox.frozen(connection)
+    problems = [] if frozen else [Problem(NOT_FROZEN)]
+    problems += verification.of_rows(rows)
+    bodies = None
+    if log_lines is not None:
+        bodies = list(verification.logged(log_lines))
+        if since:
+            bodies = list(verification.since(since, bodies))
+        problems += verification.of_log(rows, bodies)
+    return Verification(
+        rows=len(rows),
+        attempts=sum(len(row["tries"]) for row in rows),
+        logged=len(bodies) if bodies is not None else None,
+        problems=problems,
+    )
 
 
 def status(pipeline: Pipeline) -> Status:
@@ -78,6 +133,7 @@ def status(pipeline: Pipeline) -> Status:
             last_telemetry_at=known.last_telemetry_at if known else None,
             noticed_at=noticed_at,
         )
+        excess = grants.excess(connection)
         # Last, for a failure ends the transaction.
         due = enabled and hurdle is None
         cannot_write = _why_it_cannot_be_written(connection, pipeline) if due else None
@@ -95,6 +151,7 @@ def status(pipeline: Pipeline) -> Status:
         last_error=last_error,
         overdue=due and now >= day.opens + OVERDUE_AFTER,
         cannot_write=cannot_write,
+        excess_rights=excess,
     )
 
 

@@ -250,6 +250,15 @@ class Settings(Environment):
 
     _misspelt: tuple[str, ...] = PrivateAttr(default_factory=lambda: tuple(_misspelt(os.environ)))
 
+    def require_admin(self) -> str:
+        """Return the database's URL for what needs more rights than the pipeline has.
+
+        Raises:
+            SettingsError: MIGRATION_DATABASE_URL is wrong; or not set, and DATABASE_URL neither.
+        """
+        given = "migration_database_url" in self.model_fields_set
+        return self.require("migration_database_url" if given else "database_url")
+
     @property
     def gate(self) -> Enabled | Disabled:
         """Whether telemetry is on; whatever cannot be understood means off."""

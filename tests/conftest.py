@@ -12,7 +12,7 @@ import redis
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 import tests.guard.sitecustomize  # noqa: F401 - cuts the tests off from the network
-from app import database
+from app import database, grants
 from app.demo import consentos, servers
 from app.pipeline import Pipeline
 from app.settings import Settings
@@ -24,6 +24,9 @@ from tests.receiver import Receiver, receiving
 ROOT = Path(__file__).parents[1]
 RUNNER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
 """Which of the parallel runners this is: each has servers of its own."""
+
+ROLE = f"telemetry_test_{RUNNER}"
+"""The role of the pipeline under test, which may do what `consentos-telemetry grants` lists."""
 
 Clock = Callable[[str], None]
 """Moves the database's clock to an ISO time, from where it goes on running."""
@@ -76,6 +79,11 @@ class Databases:
         with self._server.connect() as server:
             server.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
+    def drop_role(self, name: str) -> None:
+        """Drop a role whose grants have gone with their databases."""
+        with self._server.connect() as server:
+            server.execute(text(f"DROP ROLE {name}"))
+
 
 @pytest.fixture(scope="session")
 def databases(server_url: str) -> Databases:
@@ -92,18 +100,21 @@ def truth_and_template(databases: Databases) -> Iterator[tuple[consentos.Truth, 
             consentos.create_tables(connection)
             truth = consentos.populate(connection)
             connection.execute(text("CREATE SCHEMA clock"))
-            connection.execute(text("CREATE TABLE clock.shift AS SELECT interval '0' AS by"))
+            connection.execute(text("GRANT USAGE ON SCHEMA clock TO PUBLIC"))
             connection.execute(
                 text(
                     "CREATE FUNCTION clock.now() RETURNS timestamptz STABLE LANGUAGE sql AS"
-                    " 'SELECT pg_catalog.now() + (SELECT by FROM clock.shift)'"
+                    " $$SELECT pg_catalog.now() + current_setting('clock.shift')::interval$$"
                 )
             )
         with engine.connect() as connection:
             migrate(connection, "telemetry")
+        with engine.begin() as connection:
+            grants.apply(connection, ROLE, make_url(url).password)
         name = make_url(url).database
         assert name is not None
         yield truth, name
+    databases.drop_role(ROLE)
 
 
 @pytest.fixture(scope="session")
@@ -179,14 +190,18 @@ def clock(db: Engine) -> Clock:
 
     def travel(to: str) -> None:
         with db.begin() as connection:
-            name = connection.scalar(text("SELECT current_database()"))
-            connection.execute(
-                text(f'ALTER DATABASE "{name}" SET search_path = clock, public, pg_catalog')
-            )
-            connection.execute(
-                text("UPDATE clock.shift SET by = CAST(:to AS timestamptz) - pg_catalog.now()"),
+            name, shift = connection.execute(
+                text(
+                    "SELECT current_database(),"
+                    " CAST(CAST(:to AS timestamptz) - pg_catalog.now() AS text)"
+                ),
                 {"to": to},
-            )
+            ).one()
+            for setting, value in {
+                "search_path": "clock, public, pg_catalog",
+                "clock.shift": f"'{shift}'",
+            }.items():
+                connection.execute(text(f'ALTER DATABASE "{name}" SET {setting} = {value}'))
 
     return travel
 
@@ -212,9 +227,10 @@ def redis_url(embedded: servers.Servers | None) -> str:
 def environment(
     database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, str]:
-    """Telemetry switched on, to the receiver, without the install's offset."""
+    """Telemetry under its small role, on, to the receiver, without the install's offset."""
+    url = make_url(database_url).set(username=ROLE)
     variables = {
-        "DATABASE_URL": database_url,
+        "DATABASE_URL": url.render_as_string(hide_password=False),
         "ENVIRONMENT": "production",
         "TELEMETRY_ENDPOINT": receiver.url,
         "TELEMETRY_SPREAD_SECONDS": "0",
@@ -223,6 +239,12 @@ def environment(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return variables
+
+
+@pytest.fixture
+def administered(environment: dict[str, str], database_url: str) -> dict[str, str]:
+    """The same, for commands that need more rights than the pipeline."""
+    return {**environment, "MIGRATION_DATABASE_URL": database_url}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.demo import servers
 from app.pipeline import Pipeline
-from tests.conftest import Clock
+from tests.conftest import ROLE, Clock
 from tests.database import run
 from tests.faults.breakable import Server
 from tests.faults.relay import Relay, relaying
@@ -74,7 +74,7 @@ def relayed_database(
 ) -> Iterator[Relay]:
     """A relay to the database, through which new pipelines and processes reach it."""
     assert breakable
-    url = make_url(database_url)
+    url = make_url(database_url).set(username=ROLE)
     (directory, port) = (url.query["host"], url.query["port"])
     with relaying(str(Path(str(directory)) / f".s.PGSQL.{port}")) as relay:
         over_tcp = url.set(host="127.0.0.1", port=relay.port, query={})

@@ -10,7 +10,7 @@ from threading import Event, Thread
 import pytest
 from sqlalchemy import Engine, make_url, text
 
-from app import report
+from app import grants, report
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
@@ -67,6 +67,7 @@ def failures(worker: Process) -> list[str]:
 def once(db: Engine, event: str, fault: str, *, when: str = "true") -> None:
     """Have Postgres do something else the first time that an event comes to a row."""
     run(db, "CREATE SEQUENCE faults")
+    run(db, "GRANT USAGE ON SEQUENCE faults TO PUBLIC")
     run(
         db,
         "CREATE FUNCTION fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
@@ -80,19 +81,11 @@ def once(db: Engine, event: str, fault: str, *, when: str = "true") -> None:
 
 @pytest.fixture
 def role(db: Engine, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A role with no more rights than are needed, by which new pipelines and processes connect."""
+    """A role of this test's own, by which new pipelines and processes connect."""
     url = make_url(processes.environment["DATABASE_URL"])
     name = f"{url.database}_pipeline"
-    run(db, f"CREATE ROLE {name} LOGIN")
-    for rights in (
-        "USAGE ON SCHEMA clock",
-        "SELECT ON ALL TABLES IN SCHEMA public, clock",
-        "INSERT, UPDATE ON instance",
-        "INSERT ON telemetry_notice",
-        "INSERT, UPDATE, DELETE ON telemetry_outbox",
-        "INSERT, UPDATE ON telemetry_attempt",
-    ):
-        run(db, f"GRANT {rights} TO {name}")
+    with db.begin() as connection:
+        grants.apply(connection, name, url.password)
     as_role = url.set(username=name).render_as_string(hide_password=False)
     processes.environment["DATABASE_URL"] = as_role
     monkeypatch.setenv("DATABASE_URL", as_role)

@@ -127,13 +127,13 @@ def test_status_tells_what_every_wrong_value_and_every_misspelt_name_means(
 
 @pytest.mark.parametrize("kind", ["garbage", "control characters", "not even text"])
 def test_every_command_says_so_with_everything_wrong_at_once(
-    environment: dict[str, str], receiver: Receiver, db: Engine, kind: str
+    administered: dict[str, str], receiver: Receiver, db: Engine, kind: str
 ) -> None:
     value = KINDS[kind]
     wrong = dict.fromkeys((*OFF, *DEFAULT, *ANY, "DO_NOT_TRACK", "REDIS_URL", *MISSPELT), value)
     lines = ("status", "preview", "audit", "schema", "send", "migrate")
     ended = dict(
-        zip(lines, commands_each_in(environment, [(line, wrong) for line in lines]), strict=True)
+        zip(lines, commands_each_in(administered, [(line, wrong) for line in lines]), strict=True)
     )
     assert {line: each.code for line, each in ended.items()} == {
         **dict.fromkeys(lines, 0),
@@ -306,11 +306,11 @@ class TestADatabase:
         assert receiver.connections == 0
 
     def test_that_may_only_be_read(
-        self, environment: dict[str, str], db: Engine, receiver: Receiver
+        self, administered: dict[str, str], db: Engine, receiver: Receiver
     ) -> None:
         name = one(db, "SELECT current_database()")
         run(db, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-        said = told(environment, *ASKING, "migrate --down --yes")
+        said = told(administered, *ASKING, "migrate --down --yes")
         assert {said[line][0] for line in READING} == {0}
         assert said["migrate"] == (0, "telemetry: at 0001\n")
         for line in ("send", "migrate --down --yes"):
@@ -355,9 +355,9 @@ class TestADatabase:
         assert receiver.connections == 0
 
     def test_that_has_the_tables_and_forgot_so_is_not_migrated_again(
-        self, environment: dict[str, str], db: Engine
+        self, administered: dict[str, str], db: Engine
     ) -> None:
         run(db, "DROP TABLE telemetry_alembic_version")
-        said = told(environment, "migrate", "audit --json")
+        said = told(administered, "migrate", "audit --json")
         assert said["migrate"] == (1, 'Relation "telemetry_notice" already exists.')
         assert said["audit --json"] == (0, "[]\n")

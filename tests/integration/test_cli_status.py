@@ -54,6 +54,7 @@ def test_a_fresh_install_is_on_and_says_when_it_will_first_send(
         "last_error": None,
         "overdue": False,
         "cannot_write": None,
+        "excess_rights": [],
     }
     assert receiver.connections == 0
 

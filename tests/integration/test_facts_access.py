@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from app import database, facts, log
 from app.demo.consentos import Truth
 from app.pipeline import CollectError, Pipeline
-from tests.conftest import Databases
+from tests.conftest import ROLE, Databases
 from tests.database import count, run
 
 # As docs/ and the specification of the host list them.
@@ -128,6 +128,7 @@ class TestAWriteThatCannotCount:
             db,
             "CREATE VIEW users AS SELECT deleted_at FROM slow WHERE pg_sleep(60)::text IS NOT NULL",
         )
+        run(db, f"GRANT SELECT ON users TO {ROLE}")
         started = time.monotonic()
         with pytest.raises(CollectError) as failure:
             pipeline.write_heartbeat()

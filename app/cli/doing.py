@@ -1,0 +1,232 @@
+"""The commands that do something; each says what it changed."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+import psycopg
+import typer
+from rich.console import Console
+from sqlalchemy import Engine, make_url
+from sqlalchemy.exc import DBAPIError
+
+from app import control, database, log
+from app import grants as rights
+from app.cli.entry import FAILED, SWITCHED_OFF, CommandError, app, complain, explained
+from app.cli.printing import AsJson, count, print_json, time
+from app.control import Forgotten, Rotated
+from app.outbox import Record
+from app.pipeline import Pipeline, Sent
+from app.settings import Disabled, Enabled, Settings
+from migrations import migrate
+
+
+@app.command()
+def send(*, as_json: AsJson = False) -> None:
+    """Write the running day's heartbeat if it is missing, and send it now.
+
+    The running day began at the latest 02:30 UTC. Waits for neither the notice, the install's
+    offset nor an earlier backoff, but never asks a receiver before the time it asked for. Exits
+    with 0 when the day's heartbeat has been sent, now or before, 1 when it could not be, and 3
+    when telemetry is off.
+    """
+    settings = Settings.load()
+    if isinstance(settings.gate, Disabled):
+        raise CommandError(f"Telemetry is off: {settings.gate.reason}.", SWITCHED_OFF)
+    log.setup(settings.log_level, sys.stderr if as_json else sys.stdout)
+    with explained(), Console(stderr=True).status("Sending the day's heartbeat …"):
+        result = Pipeline(settings).send()
+    sent, sentence = _told(result)
+    if as_json:
+        print_json({"sent": sent, "said": sentence, "day": result.day, "row": result.row})
+    else:
+        typer.echo(sentence)
+    if not sent:
+        raise typer.Exit(FAILED)
+
+
+def _told(result: Sent) -> tuple[bool, str]:
+    """Return whether the day's heartbeat has been sent, and the sentence that says how."""
+    row, day = result.row, f"The heartbeat of {result.day}"
+    if result.obstacle == "sent elsewhere":
+        return True, f"{day} was sent by another program: see instance.last_telemetry_at."
+    if row is None:
+        return False, f"{day} was not written."
+    if row["state"] == "sent":
+        when = "before" if result.sent_before else "now"
+        return True, f"{day} has been sent ({when}, {time(row['finished_at'])})."
+    return False, f"{day} was not sent: {_why_not(row)}."
+
+
+def _why_not(row: Record) -> str:
+    error, not_before = row["last_error"] or "no attempt was made", row["not_before"]
+    match row["state"]:
+        case "sending":
+            return "a worker is sending it at this moment; ask `status` again"
+        case "pending" if not_before and not_before >= row["next_attempt_at"]:
+            return f"{error}; the receiver asks to be left alone until {time(not_before)}"
+        case "pending":
+            return f"{error}; next try {time(row['next_attempt_at'])}"
+    return f"it is {row['state']} ({error}) and uses up its day"
+
+
+@contextmanager
+def _as_admin(settings: Settings) -> Iterator[Engine]:
+    """Give the engine for what needs more rights than the pipeline has."""
+    with explained():
+        try:
+            yield database.engine(settings.require_admin())
+        except DBAPIError as error:
+            if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+                raise
+            cause = log.cause(error)
+            raise CommandError(
+                f"{cause[0].upper()}{cause[1:]}: MIGRATION_DATABASE_URL must name a role that may."
+            ) from error
+
+
+@app.command(name="migrate")
+def migrate_command(
+    *,
+    down: Annotated[
+        bool, typer.Option("--down", help="Remove the tables of telemetry, the outbox included.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before removing.")] = False,
+) -> None:
+    """Make or upgrade the tables of telemetry, as MIGRATION_DATABASE_URL or DATABASE_URL.
+
+    ConsentOS's own tables and its alembic_version are never touched.
+    """
+    settings = Settings.load()
+    if down and not yes:
+        typer.confirm(
+            "This deletes the outbox, its attempts and the notice. Go on?", abort=True, err=True
+        )
+    with _as_admin(settings) as engine, engine.connect() as connection:
+        before, after = migrate(connection, "telemetry", "base" if down else "head")
+    typer.echo(f"telemetry: {before} -> {after}" if before != after else f"telemetry: at {after}")
+
+
+@app.command()
+def grants(
+    *,
+    role: Annotated[str, typer.Option(help="The role that the pipeline logs in as.")],
+    apply: Annotated[
+        bool,
+        typer.Option(
+            "--apply", help="Run it, as MIGRATION_DATABASE_URL or DATABASE_URL, after `migrate`."
+        ),
+    ] = False,
+) -> None:
+    """Print the SQL of a login role that may do what the pipeline does, and nothing else.
+
+    With --apply the role is made where it is missing, with the password that DATABASE_URL has for
+    it; one that exists keeps its own. Exits with 1 where the role may do more all the same, because
+    somebody has granted it more.
+    """
+    settings = Settings.load()
+    with explained():
+        statements = rights.sql(role)
+    if not apply:
+        typer.echo(statements, nl=False)
+        return
+    password = _password(settings, role)
+    with _as_admin(settings) as engine, database.transaction(engine.connect()) as connection:
+        made = rights.apply(connection, role, password)
+        excess = rights.excess(connection, role)
+    typer.echo(_made(role, made=made, password=password is not None))
+    for what in rights.listed():
+        typer.echo(f"granted: {what}")
+    for what in excess:
+        complain(f"{role} {what}, which telemetry does not need.")
+    if excess:
+        raise typer.Exit(FAILED)
+
+
+def _password(settings: Settings, role: str) -> str | None:
+    """Return the password that DATABASE_URL has for the role, if it names that role."""
+    if settings.database_url is None:
+        return None
+    url = make_url(settings.database_url.get_secret_value())
+    return url.password if url.username == role else None
+
+
+def _made(role: str, *, made: bool, password: bool) -> str:
+    if not made:
+        return f"The role {role} exists; its password is as it was."
+    if password:
+        return f"The role {role} is made, with the password that DATABASE_URL has for it."
+    return f"The role {role} is made, without a password: give it one (in psql: \\password {role})."
+
+
+@app.command()
+def rotate(*, as_json: AsJson = False) -> None:
+    """Replace the instance id by a new random one; what is pending is discarded.
+
+    Done as MIGRATION_DATABASE_URL or DATABASE_URL. While telemetry is off the id is only deleted:
+    the first heartbeat after that makes the new one.
+    """
+    settings = Settings.load()
+    with _as_admin(settings) as engine:
+        result = control.rotate(engine, enabled=isinstance(settings.gate, Enabled))
+    if as_json:
+        print_json(asdict(result))
+        return
+    for sentence in _rotated(result):
+        typer.echo(sentence)
+
+
+def _rotated(result: Rotated) -> Iterator[str]:
+    if not result.former:
+        yield "There was no instance id: the first heartbeat makes one."
+    for former in result.former:
+        yield f"The instance id {former} is deleted."
+    if result.current:
+        yield f"The new one is {result.current}."
+    elif result.former:
+        yield "Telemetry is off: a new one is made with the first heartbeat after it is turned on."
+    for day in result.discarded:
+        yield f"The heartbeat of {day}, which was pending, is discarded."
+    for day in result.in_flight:
+        yield f"The heartbeat of {day} may be on its way at this moment, and cannot be called back."
+
+
+@app.command()
+def forget(
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before deleting.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the instance id, the outbox, its attempts and the notice from this database.
+
+    Done as MIGRATION_DATABASE_URL or DATABASE_URL. It turns nothing off: while telemetry is on, the
+    notice is given anew, and the next 02:30 UTC has a heartbeat under a new id.
+    """
+    settings = Settings.load()
+    if not yes:
+        typer.confirm(
+            "This deletes the instance id, every heartbeat on record, its attempts and the notice"
+            " from this database. Go on?",
+            abort=True,
+            err=True,
+        )
+    with _as_admin(settings) as engine:
+        result = control.forget(engine)
+    if as_json:
+        print_json(asdict(result))
+        return
+    for sentence in _forgotten(result):
+        typer.echo(sentence)
+    if isinstance(settings.gate, Enabled):
+        typer.echo("Telemetry is on: the next 02:30 UTC has a heartbeat under a new id.")
+
+
+def _forgotten(result: Forgotten) -> Iterator[str]:
+    for former in result.former:
+        yield f"The instance id {former} is deleted."
+    heartbeats, attempts = count(result.heartbeats, "heartbeat"), count(result.attempts, "attempt")
+    yield f"{heartbeats} and {attempts} are deleted, and so is the notice."
+    if result.heartbeats:
+        yield "A receiver keeps what it has: to have that deleted, tell its operator the id."

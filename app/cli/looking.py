@@ -1,0 +1,317 @@
+"""The commands that look, and change nothing."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import date, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.markup import escape
+
+from app import change, payload, report
+from app.change import Change
+from app.cli import printing
+from app.cli.entry import FAILED, CommandError, app, complain, explained
+from app.cli.printing import AsJson, count, print_json, print_table, time
+from app.outbox import Record
+from app.pipeline import Pipeline
+from app.report import Preview, Status, Verification
+from app.settings import Disabled, Settings
+from app.verification import Problem
+
+MOST_RIGHTS_SHOWN = 3
+
+
+@app.command()
+def status(
+    *,
+    as_json: AsJson = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Exit with 1 only when telemetry is on and nothing has written the day's"
+            " heartbeat an hour after it was due. A collector that is down is no reason.",
+        ),
+    ] = False,
+) -> None:
+    """Show whether telemetry is on, what happened last and what comes next."""
+    settings = Settings.load()
+    try:
+        with explained():
+            now = report.status(Pipeline(settings))
+    except CommandError as error:
+        if as_json:
+            print_json({**_settings_facts(settings), "error": str(error)})
+        else:
+            print_table(printing.names_and_values(_settings_rows(settings)))
+        if not check:
+            raise
+        # Nobody knows whether a heartbeat is overdue, and a restart would not mend this.
+        complain(str(error))
+        return
+    if as_json:
+        print_json(asdict(now))
+    else:
+        rows = [*_settings_rows(settings), *_status_rows(now)]
+        print_table(printing.names_and_values(rows))
+    if check and now.overdue:
+        raise typer.Exit(FAILED)
+
+
+def _settings_facts(settings: Settings) -> dict[str, Any]:
+    gate = settings.gate
+    return {
+        "enabled": not isinstance(gate, Disabled),
+        "reason": gate.reason if isinstance(gate, Disabled) else None,
+        "warnings": settings.warnings,
+        "endpoint": settings.endpoint_without_query,
+    }
+
+
+def _settings_rows(settings: Settings) -> Iterator[tuple[str, str]]:
+    gate = settings.gate
+    off = f"[yellow]off[/]: {escape(gate.reason)}" if isinstance(gate, Disabled) else None
+    yield "telemetry", off or "[green]on[/]"
+    for warning in settings.warnings:
+        yield "warning", f"[yellow]{escape(warning)}[/]"
+    yield "endpoint", escape(settings.endpoint_without_query)
+
+
+def _status_rows(now: Status) -> Iterator[tuple[str, str]]:
+    yield "schedule", now.schedule
+    yield "instance", str(now.instance_id or "none yet: made with the first heartbeat")
+    yield "notice", time(now.noticed_at) or "not given yet"
+    yield "last success", time(now.last_success) or "never"
+    yield "next send", time(now.next_send) or "never: telemetry is off"
+    for row in now.pending:
+        what = f"next try {_next_try(row)}" if now.enabled else "awaits being discarded"
+        yield row["state"], f"{row['day']}, {count(row['attempts'], 'attempt')}, {what}"
+    if not now.pending:
+        yield "pending", "nothing"
+    yield "last error", escape(_failure(now.last_error))
+    yield "rights", _rights(now.excess_rights)
+    if now.cannot_write:
+        yield "cannot write", f"[red]{escape(now.cannot_write)}[/]"
+    if now.overdue:
+        yield "overdue", "[red]the day's heartbeat is not written: see the worker's log[/]"
+
+
+def _next_try(row: Record) -> str:
+    return "in progress" if row["state"] == "sending" else time(row["next_attempt_at"])
+
+
+def _failure(attempt: Record | None) -> str:
+    return f"{printing.outcome(attempt)}, {time(attempt['started_at'])}" if attempt else "none"
+
+
+def _rights(excess: list[str]) -> str:
+    """Say whether the database holds the pipeline to what it needs."""
+    if not excess:
+        return "no more than it needs: the database refuses all else"
+    shown = "; ".join(excess[:MOST_RIGHTS_SHOWN])
+    if further := len(excess) - MOST_RIGHTS_SHOWN:
+        shown += f"; and {further} more, in --json" if further > 0 else ""
+    return f"[yellow]more than it needs[/]: its role {escape(shown)}. See `grants`"
+
+
+@app.command()
+def preview(
+    *,
+    diff: Annotated[
+        bool,
+        typer.Option("--diff", help="Show instead what it has that the last one sent had not."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the exact body that would be written now; store nothing, send nothing.
+
+    Works whether telemetry is on or off. With --diff: each field that is new, gone or other than
+    in the last heartbeat that was sent. The body is JSON with and without --json.
+    """
+    settings = Settings.load()
+    with explained():
+        found = report.preview(Pipeline(settings), beside_last_sent=diff)
+    if not found.instance_known:
+        typer.echo(
+            "No instance exists yet: the nil UUID stands for the random one that the first"
+            " heartbeat will make.",
+            err=True,
+        )
+    if isinstance(settings.gate, Disabled):
+        typer.echo(f"Telemetry is off, so none of this leaves: {settings.gate.reason}.", err=True)
+    if not diff:
+        typer.echo(found.body)
+        return
+    _print_diff(found, as_json=as_json)
+
+
+def _print_diff(found: Preview, *, as_json: bool) -> None:
+    last = found.last_sent
+    changes = change.between(last["payload"] if last else None, found.body)
+    if as_json:
+        print_json({"since": last["day"] if last else None, **asdict(changes)})
+        return
+    if last:
+        typer.echo(f"Beside the heartbeat of {last['day']}, the last that was sent:")
+    else:
+        typer.echo("No heartbeat has been sent from here yet, so that every field is new:")
+    for line in _diff_lines(changes):
+        typer.echo(line)
+    new, gone, other = map(len, (changes.added, changes.removed, changes.changed))
+    typer.echo(f"{count(new, 'field')} new, {gone} gone, {other} with another value.")
+
+
+def _diff_lines(changes: Change) -> Iterator[str]:
+    meanings = dict(payload.fields())
+    for name, value in changes.added.items():
+        yield f"+ {name} = {printing.to_json(value)}    {meanings[name]}"
+    for name, value in changes.removed.items():
+        yield f"- {name} = {printing.to_json(value)}"
+    for name, (before, after) in changes.changed.items():
+        yield f"~ {name} = {printing.to_json(before)} -> {printing.to_json(after)}"
+
+
+@app.command()
+def audit(
+    which: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[ID|DAY|last]",
+            help="Print this row's exact bytes and its attempts: by its id, by its day such as"
+            " 2026-05-02, or the last of which anything left.",
+        ),
+    ] = None,
+    *,
+    as_json: AsJson = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Check each row: its body against the schema of its version, that the trigger"
+            " which freezes it stands, and that its attempts are complete. Exits with 1 where"
+            " something is wrong.",
+        ),
+    ] = False,
+    log: Annotated[
+        typer.FileText | None,
+        typer.Option(
+            "--log",
+            encoding="utf-8",
+            errors="backslashreplace",
+            help="With --verify: that each telemetry.payload in this file, or in what is piped to"
+            " -, is stored, and that each row sent was logged.",
+        ),
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            metavar="DAY",
+            formats=["%Y-%m-%d"],
+            help="With --verify: look only at this day and later: as far as the log goes back.",
+        ),
+    ] = None,
+    export: Annotated[
+        typer.FileTextWrite | None,
+        typer.Option(
+            mode="x",
+            metavar="FILE",
+            help="Write all of it into a new file, as JSON Lines: a row with its attempts on each.",
+        ),
+    ] = None,
+) -> None:
+    """List the outbox, newest first: every heartbeat, whether it left, and each attempt."""
+    if (which is not None) + verify + (export is not None) > 1:
+        raise typer.BadParameter("choose one of a row, --verify and --export")
+    if not verify and (log or since):
+        raise typer.BadParameter("--log and --since belong to --verify")
+    pipeline = Pipeline(Settings.load())
+    if verify:
+        with explained():
+            found = report.verify(pipeline, log, since=since.date() if since else None)
+        _print_verification(found, as_json=as_json)
+        return
+    with explained():
+        rows = report.audit(pipeline)
+    if export is not None:
+        _write_lines(rows, export)
+    elif which is not None:
+        _print_row(_chosen(rows, which), as_json=as_json)
+    elif as_json:
+        print_json(rows)
+    else:
+        print_table(printing.outbox(rows))
+
+
+def _chosen(rows: list[Record], which: str) -> Record:
+    """Return the row that is asked for.
+
+    Raises:
+        CommandError: there is no such row.
+        typer.BadParameter: ``which`` names none in any of the ways.
+    """
+    if which == "last":
+        found = [row for row in rows if row["tries"]]
+        missing = "Nothing has left this install yet."
+    else:
+        key, value = _key(which)
+        found = [row for row in rows if row[key] == value]
+        missing = f"No row of the outbox has the {key} {value}."
+    if not found:
+        raise CommandError(missing)
+    return found[0]
+
+
+def _key(which: str) -> tuple[str, UUID | date]:
+    for key, read in (("id", UUID), ("day", date.fromisoformat)):
+        try:
+            return key, read(which)
+        except ValueError:
+            continue
+    raise typer.BadParameter("a row is named by its id, by its day such as 2026-05-02, or by last")
+
+
+def _print_row(row: Record, *, as_json: bool) -> None:
+    if as_json:
+        print_json(row)
+        return
+    typer.echo(row["payload"])
+    print_table(printing.attempts(row))
+
+
+def _write_lines(rows: list[Record], file: typer.FileTextWrite) -> None:
+    file.write("".join(f"{printing.to_json(row)}\n" for row in reversed(rows)))
+    attempts = count(sum(len(row["tries"]) for row in rows), "attempt")
+    typer.echo(f"{count(len(rows), 'heartbeat')} with {attempts} written to {file.name}.", err=True)
+
+
+def _print_verification(found: Verification, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"verified": not found.problems, **asdict(found)})
+    else:
+        for problem in found.problems:
+            typer.echo(f"{_place(problem)}: {problem.sentence}.")
+    where = f"{count(found.rows, 'heartbeat')} with {count(found.attempts, 'attempt')}"
+    if found.logged is not None:
+        where += f" and {count(found.logged, 'logged body', 'logged bodies')}"
+    if found.problems:
+        raise CommandError(f"{count(len(found.problems), 'problem')} in {where}.")
+    if not as_json:
+        typer.echo(f"No problem in {where}.")
+        typer.echo("Each body is one that its schema allows, and cannot have been changed since.")
+        typer.echo("Each attempt is on record.")
+        if found.logged is not None:
+            typer.echo("Each logged body is stored, and each that was sent was logged.")
+
+
+def _place(problem: Problem) -> str:
+    if problem.line is not None:
+        return f"log, line {problem.line}"
+    return f"{problem.day} {problem.id}" if problem.id else "telemetry_outbox"
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the heartbeat."""
+    print_json(payload.json_schema())

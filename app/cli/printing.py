@@ -1,0 +1,92 @@
+"""How the commands print: tables for a person, JSON for a machine, times in UTC."""
+
+import json
+import sys
+from collections.abc import Iterable
+from datetime import UTC, date, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from app.outbox import Record
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print a value as JSON: dates and times in ISO 8601, whatever else is unknown as text."""
+    typer.echo(to_json(value, indent=indent))
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON, by default on one line."""
+    return json.dumps(value, indent=indent, default=_json)
+
+
+def _json(value: object) -> str:
+    return value.isoformat() if isinstance(value, (date, datetime)) else str(value)
+
+
+def time(value: datetime | None) -> str:
+    """Return a time as a person reads it; nothing for none."""
+    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z" if value else ""
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return "1 attempt", "2 attempts"."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def print_table(table: Table) -> None:
+    """Print a table, not folded where nobody's terminal sets a width."""
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def names_and_values(rows: Iterable[tuple[str, str]]) -> Table:
+    """Return a table of two columns, without lines."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def outbox(rows: Iterable[Record]) -> Table:
+    """Return the table of the outbox, each row with its attempts."""
+    table = Table("day", "state", "id", "attempts", "next or finished", title="telemetry_outbox")
+    for row in rows:
+        when = row["finished_at"] or row["next_attempt_at"]
+        tries = [f"{t['n']}. {time(t['started_at'])} {outcome(t, row)}" for t in row["tries"]]
+        cells = (str(row["day"]), row["state"], str(row["id"]), "\n".join(tries), time(when))
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def attempts(row: Record) -> Table:
+    """Return the table of a row's attempts."""
+    table = Table("n", "started", "finished", "outcome", "ms", "endpoint", title="attempts")
+    for each in row["tries"]:
+        cells = (
+            str(each["n"]),
+            time(each["started_at"]),
+            time(each["finished_at"]),
+            outcome(each, row),
+            str(each["duration_ms"] or ""),
+            each["endpoint"],
+        )
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def outcome(attempt: Record, row: Record | None = None) -> str:
+    """Tell an attempt's outcome; ``row`` tells one that goes on from one that was cut off."""
+    if attempt["outcome"] is None:
+        going_on = row and row["state"] == "sending" and attempt["n"] == row["attempts"]
+        return "in flight" if going_on else "in flight when the process died"
+    status = attempt["http_status"]
+    detail = f"HTTP {status}" if status else attempt["error"]
+    return f"{attempt['outcome']} ({detail})"

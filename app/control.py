@@ -1,0 +1,76 @@
+"""What an operator changes by hand: the install's id, and what is on record under it.
+
+Both need more rights than the pipeline has, and hold the outbox meanwhile: no heartbeat that is
+just being written, and no attempt that is just to begin, escapes them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, text
+
+from app import database, instance, notice, outbox
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """The ids that are gone, the one that took their place, and the days affected."""
+
+    former: list[UUID]
+    current: UUID | None
+    discarded: list[date]
+    in_flight: list[date]
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """Every id that was on record, and how many heartbeats and attempts went with them."""
+
+    former: list[UUID]
+    heartbeats: int
+    attempts: int
+
+
+def rotate(engine: Engine, *, enabled: bool) -> Rotated:
+    """Replace the install's id, and discard what is pending under the former one.
+
+    While telemetry is off no new id is made: the first heartbeat after that makes it. The new one
+    keeps when the install last sent, for a day has one heartbeat under whatever id.
+    """
+    with _holding_the_outbox(engine) as connection:
+        known = instance.find(connection)
+        former = instance.remove(connection)
+        current = instance.ensure(connection) if known and enabled else None
+        if known and known.last_telemetry_at and current:
+            instance.stamp(connection, current, known.last_telemetry_at)
+        discarded = outbox.discard_all(connection)
+        in_flight = outbox.unfinished(connection)
+    return Rotated(
+        former, current, [row.day for row in discarded], [row["day"] for row in in_flight]
+    )
+
+
+def forget(engine: Engine) -> Forgotten:
+    """Delete the install's id and all that is on record of its heartbeats.
+
+    The notice goes too: it is given anew, and no heartbeat is written for a 02:30 before that, so
+    that none follows on the day of one that is forgotten.
+    """
+    with _holding_the_outbox(engine) as connection:
+        known = instance.remove(connection)
+        heartbeats, attempts = outbox.remove(connection)
+        notice.remove(connection)
+    return Forgotten(sorted({*known, *heartbeats}), len(heartbeats), attempts)
+
+
+@contextmanager
+def _holding_the_outbox(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that has the outbox to itself, when a write on its way has ended."""
+    with database.transaction(engine.connect()) as connection:
+        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+        connection.execute(text("SET LOCAL statement_timeout = '15s'"))
+        outbox.hold(connection)
+        yield connection

@@ -1,0 +1,225 @@
+"""What the pipeline may do in the database, as a role that may do nothing else.
+
+``RIGHTS`` is the whole list: no column of ConsentOS but those that are counted, and no change of a
+payload once it is written. A test takes each of them away in turn and sees the pipeline miss it.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import psycopg
+from sqlalchemy import Connection, Row, text
+
+WHOLE: tuple[str, ...] = ()
+"""Every column, those of a later migration too; and all there is of a right that knows none."""
+
+RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "organisations": {"SELECT": ("deleted_at",)},
+    "users": {"SELECT": ("deleted_at",)},
+    "sites": {"SELECT": ("id", "organisation_id", "site_group_id", "is_active", "deleted_at")},
+    "site_configs": {"SELECT": ("site_id", "tcf_enabled", "blocking_mode", "scan_schedule_cron")},
+    "site_group_configs": {"SELECT": ("site_group_id", "tcf_enabled", "blocking_mode")},
+    "org_configs": {"SELECT": ("organisation_id", "tcf_enabled", "blocking_mode")},
+    "scan_jobs": {"SELECT": ("created_at",)},
+    "consent_records": {"SELECT": ("consented_at",)},
+    "instance": {
+        "SELECT": ("id", "created_at", "updated_at", "last_telemetry_at"),
+        "INSERT": ("id", "created_at", "updated_at"),
+        "UPDATE": ("updated_at", "last_telemetry_at"),
+    },
+    "telemetry_notice": {"SELECT": WHOLE, "INSERT": ("schema", "noticed_at")},
+    "telemetry_outbox": {
+        "SELECT": WHOLE,
+        "INSERT": (
+            "id",
+            "day",
+            "instance_id",
+            "payload",
+            "created_at",
+            "next_attempt_at",
+            "expires_at",
+        ),
+        "UPDATE": (
+            "state",
+            "drains",
+            "attempts",
+            "next_attempt_at",
+            "not_before",
+            "lease_token",
+            "lease_until",
+            "finished_at",
+            "last_error",
+        ),
+        "DELETE": WHOLE,
+    },
+    "telemetry_attempt": {
+        "SELECT": WHOLE,
+        "INSERT": ("outbox_id", "n", "started_at", "endpoint"),
+        "UPDATE": ("finished_at", "outcome", "http_status", "error", "duration_ms"),
+    },
+}
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}", re.ASCII)
+
+
+class RoleError(Exception):
+    """A role cannot be given its rights; the message says why and what to do."""
+
+
+def sql(role: str) -> str:
+    """Return the SQL that makes ``role``, where it is missing, and gives it its rights.
+
+    Raises:
+        RoleError: the name is none that could be written down safely.
+    """
+    if not _NAME.fullmatch(role):
+        raise RoleError("A role's name is 1 to 63 of A-Z, a-z, 0-9, _ and -, and no digit first.")
+    grants = "\n".join(f"GRANT {what} TO {_quoted(role)};" for what in listed())
+    return f"""\
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN
+        CREATE ROLE {_quoted(role)} LOGIN;
+    END IF;
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), '{role}');
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), '{role}');
+END
+$$;
+{grants}
+"""
+
+
+def listed() -> Iterator[str]:
+    """Yield what is granted, table by table, in the words of SQL."""
+    for table, rights in RIGHTS.items():
+        yield f"{', '.join(_right(*each) for each in rights.items())} ON {table}"
+
+
+def _right(privilege: str, columns: Iterable[str]) -> str:
+    names = ", ".join(columns)
+    return f"{privilege} ({names})" if names else privilege
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def apply(connection: Connection, role: str, password: str | None) -> bool:
+    """Give ``role`` its rights in the caller's transaction; return whether it was made for that.
+
+    Only a role that is made gets the password, and the server gets no more than its verifier.
+
+    Raises:
+        RoleError: no grant could bind this role, or its name is none.
+    """
+    statements = sql(role)
+    exists = _role(connection, role)
+    if exists and (exists.rolsuper or _owned(connection, exists.oid) & RIGHTS.keys()):
+        what = "is a superuser" if exists.rolsuper else "owns tables that it would be kept from"
+        raise RoleError(f"{role} {what}, and no grant could bind it: name a role of its own.")
+    # Without parameters, for these are several statements.
+    connection.exec_driver_sql(statements, execution_options={"no_parameters": True})
+    if not exists and password:
+        connection.exec_driver_sql(
+            f"ALTER ROLE {_quoted(role)} PASSWORD '{_verifier(connection, role, password)}'",
+            execution_options={"no_parameters": True},
+        )
+    return not exists
+
+
+def _verifier(connection: Connection, role: str, password: str) -> str:
+    driver = connection.connection.dbapi_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the only driver there is
+    made = driver.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+    return made.decode("ascii")
+
+
+_ROLE = text(
+    "SELECT oid, rolname, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
+    " FROM pg_roles WHERE rolname = coalesce(CAST(:role AS text), session_user)"
+)
+_FURTHER = {
+    "rolcreaterole": "may create roles",
+    "rolcreatedb": "may create databases",
+    "rolreplication": "may replicate the whole server",
+    "rolbypassrls": "passes over row security",
+}
+_GROUPS = text(
+    "SELECT rolname FROM pg_roles WHERE oid <> :oid AND pg_has_role(:oid, oid, 'MEMBER')"
+    " ORDER BY rolname"
+)
+_OWNED = text(
+    """
+    SELECT relname FROM pg_class
+    WHERE relowner = :oid AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+      AND relnamespace::regnamespace::text !~ '^(pg_.*|information_schema)$'
+    """
+)
+_HELD = text(
+    """
+    WITH relation AS (
+        SELECT oid, relname, pg_table_is_visible(oid) AS visible FROM pg_class
+        WHERE relowner <> :oid AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+          AND relnamespace::regnamespace::text !~ '^(pg_.*|information_schema)$'
+          AND has_schema_privilege(:oid, relnamespace, 'USAGE')
+    )
+    SELECT relname, visible, privilege, attname
+    FROM relation
+    JOIN pg_attribute ON attrelid = relation.oid AND attnum > 0 AND NOT attisdropped
+    CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) AS privilege
+    WHERE has_column_privilege(:oid, relation.oid, attnum, privilege)
+    UNION ALL
+    SELECT relname, visible, privilege, NULL
+    FROM relation
+    CROSS JOIN unnest(ARRAY['DELETE', 'TRUNCATE', 'TRIGGER']) AS privilege
+    WHERE has_table_privilege(:oid, relation.oid, privilege)
+    ORDER BY relname, privilege, attname
+    """
+)
+_SCHEMAS = text(
+    "SELECT nspname FROM pg_namespace"
+    " WHERE nspname !~ '^pg_' AND has_schema_privilege(:oid, oid, 'CREATE')"
+    " ORDER BY nspname"
+)
+
+
+def excess(connection: Connection, role: str | None = None) -> list[str]:
+    """Return what ``role``, by default the one that logged in, may do beyond its rights.
+
+    Each goes on from the role's name: "is a superuser", "has SELECT (domain) ON sites".
+    """
+    known = _role(connection, role)
+    if known is None:
+        return []
+    if known.rolsuper:
+        return ["is a superuser, who may do anything"]
+    found = [words for attribute, words in _FURTHER.items() if getattr(known, attribute)]
+    if groups := connection.scalars(_GROUPS, {"oid": known.oid}).all():
+        found.append(f"is a member of {', '.join(groups)}")
+    if owned := _owned(connection, known.oid):
+        found.append(f"owns {', '.join(sorted(owned))}")
+    found += [f"has {what}" for what in _beyond(connection.execute(_HELD, {"oid": known.oid}))]
+    if schemas := connection.scalars(_SCHEMAS, {"oid": known.oid}).all():
+        found.append(f"may create tables in {', '.join(schemas)}")
+    return found
+
+
+def _role(connection: Connection, role: str | None) -> Row[*tuple[Any, ...]] | None:
+    return connection.execute(_ROLE, {"role": role}).one_or_none()
+
+
+def _owned(connection: Connection, oid: int) -> set[str]:
+    return set(connection.scalars(_OWNED, {"oid": oid}))
+
+
+def _beyond(held: Iterable[Row[*tuple[Any, ...]]]) -> Iterator[str]:
+    """Yield what is held and not listed, table by table, in the words of SQL."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for table, visible, privilege, column in held:
+        listed_columns = RIGHTS.get(table, {}).get(privilege) if visible else None
+        if listed_columns is None or (listed_columns and column not in listed_columns):
+            found[table][privilege] += [column] if column else []
+    for table, rights in found.items():
+        yield f"{', '.join(_right(*each) for each in rights.items())} ON {table}"
