@@ -136,11 +136,12 @@ class Delivery:
         return next((ended for ended in found if ended.held), found[-1])
 
     def _conclude(self, connection: Connection, outcome: Outcome) -> Ended:
-        """Record the last try and judge the row by it."""
+        """Judge the row by the last try and record it: the row first, as everywhere."""
+        ended = self._judge(connection, outcome)
         outbox.record(connection, self._attempt, outcome)
         if outcome.result == "sent":
             self._stamp(connection)
-        return self._judge(connection, outcome)
+        return ended
 
     def _stamp(self, connection: Connection) -> None:
         """Stamp the instance; a row that cannot be stamped does not undo the settling."""

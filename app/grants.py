@@ -126,7 +126,38 @@ def apply(connection: Connection, role: str, password: str | None) -> bool:
             f"ALTER ROLE {_quoted(role)} PASSWORD '{_verifier(connection, role, password)}'",
             execution_options={"no_parameters": True},
         )
+    if lacking := connection.scalars(_LACKING, _every_right(role)).all():
+        tables = ", ".join(lacking)
+        raise RoleError(
+            f"Nothing could be granted on {tables}: MIGRATION_DATABASE_URL must name their owner."
+        )
     return not exists
+
+
+# Postgres only warns where somebody grants what is not theirs to grant.
+_LACKING = text(
+    """
+    SELECT DISTINCT held.table
+    FROM unnest(
+        CAST(:tables AS text[]), CAST(:privileges AS text[]), CAST(:columns AS text[])
+    ) AS held ("table", privilege, "column")
+    WHERE NOT CASE WHEN held.column = ''
+        THEN has_table_privilege(:role, held.table, privilege)
+        ELSE has_column_privilege(:role, held.table, held.column, privilege) END
+    ORDER BY 1
+    """
+)
+
+
+def _every_right(role: str) -> dict[str, Any]:
+    rights = [
+        (table, privilege, column)
+        for table, privileges in RIGHTS.items()
+        for privilege, columns in privileges.items()
+        for column in columns or [""]
+    ]
+    tables, privileges, columns = (list(each) for each in zip(*rights, strict=True))
+    return {"role": role, "tables": tables, "privileges": privileges, "columns": columns}
 
 
 def _verifier(connection: Connection, role: str, password: str) -> str:
@@ -165,13 +196,14 @@ _HELD = text(
           AND relnamespace::regnamespace::text !~ '^(pg_.*|information_schema)$'
           AND has_schema_privilege(:oid, relnamespace, 'USAGE')
     )
-    SELECT relname, visible, privilege, attname
+    SELECT relname, visible, privilege, attname,
+        has_table_privilege(:oid, relation.oid, privilege) AS whole
     FROM relation
     JOIN pg_attribute ON attrelid = relation.oid AND attnum > 0 AND NOT attisdropped
     CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'REFERENCES']) AS privilege
     WHERE has_column_privilege(:oid, relation.oid, attnum, privilege)
     UNION ALL
-    SELECT relname, visible, privilege, NULL
+    SELECT relname, visible, privilege, NULL, true
     FROM relation
     CROSS JOIN unnest(ARRAY['DELETE', 'TRUNCATE', 'TRIGGER']) AS privilege
     WHERE has_table_privilege(:oid, relation.oid, privilege)
@@ -217,9 +249,11 @@ def _owned(connection: Connection, oid: int) -> set[str]:
 def _beyond(held: Iterable[Row[*tuple[Any, ...]]]) -> Iterator[str]:
     """Yield what is held and not listed, table by table, in the words of SQL."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for table, visible, privilege, column in held:
-        listed_columns = RIGHTS.get(table, {}).get(privilege) if visible else None
-        if listed_columns is None or (listed_columns and column not in listed_columns):
-            found[table][privilege] += [column] if column else []
+    for table, visible, privilege, column, whole in held:
+        needed = RIGHTS.get(table, {}).get(privilege) if visible else None
+        if needed is None and whole:
+            found[table][privilege] = []
+        elif needed is None or (needed and column not in needed):
+            found[table][privilege].append(column)
     for table, rights in found.items():
         yield f"{', '.join(_right(*each) for each in rights.items())} ON {table}"

@@ -298,23 +298,24 @@ def remove(connection: Connection) -> tuple[Sequence[UUID], int]:
 
 
 # A trigger that stands and does nothing would be none, so the function's body is compared with that
-# of migration 0001. The type is FOR EACH ROW (1), BEFORE (2) and UPDATE (16).
+# of migration 0001; and another trigger could change the row after ours has looked at it. The type
+# is FOR EACH ROW (1), BEFORE (2) and UPDATE (16).
 _FROZEN = text(
     """
-    SELECT EXISTS (
-        SELECT FROM pg_trigger
-        JOIN pg_proc ON pg_proc.oid = tgfoid
-        WHERE tgrelid = to_regclass('telemetry_outbox') AND tgname = 'telemetry_outbox_frozen'
-          AND tgenabled IN ('O', 'A') AND tgtype = 1 + 2 + 16
-          AND tgattr = '' AND tgqual IS NULL
-          AND md5(prosrc) = 'd0715aac988669d2d631386206fc3070'
+    SELECT count(*) = 1 AND bool_and(
+        tgname = 'telemetry_outbox_frozen' AND tgenabled IN ('O', 'A') AND tgtype = 1 + 2 + 16
+        AND tgattr = '' AND tgqual IS NULL
+        AND md5(prosrc) = 'd0715aac988669d2d631386206fc3070'
     )
+    FROM pg_trigger
+    JOIN pg_proc ON pg_proc.oid = tgfoid
+    WHERE tgrelid = to_regclass('telemetry_outbox') AND NOT tgisinternal
     """
 )
 
 
 def frozen(connection: Connection) -> bool:
-    """Whether the trigger stands that refuses a change of id, day, instance id or payload."""
+    """Whether the trigger stands, alone, that refuses a change of what was written into a row."""
     return bool(connection.scalar(_FROZEN))
 
 

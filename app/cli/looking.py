@@ -299,7 +299,7 @@ def _print_verification(found: Verification, *, as_json: bool) -> None:
         raise CommandError(f"{count(len(found.problems), 'problem')} in {where}.")
     if not as_json:
         typer.echo(f"No problem in {where}.")
-        typer.echo("Each body is one that its schema allows, and cannot have been changed since.")
+        typer.echo("Each body is as its schema allows, and the trigger that freezes it stands.")
         typer.echo("Each attempt is on record.")
         if found.logged is not None:
             typer.echo("Each logged body is stored, and each that was sent was logged.")

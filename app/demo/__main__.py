@@ -24,6 +24,7 @@ from app.demo import consentos, servers
 from app.schedule import Day, running_day
 
 DATA = Path(".data")
+ROLE = "telemetry"
 PATIENCE = 60.0
 """Seconds for a process of the Procfile to do what it is there for."""
 
@@ -44,11 +45,12 @@ class Demo:
         self.port = _free_port()
         self.consentos = self._database("consentos")
         self.collector = self._database("collector")
+        self.administrator = {"MIGRATION_DATABASE_URL": self.consentos}
         # All of it, so that nothing of the caller's environment has a say.
         self.env = {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HOME": os.environ.get("HOME", str(directory)),
-            "DATABASE_URL": self.consentos,
+            "DATABASE_URL": self.consentos.replace("postgres@", f"{ROLE}@"),
             "REDIS_URL": embedded.redis,
             "COLLECTOR_DATABASE_URL": self.collector,
             "ENVIRONMENT": "demo",
@@ -65,23 +67,27 @@ class Demo:
             connection.execute(text(f"CREATE DATABASE {name}"))
         return self._embedded.postgres.replace("/postgres?", f"/{name}?")
 
-    def run(self, *command: str) -> str:
-        """Run a command to its end and return its output."""
+    def run(self, *command: str, **more: str) -> str:
+        """Run a command to its end, with ``more`` variables, and return its output."""
         done = subprocess.run(  # noqa: S603 - the project's own commands
-            command, env=self.env, capture_output=True, text=True, check=False
+            command, env={**self.env, **more}, capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise DemoError(f"`{shlex.join(command)}` failed: {done.stderr or done.stdout}")
         return done.stdout
 
-    def command(self, *words: str) -> str:
+    def command(self, *words: str, **more: str) -> str:
         """Run one of the operator's commands and return its output."""
-        return self.run(sys.executable, "-m", "app", *words)
+        return self.run(sys.executable, "-m", "app", *words, **more)
 
     def release(self) -> None:
         """Run both Procfiles' release lines, to their end."""
         for procfile in ("Procfile", "Procfile.collector"):
-            self.run(*_honcho(procfile), "start", "release")
+            self.run(*_honcho(procfile), "start", "release", **self.administrator)
+
+    def grant(self) -> None:
+        """Make the small role that all else runs under."""
+        self.command("grants", "--role", ROLE, "--apply", **self.administrator)
 
     def start(self) -> None:
         """Start both Procfiles' processes; they end with the servers."""
@@ -198,12 +204,10 @@ def show(demo: Demo, row: Mapping[str, Any]) -> None:
     console.print(escape(json.dumps(json.loads(row["payload"]), indent=2)))
     console.print(Rule("the log: grep telemetry.payload", align="left"))
     console.print(escape(line))
-    console.print(Rule(f"the outbox: consentos-telemetry audit {row['id']}", align="left"))
-    console.print(escape(demo.command("audit", row["id"])))
-    console.print(Rule("the outbox: consentos-telemetry audit", align="left"))
-    console.print(escape(demo.command("audit")))
-    if line.partition("telemetry.payload ")[2] != row["payload"]:
-        raise DemoError("the logged body is not the stored one")
+    verify = ("audit", "--verify", "--log", str(demo.log), "--since", row["day"])
+    for words in (("audit", "last"), ("audit",), verify, ("status",)):
+        console.print(Rule(f"consentos-telemetry {' '.join(words)}", align="left"))
+        console.print(escape(demo.command(*words)))
     if demo.collected() != [json.loads(row["payload"])]:
         raise DemoError("the collector does not hold the stored body, or not only that")
     console.print("[green]✓[/] row, log line and collector hold the same heartbeat, once")
@@ -237,6 +241,8 @@ def play(demo: Demo, embedded: servers.Servers, *, stay: bool) -> None:
         demo.fill()
     with step("run both release lines (honcho start release)"):
         demo.release()
+    with step(f"make a role that may do no more than it must (grants --role {ROLE} --apply)"):
+        demo.grant()
     with step("make the telemetry look two days old"):
         demo.age()
     with step("start web, worker and scheduler (honcho), and wait for the heartbeat"):
@@ -245,7 +251,8 @@ def play(demo: Demo, embedded: servers.Servers, *, stay: bool) -> None:
     show(demo, row)
     if stay:
         environment = DATA / "demo" / "environment"
-        lines = (f"export {name}={shlex.quote(value)}\n" for name, value in demo.env.items())
+        variables = {**demo.env, **demo.administrator}
+        lines = (f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
         environment.write_text("".join(lines))
         console.print(Rule("all of it stays until Ctrl-C", align="left"))
         console.print(f"  the processes' log:    tail -f {demo.log}")

@@ -49,7 +49,7 @@ def counted(connection: Connection) -> Truth:
 
 def insert(connection: Connection, table: str, **values: object) -> Any:
     columns, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
-    statement = f"INSERT INTO {table} ({columns}) VALUES ({marks}) RETURNING id"  # noqa: S608
+    statement = f"INSERT INTO {table} ({columns}) VALUES ({marks}) RETURNING id"
     return connection.execute(text(statement), values).scalar_one()
 
 

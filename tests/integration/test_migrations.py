@@ -128,7 +128,7 @@ class TestAnEmptyDatabase:
 
     def test_records_its_revision_in_a_version_table_of_its_own(self, empty: Engine) -> None:
         move(empty)
-        assert one(empty, f"SELECT version_num FROM {VERSIONS}") == "0001"  # noqa: S608
+        assert one(empty, f"SELECT version_num FROM {VERSIONS}") == "0001"
         assert "alembic_version" not in tables(empty)
 
     def test_gets_an_instance_that_is_marked_as_ours(self, empty: Engine) -> None:
@@ -222,7 +222,7 @@ class TestRefusal:
         self, empty: Engine, revisions: str
     ) -> None:
         run(empty, "CREATE TABLE alembic_version (version_num text)")
-        run(empty, f"INSERT INTO alembic_version VALUES {revisions}")  # noqa: S608
+        run(empty, f"INSERT INTO alembic_version VALUES {revisions}")
         before = host(empty)
         move(empty)
         assert "instance" in tables(empty)

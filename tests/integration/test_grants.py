@@ -1,0 +1,445 @@
+"""The database itself keeps the pipeline to what it needs, and each right that it has is needed."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, make_url, text
+from sqlalchemy.exc import DBAPIError, ProgrammingError
+
+from app import database, delivery, grants, log, report
+from app.demo import consentos
+from app.pipeline import CollectError, Pipeline
+from app.settings import Settings
+from tests.command import command
+from tests.conftest import ROLE, Clock, Databases
+from tests.database import one, run
+from tests.faults.steps import DAY_BEGINS, TOMORROW_BEGINS
+from tests.receiver import Receiver, answer
+
+NEW_ROLE = f"{ROLE}_made"
+
+# As the specification of the host lists them.
+COUNTED = {
+    "organisations": {"deleted_at"},
+    "users": {"deleted_at"},
+    "sites": {"id", "organisation_id", "site_group_id", "is_active", "deleted_at"},
+    "site_configs": {"site_id", "tcf_enabled", "blocking_mode", "scan_schedule_cron"},
+    "site_group_configs": {"site_group_id", "tcf_enabled", "blocking_mode"},
+    "org_configs": {"organisation_id", "tcf_enabled", "blocking_mode"},
+    "scan_jobs": {"created_at"},
+    "consent_records": {"consented_at"},
+    "instance": {"id", "created_at", "updated_at", "last_telemetry_at"},
+}
+
+# Listed for a reader of the table, and asked for by nothing.
+NOT_ASKED_FOR = {("instance", "SELECT", "updated_at")}
+
+RIGHTS = [
+    (table, privilege, column)
+    for table, rights in grants.RIGHTS.items()
+    for privilege, columns in rights.items()
+    for column in columns or [None]
+    if (table, privilege, column) not in NOT_ASKED_FOR
+]
+
+
+@pytest.fixture
+def small(environment: dict[str, str]) -> Engine:
+    """The database as the pipeline's role sees it."""
+    return database.engine(environment["DATABASE_URL"])
+
+
+@pytest.fixture
+def new_role(db: Engine, databases: Databases) -> Iterator[str]:
+    """The name of a role that does not exist yet."""
+    yield NEW_ROLE
+    if one(db, "SELECT count(*) FROM pg_roles WHERE rolname = :name", name=NEW_ROLE):
+        run(db, f"DROP OWNED BY {NEW_ROLE}")
+        databases.drop_role(NEW_ROLE)
+
+
+def columns_of(db: Engine, *, ours: bool) -> list[tuple[str, str]]:
+    """Return each table's columns: those of telemetry's own tables, or those of ConsentOS's."""
+    with db.begin() as connection:
+        found = connection.execute(
+            text(
+                "SELECT table_name, column_name FROM information_schema.columns"
+                " WHERE table_schema = 'public' AND starts_with(table_name, 'telemetry_') = :ours"
+            ),
+            {"ours": ours},
+        )
+        return [(table, column) for table, column in found]
+
+
+def refusal(small: Engine, statement: str) -> str | None:
+    """Return why the database refuses a statement, or None where it does not."""
+    with small.connect() as connection:
+        try:
+            connection.execute(text(statement))
+        except ProgrammingError as error:
+            return str(error.orig).partition("\n")[0]
+    return None
+
+
+class TestARoleOfConsentOSs:
+    """What ConsentOS keeps is out of reach, column by column."""
+
+    def test_cannot_read_any_column_that_is_not_counted(self, small: Engine, db: Engine) -> None:
+        read = {(table, column) for table, columns in COUNTED.items() for column in columns}
+        others = set(columns_of(db, ours=False)) - read
+        assert {"domain", "email", "ip_hash", "tc_string", "name"} <= {name for _, name in others}
+        for table, column in others:
+            assert refusal(small, f"SELECT {column} FROM {table}") == (
+                f"permission denied for table {table}"
+            )
+        for table in {table for table, _ in others}:
+            assert refusal(small, f"SELECT * FROM {table}") is not None
+
+    def test_can_read_each_column_that_is_counted(self, small: Engine) -> None:
+        for table, columns in COUNTED.items():
+            for column in columns:
+                assert refusal(small, f"SELECT {column} FROM {table}") is None
+
+    def test_cannot_change_anything_but_when_the_instance_last_sent(
+        self, small: Engine, db: Engine
+    ) -> None:
+        may = {("instance", "updated_at"), ("instance", "last_telemetry_at")}
+        for table, column in columns_of(db, ours=False):
+            refused = refusal(small, f"UPDATE {table} SET {column} = NULL WHERE false")
+            assert (refused is None) == ((table, column) in may), (table, column)
+        for table in {table for table, _ in columns_of(db, ours=False)}:
+            for statement in (f"DELETE FROM {table}", f"TRUNCATE {table}", f"DROP TABLE {table}"):
+                assert refusal(small, statement), statement
+
+    def test_cannot_make_a_table(self, small: Engine) -> None:
+        assert refusal(small, "CREATE TABLE mine ()") == "permission denied for schema public"
+
+
+class TestARoleOfTelemetrys:
+    """Its own rows it may write once, move on, and delete."""
+
+    @pytest.mark.parametrize("column", ["id", "day", "instance_id", "payload", "created_at"])
+    def test_cannot_change_what_was_written(self, small: Engine, column: str) -> None:
+        refused = refusal(small, f"UPDATE telemetry_outbox SET {column} = NULL WHERE false")
+        assert refused == "permission denied for table telemetry_outbox"
+
+    @pytest.mark.parametrize("column", ["n", "started_at", "endpoint", "outbox_id"])
+    def test_cannot_change_that_an_attempt_was_made(self, small: Engine, column: str) -> None:
+        refused = refusal(small, f"UPDATE telemetry_attempt SET {column} = NULL WHERE false")
+        assert refused == "permission denied for table telemetry_attempt"
+
+    def test_cannot_take_the_trigger_away(self, small: Engine) -> None:
+        drop = "DROP TRIGGER telemetry_outbox_frozen ON telemetry_outbox"
+        disable = "ALTER TABLE telemetry_outbox DISABLE TRIGGER ALL"
+        for statement in (drop, disable):
+            assert refusal(small, statement) == "must be owner of table telemetry_outbox" or (
+                refusal(small, statement) == "must be owner of relation telemetry_outbox"
+            )
+
+    def test_cannot_delete_an_attempt_but_with_its_row(self, small: Engine) -> None:
+        refused = "permission denied for table telemetry_attempt"
+        assert refusal(small, "DELETE FROM telemetry_attempt") == refused
+        assert refusal(small, "DELETE FROM telemetry_outbox") is None
+
+
+class TestEachRight:
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the database refuses is not tried again: it would take seconds for each right."""
+        monkeypatch.setattr(delivery, "PATIENCE_WITH_DATABASE", ())
+
+    def test_is_missed_where_it_is_taken_away(
+        self,
+        environment: dict[str, str],
+        db: Engine,
+        clock: Clock,
+        receiver: Receiver,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        assert environment
+        assert missed(caplog, db, clock, receiver) is None
+        for table, privilege, column in RIGHTS:
+            what = f"{privilege} ({column}) ON {table}" if column else f"{privilege} ON {table}"
+            run(db, f"REVOKE {what} FROM {ROLE}")
+            assert missed(caplog, db, clock, receiver) == f"permission denied for table {table}"
+            run(db, f"GRANT {what} TO {ROLE}")
+        assert missed(caplog, db, clock, receiver) is None
+
+
+def missed(
+    caplog: pytest.LogCaptureFixture, db: Engine, clock: Clock, receiver: Receiver
+) -> str | None:
+    """Return what a pipeline that does all that it can do is refused, or None where nothing is."""
+    caplog.clear()
+    for table in ("telemetry_outbox", "telemetry_notice", "instance"):
+        run(db, f"DELETE FROM {table}")
+    try:
+        go_through_everything(Pipeline(Settings.load()), db, clock, receiver)
+    except DBAPIError as error:
+        return log.cause(error)
+    except CollectError as error:
+        return log.cause(error)
+    swallowed = re.search(r'stage=stamp error="([^"]*)"', caplog.text)
+    return swallowed[1] if swallowed else None
+
+
+def go_through_everything(pipeline: Pipeline, db: Engine, clock: Clock, receiver: Receiver) -> None:
+    """Give notice, write, fail, send, take a lapsed lease back, expire and prune."""
+    receiver.answers[:] = [answer(503, "Retry-After: 60"), answer(202)]
+    clock("2026-05-01T12:00:00Z")
+    pipeline.sweep()
+    clock(DAY_BEGINS)
+    assert pipeline.write_heartbeat()
+    pipeline.drain()
+    clock("2026-05-02T02:40:00Z")
+    pipeline.drain()
+    clock(TOMORROW_BEGINS)
+    assert pipeline.write_heartbeat()
+    run(
+        db,
+        "UPDATE telemetry_outbox SET state = 'sending', lease_token = id, lease_until = created_at"
+        " WHERE state = 'pending'",
+    )
+    pipeline.sweep()
+    clock("2026-05-04T12:00:00Z")
+    pipeline.sweep()
+    assert states(db) == ["sent", "expired"]
+    clock("2027-06-01T00:00:00Z")
+    pipeline.prune()
+    assert states(db) == []
+
+
+def states(db: Engine) -> list[str]:
+    with db.begin() as connection:
+        found = connection.scalars(text("SELECT state FROM telemetry_outbox ORDER BY day"))
+        return list(found)
+
+
+def test_the_columns_of_consentos_are_those_that_are_specified() -> None:
+    granted = {
+        table: set(rights["SELECT"])
+        for table, rights in grants.RIGHTS.items()
+        if not table.startswith("telemetry_")
+    }
+    assert granted == COUNTED
+    changes = [table for table in COUNTED if grants.RIGHTS[table].keys() != {"SELECT"}]
+    assert changes == ["instance"]
+
+
+class TestTheCommand:
+    def test_prints_the_sql_without_a_database(self) -> None:
+        ended = command({}, "grants", "--role", "telemetry")
+        assert (ended.code, ended.err) == (0, "")
+        assert 'GRANT SELECT (deleted_at) ON organisations TO "telemetry";' in ended.out
+        assert not re.search(r"GRANT SELECT[^(]* ON (?!telemetry_)", ended.out)
+
+    @pytest.mark.usefixtures("new_role")
+    def test_prints_what_an_administrator_can_run(
+        self, environment: dict[str, str], db: Engine
+    ) -> None:
+        printed = command({}, "grants", "--role", NEW_ROLE).out
+        with db.begin() as connection:
+            connection.exec_driver_sql(printed, execution_options={"no_parameters": True})
+        url = make_url(environment["DATABASE_URL"]).set(username=NEW_ROLE)
+        here = {**environment, "DATABASE_URL": url.render_as_string(hide_password=False)}
+        assert command(here, "preview").code == 0
+        assert command(here, "status", "--json").json["excess_rights"] == []
+
+    @pytest.mark.usefixtures("new_role")
+    def test_makes_a_role_with_the_password_of_database_url(
+        self, administered: dict[str, str], db: Engine
+    ) -> None:
+        url = make_url(administered["DATABASE_URL"]).set(username=NEW_ROLE)
+        here = {**administered, "DATABASE_URL": url.render_as_string(hide_password=False)}
+        ended = command(here, "grants", "--role", NEW_ROLE, "--apply")
+        assert (ended.code, ended.err) == (0, "")
+        first, *granted = ended.out.splitlines()
+        assert (
+            first == f"The role {NEW_ROLE} is made, with the password that DATABASE_URL has for it."
+        )
+        assert granted == [f"granted: {what}" for what in grants.listed()]
+        assert password_of(db, NEW_ROLE).startswith("SCRAM-SHA-256$")
+        assert command(here, "preview").code == 0
+        assert command(here, "status", "--json").json["excess_rights"] == []
+
+    @pytest.mark.usefixtures("new_role")
+    def test_makes_a_role_without_one_where_database_url_names_another(
+        self, administered: dict[str, str], db: Engine
+    ) -> None:
+        ended = command(administered, "grants", "--role", NEW_ROLE, "--apply")
+        assert ended.code == 0
+        assert f"without a password: give it one (in psql: \\password {NEW_ROLE})" in ended.out
+        assert password_of(db, NEW_ROLE) is None
+
+    def test_leaves_the_password_of_a_role_that_exists(
+        self, administered: dict[str, str], db: Engine
+    ) -> None:
+        before = password_of(db, ROLE)
+        for _ in range(2):
+            ended = command(administered, "grants", "--role", ROLE, "--apply")
+            assert ended.code == 0
+            assert ended.out.startswith(f"The role {ROLE} exists; its password is as it was.\n")
+        assert password_of(db, ROLE) == before
+
+    def test_gives_back_what_was_taken(self, administered: dict[str, str], db: Engine) -> None:
+        run(db, f"REVOKE ALL ON sites, telemetry_outbox FROM {ROLE}")
+        assert command(administered, "preview").code == 1
+        assert command(administered, "grants", "--role", ROLE, "--apply").code == 0
+        assert command(administered, "preview").code == 0
+
+    def test_says_what_a_role_may_do_beyond_that(
+        self, administered: dict[str, str], db: Engine
+    ) -> None:
+        run(db, f"GRANT SELECT ON cookies TO {ROLE}")
+        ended = command(administered, "grants", "--role", ROLE, "--apply")
+        assert ended.code == 1
+        assert ended.sentence == f"{ROLE} has SELECT ON cookies, which telemetry does not need."
+
+    def test_grants_nothing_to_a_superuser_or_an_owner(
+        self, administered: dict[str, str], db: Engine
+    ) -> None:
+        administrator = one(db, "SELECT current_user")
+        ended = command(administered, "grants", "--role", administrator, "--apply")
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.sentence == (
+            f"{administrator} is a superuser, and no grant could bind it: name a role of its own."
+        )
+        run(db, f"ALTER TABLE consent_records OWNER TO {ROLE}")
+        ended = command(administered, "grants", "--role", ROLE, "--apply")
+        assert (ended.code, ended.out) == (1, "")
+        assert "owns tables that it would be kept from" in ended.sentence
+
+    def test_takes_no_name_that_could_not_be_written_down(
+        self, administered: dict[str, str]
+    ) -> None:
+        for name in ("", "1st", "a b", 'a"b', "a'b", "a;b", "a$$b", "é", "x" * 64):
+            with pytest.raises(grants.RoleError, match="A role's name is 1 to 63 of "):
+                grants.sql(name)
+        for further in ([], ["--apply"]):
+            ended = command(administered, "grants", "--role", "a;b", *further)
+            assert (ended.code, ended.out) == (1, "")
+            assert ended.sentence.startswith("A role's name is 1 to 63 of ")
+
+    @pytest.mark.usefixtures("new_role")
+    def test_says_who_must_run_it(self, environment: dict[str, str], db: Engine) -> None:
+        ended = command(environment, "grants", "--role", NEW_ROLE, "--apply")
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.sentence == (
+            "Permission denied to create role: MIGRATION_DATABASE_URL must name a role that may."
+        )
+        assert not one(db, "SELECT count(*) FROM pg_roles WHERE rolname = :name", name=NEW_ROLE)
+
+    @pytest.mark.usefixtures("new_role")
+    def test_does_not_say_that_it_granted_what_it_could_not(
+        self, environment: dict[str, str], db: Engine
+    ) -> None:
+        run(db, f"CREATE ROLE {NEW_ROLE}")
+        ended = command(environment, "grants", "--role", NEW_ROLE, "--apply")
+        assert (ended.code, ended.out) == (1, "")
+        tables = ", ".join(sorted(grants.RIGHTS))
+        assert ended.sentence == (
+            f"Nothing could be granted on {tables}: MIGRATION_DATABASE_URL must name their owner."
+        )
+
+    def test_asks_for_the_tables_first(
+        self, administered: dict[str, str], empty_database: str
+    ) -> None:
+        engine = database.engine(empty_database)
+        with engine.begin() as connection:
+            consentos.create_tables(connection)
+        here = {**administered, "MIGRATION_DATABASE_URL": empty_database}
+        ended = command(here, "grants", "--role", ROLE, "--apply")
+        assert ended.sentence == (
+            "The tables of telemetry are missing; run `python -m app migrate` first."
+        )
+
+    @pytest.mark.usefixtures("new_role")
+    def test_can_be_run_by_the_owner_of_the_tables_where_the_role_exists(
+        self, administered: dict[str, str], db: Engine
+    ) -> None:
+        name = one(db, "SELECT current_database()")
+        with db.begin() as connection:
+            owner = f"{name}_owner"
+            connection.execute(text(f"CREATE ROLE {owner} LOGIN"))
+            connection.execute(text(f"CREATE ROLE {NEW_ROLE} LOGIN"))
+            for table in grants.RIGHTS:
+                connection.execute(text(f"ALTER TABLE {table} OWNER TO {owner}"))
+        url = make_url(administered["MIGRATION_DATABASE_URL"]).set(username=owner)
+        here = {**administered, "MIGRATION_DATABASE_URL": url.render_as_string(hide_password=False)}
+        ended = command(here, "grants", "--role", NEW_ROLE, "--apply")
+        run(db, f"REASSIGN OWNED BY {owner} TO CURRENT_USER")
+        run(db, f"DROP ROLE {owner}")
+        assert (ended.code, ended.err) == (0, "")
+
+
+def password_of(db: Engine, role: str) -> Any:
+    """Return what Postgres has stored of a role's password."""
+    return one(db, "SELECT rolpassword FROM pg_authid WHERE rolname = :role", role=role)
+
+
+@contextmanager
+def role_put_back(db: Engine) -> Iterator[None]:
+    """Undo afterwards what was done to the role; the rest goes with the database."""
+    try:
+        yield
+    finally:
+        run(db, f"ALTER ROLE {ROLE} NOCREATEROLE NOCREATEDB NOBYPASSRLS NOREPLICATION")
+        run(db, f"REVOKE pg_read_all_data FROM {ROLE}")
+
+
+class TestTheStatus:
+    @pytest.mark.parametrize(
+        ("statement", "told"),
+        [
+            ("GRANT SELECT (domain) ON sites TO {role}", "has SELECT (domain) ON sites"),
+            ("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}", "has SELECT ON api_keys"),
+            ("GRANT SELECT (email) ON users TO PUBLIC", "has SELECT (email) ON users"),
+            (
+                "GRANT UPDATE (payload, day) ON telemetry_outbox TO {role}",
+                "has UPDATE (day, payload) ON telemetry_outbox",
+            ),
+            ("GRANT DELETE ON instance TO {role}", "has DELETE ON instance"),
+            ("GRANT TRUNCATE ON telemetry_outbox TO {role}", "has TRUNCATE ON telemetry_outbox"),
+            ("GRANT CREATE ON SCHEMA public TO {role}", "may create tables in public"),
+            ("GRANT pg_read_all_data TO {role}", "is a member of pg_read_all_data"),
+            ("ALTER TABLE cookies OWNER TO {role}", "owns cookies"),
+            ("ALTER ROLE {role} CREATEROLE", "may create roles"),
+            ("ALTER ROLE {role} CREATEDB", "may create databases"),
+            ("ALTER ROLE {role} BYPASSRLS", "passes over row security"),
+            ("ALTER ROLE {role} REPLICATION", "may replicate the whole server"),
+            (
+                "CREATE VIEW mails AS SELECT email FROM users; GRANT SELECT ON mails TO {role}",
+                "has SELECT ON mails",
+            ),
+            (
+                "CREATE SCHEMA s CREATE TABLE t (x text) GRANT SELECT ON t TO {role};"
+                + "GRANT USAGE ON SCHEMA s TO {role}",
+                "has SELECT ON t",
+            ),
+        ],
+    )
+    def test_tells_each_right_that_is_not_needed(
+        self, pipeline: Pipeline, db: Engine, statement: str, told: str
+    ) -> None:
+        assert report.status(pipeline).excess_rights == []
+        with role_put_back(db):
+            run(db, statement.format(role=ROLE))
+            assert told in report.status(pipeline).excess_rights
+
+    def test_tells_a_superuser_so_and_where_a_smaller_role_is_to_be_had(
+        self, environment: dict[str, str], database_url: str
+    ) -> None:
+        shown = command({**environment, "DATABASE_URL": database_url}, "status")
+        (line,) = [line for line in shown.out.splitlines() if line.startswith("rights")]
+        assert line.split(maxsplit=1)[1].rstrip() == (
+            "more than it needs: its role is a superuser, who may do anything. See `grants`"
+        )
+
+    def test_tells_a_small_role_so(self, environment: dict[str, str]) -> None:
+        shown = command(environment, "status")
+        assert re.search(
+            r"^rights +no more than it needs: the database refuses", shown.out, re.MULTILINE
+        )
