@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,8 @@ def test_what_is_new_is_read_before_it_leaves(
     clock("2026-05-02T02:30:00Z")
     before = processes.start("worker")
     work(processes, before, "telemetry.payload")
-    before.end()
+    before.signal(signal.SIGTERM)
+    assert before.wait() == 0
 
     clock("2026-05-03T02:31:00Z")  # the heartbeat of which nobody wrote
     after = processes.run(f"cd {upgraded} && {line('worker')}", PYTHONPATH=f"{GUARD}:{upgraded}")
