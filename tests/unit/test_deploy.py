@@ -1,0 +1,535 @@
+"""What is deployed runs the Procfile's own lines, and off arrives as off however it is written."""
+
+import fnmatch
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+import app.cli  # noqa: F401 - has every command register itself
+from app.cli.entry import app as cli
+from app.settings import Disabled, Settings
+from tests.command import PASSWORD
+from tests.processes import ROOT, line, minimal
+from tests.unit.environment import load, reason
+
+DEPLOY = ROOT / "deploy"
+COMPOSE = DEPLOY / "compose.yaml"
+KUSTOMIZATION = DEPLOY / "kubernetes" / "kustomization.yaml"
+UNIT_ENVIRONMENT = DEPLOY / "systemd" / "env.example"
+PAGE = ROOT / "docs" / "operate.md"
+
+ADMIN = "MIGRATION_DATABASE_URL"
+FILLED_IN = {
+    "APP_VERSION": "1.2.3",
+    "CONSENTOS_NETWORK": "consentos_default",
+    "DATABASE_URL": "postgresql://telemetry:secret@postgres:5432/consentos",
+    ADMIN: "postgresql://consentos:secret@postgres:5432/consentos",
+    "REDIS_URL": "redis://redis:6379/0",
+}
+"""What an operator writes into `.env`, by the names of the example."""
+
+OFF = ("false", "0", "no", "off", "False", "flase", "")
+"""Words for off, and words that cannot be understood."""
+
+
+def procfile(name: str) -> list[str]:
+    """Return the words of a line of the Procfile that are run in the shell's place."""
+    return shlex.split(line(name).removeprefix("exec "))
+
+
+def with_switch(page: str, before: str, written: str) -> str:
+    """Return a file in which an operator has written something else after the switch's name."""
+    changed, count = re.subn(rf"(?m)^(.*TELEMETRY_ENABLED{before}).*$", rf"\g<1>{written}", page)
+    assert count == 1
+    return changed
+
+
+# docker compose
+
+
+def services(page: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(page)["services"]
+    return found
+
+
+def given(service: Mapping[str, Any], shell: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that compose gives a container, by the rules of its specification.
+
+    A boolean arrives as the word that YAML has for it, null is what the shell has or nothing, and
+    what is interpolated has to be there.
+    """
+    environment = {}
+    for name, value in service["environment"].items():
+        if value is None:
+            environment.update({name: shell[name]} if name in shell else {})
+        elif isinstance(value, bool):
+            environment[name] = str(value).lower()
+        else:
+            environment[name] = REQUIRED.sub(lambda found: shell[found["name"]], str(value))
+    return environment
+
+
+REQUIRED = re.compile(r"\$\{(?P<name>[A-Z_]+):\?[^}]+\}")
+"""The one form of interpolation in use: compose stops with the words where it has no value."""
+
+
+class TestCompose:
+    def test_is_what_the_compose_specification_allows(self) -> None:
+        check = [
+            sys.executable,
+            "-m",
+            "check_jsonschema",
+            "--builtin-schema",
+            "vendor.compose-spec",
+        ]
+        checked = subprocess.run(
+            [*check, str(COMPOSE)], capture_output=True, encoding="utf-8", check=False
+        )
+        assert checked.returncode == 0, checked.stdout
+
+    @pytest.mark.parametrize("name", ["telemetry", "release"])
+    def test_is_on_once_its_operator_has_filled_in_what_is_asked_for(self, name: str) -> None:
+        settings = load(**given(services(COMPOSE.read_text())[name], FILLED_IN))
+        assert reason(settings) is None
+        assert settings.warnings == ()
+
+    @pytest.mark.parametrize("written", [*filter(None, OFF), *(f'"{word}"' for word in OFF)])
+    def test_is_off_however_off_is_written(self, written: str) -> None:
+        page = with_switch(COMPOSE.read_text(), ":", f" {written}")
+        variables = given(services(page)["telemetry"], FILLED_IN)
+        assert isinstance(load(**variables).gate, Disabled)
+
+    def test_leaves_the_switch_to_no_variable_of_the_shell(self) -> None:
+        (switch,) = re.findall(r"(?m)^ +TELEMETRY_ENABLED: (.*)$", COMPOSE.read_text())
+        assert switch.startswith('"true" #')
+
+    def test_stops_where_a_value_is_missing_and_puts_none_in_its_place(self) -> None:
+        used = re.findall(r"\$\{[^}]*\}", COMPOSE.read_text())
+        assert {REQUIRED.fullmatch(each)["name"] for each in used} == FILLED_IN.keys()  # type: ignore[index]
+        assert "$" not in re.sub(r"\$\{[^}]*\}", "", COMPOSE.read_text())
+
+    def test_has_an_example_that_names_all_it_asks_for(self) -> None:
+        example = (DEPLOY / "env.example").read_text()
+        assert set(re.findall(r"(?m)^([A-Z_]+)=", example)) == FILLED_IN.keys()
+        handed_on = {
+            name
+            for name, value in services(COMPOSE.read_text())["telemetry"]["environment"].items()
+            if value is None
+        }
+        assert set(re.findall(r"(?m)^#([A-Z_]+)=$", example)) == handed_on
+
+    def test_hands_on_what_the_heartbeat_tells_of_consentos(self) -> None:
+        told = {"GEOIP_COUNTRY_HEADER": "CF-IPCountry", "RATE_LIMIT_ENABLED": "false"}
+        variables = given(services(COMPOSE.read_text())["telemetry"], {**FILLED_IN, **told})
+        assert told.items() <= variables.items()
+        assert reason(load(**variables)) is None
+
+    def test_runs_solo_when_the_release_has_succeeded(self) -> None:
+        telemetry = services(COMPOSE.read_text())["telemetry"]
+        assert telemetry["command"] == procfile("solo")
+        assert telemetry["depends_on"] == {
+            "release": {"condition": "service_completed_successfully"}
+        }
+
+    def test_releases_as_the_procfile_does_and_grants(self) -> None:
+        release = services(COMPOSE.read_text())["release"]
+        shell, option, script = release["command"]
+        migrate, grants = (shlex.split(each) for each in script.split(" && "))
+        assert (shell, option, release["restart"]) == ("sh", "-c", "no")
+        assert migrate == procfile("release")
+        assert understood(migrate) == "migrate"
+        assert understood(grants) == "grants"
+
+    def test_gives_the_owners_url_to_the_release_alone(self) -> None:
+        found = services(COMPOSE.read_text())
+        assert [name for name, each in found.items() if ADMIN in each["environment"]] == ["release"]
+        assert {"env_file", "secrets"}.isdisjoint(found["telemetry"])
+
+    @pytest.mark.parametrize("name", ["telemetry", "release"])
+    def test_leaves_a_container_nothing_that_it_does_not_need(self, name: str) -> None:
+        service = services(COMPOSE.read_text())[name]
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["mem_limit"]
+        assert {"user", "privileged", "cap_add", "ports", "volumes"}.isdisjoint(service)
+
+
+# Kubernetes
+
+
+def literals(page: str) -> dict[str, str]:
+    """Return the ConfigMap that kustomize generates: it takes quotes off a literal's value."""
+    (generator,) = yaml.safe_load(page)["configMapGenerator"]
+    pairs = (literal.split("=", 1) for literal in generator["literals"])
+    return {name: re.sub(r"""^(["'])(.*)\1$""", r"\2", value) for name, value in pairs}
+
+
+@pytest.fixture
+def pod() -> dict[str, Any]:
+    manifest = yaml.safe_load((DEPLOY / "kubernetes" / "deployment.yaml").read_text())
+    found: dict[str, Any] = manifest["spec"]["template"]["spec"]
+    return found
+
+
+def containers(pod: Mapping[str, Any]) -> dict[str, Any]:
+    return {each["name"]: each for each in (*pod["initContainers"], *pod["containers"])}
+
+
+def sources(container: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return where a container has its environment from."""
+    return [(kind, ref["name"]) for each in container["envFrom"] for kind, ref in each.items()]
+
+
+class TestKubernetes:
+    def test_is_on_as_it_is_shipped(self) -> None:
+        settings = load(**literals(KUSTOMIZATION.read_text()))
+        assert reason(settings) is None
+        assert settings.warnings == ()
+
+    @pytest.mark.parametrize("form", ["%s", '"%s"', "'%s'"])
+    @pytest.mark.parametrize("word", OFF)
+    def test_is_off_however_off_is_written(self, word: str, form: str) -> None:
+        page = with_switch(KUSTOMIZATION.read_text(), "=", form % word)
+        assert isinstance(load(**literals(page)).gate, Disabled)
+
+    def test_restarts_the_pod_with_each_change_of_the_switch(self, pod: dict[str, Any]) -> None:
+        kustomization = yaml.safe_load(KUSTOMIZATION.read_text())
+        (generator,) = kustomization["configMapGenerator"]
+        assert "generatorOptions" not in kustomization
+        assert generator.keys() == {"name", "literals"}
+        for container in containers(pod).values():
+            assert sources(container)[0] == ("configMapRef", generator["name"])
+
+    def test_ends_the_old_pod_before_the_new_one_has_to_migrate(self) -> None:
+        manifest = yaml.safe_load((DEPLOY / "kubernetes" / "deployment.yaml").read_text())
+        assert manifest["spec"]["strategy"] == {"type": "Recreate"}
+        assert manifest["spec"]["replicas"] == 1
+
+    def test_lets_no_service_put_variables_into_the_pod(self, pod: dict[str, Any]) -> None:
+        injected = {"TELEMETRY_SERVICE_HOST": "10.0.0.1"}
+        assert reason(load(**literals(KUSTOMIZATION.read_text()), **injected))
+        assert pod["enableServiceLinks"] is False
+
+    def test_runs_solo_after_what_the_procfile_releases_and_the_grants(
+        self, pod: dict[str, Any]
+    ) -> None:
+        commands = {name: each["command"] for name, each in containers(pod).items()}
+        assert list(commands) == ["migrate", "grants", "solo"]
+        assert commands["solo"] == procfile("solo")
+        assert commands["migrate"] == procfile("release")
+        assert understood(commands["grants"]) == "grants"
+
+    def test_gives_the_owners_secret_to_the_init_containers_alone(
+        self, pod: dict[str, Any]
+    ) -> None:
+        admin = ("secretRef", "consentos-telemetry-admin")
+        having = [name for name, each in containers(pod).items() if admin in sources(each)]
+        assert having == ["migrate", "grants"]
+        assert sources(containers(pod)["solo"])[1:] == [("secretRef", "consentos-telemetry")]
+        assert not [name for name, each in containers(pod).items() if "env" in each]
+        assert "volumes" not in pod
+
+    def test_keeps_to_the_restricted_pod_security_standard(self, pod: dict[str, Any]) -> None:
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        for container in containers(pod).values():
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"]
+
+    def test_asks_for_health_what_compose_asks_and_nothing_else(self, pod: dict[str, Any]) -> None:
+        solo = containers(pod)["solo"]
+        _, *asked = services(COMPOSE.read_text())["telemetry"]["healthcheck"]["test"]
+        assert solo["livenessProbe"]["exec"]["command"] == asked
+        assert understood(asked) == "status"
+        assert {"readinessProbe", "startupProbe", "lifecycle"}.isdisjoint(solo)
+
+
+# The image
+
+
+def instructions() -> list[tuple[str, str]]:
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    words = [each.split(" ", 1) for each in lines if each and not each.startswith("#")]
+    return [(name, rest) for name, rest in words]
+
+
+def instruction(name: str) -> str:
+    (found,) = [rest for each, rest in instructions() if each == name]
+    return found
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """A directory with what the image has in its own: what is copied and not ignored."""
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    assert ignored[0] == "*"
+    sent = {each.removeprefix("!") for each in ignored if each.startswith("!")}
+    kept_back = [each.removeprefix("**/") for each in ignored[1:] if not each.startswith("!")]
+
+    def ignore(directory: str, names: list[str]) -> set[str]:
+        here = Path(directory).relative_to(ROOT)
+        return {
+            name
+            for name in names
+            for pattern in kept_back
+            if fnmatch.fnmatch(str(here / name), pattern) or name == pattern
+        }
+
+    there = tmp_path / "image"
+    there.mkdir()
+    for name, rest in instructions():
+        if name == "COPY":
+            source, target = rest.split()
+            assert source in sent
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, there / target, ignore=ignore)
+            else:
+                shutil.copy(ROOT / source, there / target)
+    return there
+
+
+LOADED = """
+import json, sys
+from app import cli
+from workers import solo
+import app.collector.__main__
+print(json.dumps([m.__file__ for n, m in sys.modules.items()
+                  if n.split(".")[0] in ("app", "workers", "migrations", "tests", "bench")]))
+"""
+
+
+class TestTheImage:
+    def run(self, image: Path, *arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=image,
+            env=minimal({"PYTHONDONTWRITEBYTECODE": "1"}),
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        ).stdout
+
+    def test_holds_all_that_its_commands_and_its_process_load(self, image: Path) -> None:
+        loaded = [Path(file) for file in json.loads(self.run(image, "-c", LOADED))]
+        assert len(loaded) > 20
+        assert [file for file in loaded if not file.is_relative_to(image)] == []
+        assert "migrate" in self.run(image, "-m", "app", "--help")
+        assert json.loads(self.run(image, "-m", "app", "schema"))["title"] == "Heartbeat"
+
+    def test_is_not_written_to(self, image: Path) -> None:
+        assert "PYTHONDONTWRITEBYTECODE=1" in instruction("ENV")
+        before = sorted(image.rglob("*"))
+        self.run(image, "-m", "app", "schema")
+        assert sorted(image.rglob("*")) == before
+        _, compiled = (rest for name, rest in instructions() if name == "RUN")
+        assert compiled.endswith("python -m compileall -q app migrations workers")
+
+    def test_has_neither_the_demo_nor_the_tests_nor_what_a_checkout_keeps_to_itself(
+        self, image: Path
+    ) -> None:
+        assert {each.name for each in image.iterdir()} == {
+            "requirements.txt",
+            "app",
+            "migrations",
+            "workers",
+        }
+        assert not (image / "app" / "demo").exists()
+        assert not list(image.rglob("__pycache__"))
+
+    def test_runs_solo_as_nobody_in_particular_and_is_stopped_as_the_processes_are(self) -> None:
+        user, group = map(int, instruction("USER").split(":"))
+        assert min(user, group) > 0
+        assert json.loads(instruction("CMD")) == procfile("solo")
+        assert instruction("STOPSIGNAL") == "SIGTERM"
+        assert "ENTRYPOINT" not in dict(instructions())
+
+    def test_installs_what_is_locked_on_the_python_that_is_developed_on(self) -> None:
+        python = (ROOT / ".python-version").read_text().strip()
+        assert instruction("FROM") == f"python:{python}-slim"
+        install, _ = (rest for name, rest in instructions() if name == "RUN")
+        assert install == "pip install --no-cache-dir --require-hashes -r requirements.txt"
+
+    def test_is_called_by_the_version_of_the_project_everywhere(self, pod: dict[str, Any]) -> None:
+        version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+        name = f"consentos-telemetry:{version}"
+        (image,) = yaml.safe_load(KUSTOMIZATION.read_text())["images"]
+        assert f"{image['newName']}:{image['newTag']}" == name
+        assert {each["image"] for each in containers(pod).values()} == {image["name"]}
+        assert {each["image"] for each in services(COMPOSE.read_text()).values()} == {name}
+        assert f"--tag {name} ." in (DEPLOY / "Dockerfile").read_text()
+        assert f"--tag {name} ." in PAGE.read_text()
+
+
+# systemd
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The units that the documented command exports, where a secret lies in wait for them."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    shutil.copy(ROOT / "Procfile", checkout)
+    secret = f"DATABASE_URL=postgresql://telemetry:{PASSWORD}@localhost/consentos"
+    (checkout / ".env").write_text(f"{secret}\n")
+    (documented,) = [each for each in shell_lines() if " export " in each and "honcho" in each]
+    _, *arguments, location = shlex.split(documented)
+    assert location == "/etc/systemd/system"
+    subprocess.run(
+        [sys.executable, "-m", "honcho", *arguments, "units"],
+        cwd=checkout,
+        env=minimal(dict([secret.split("=", 1)])),
+        capture_output=True,
+        check=True,
+    )
+    return {unit.name: unit.read_text() for unit in (checkout / "units").iterdir()}
+
+
+class TestSystemd:
+    def test_runs_solo_and_nothing_else(self, units: dict[str, str]) -> None:
+        assert set(units) == {
+            "consentos-telemetry.target",
+            "consentos-telemetry-solo.target",
+            "consentos-telemetry-solo-1.service",
+        }
+        service = units["consentos-telemetry-solo-1.service"]
+        assert f"ExecStart=/bin/sh -lc '{line('solo')}'\n" in service
+        assert "User=consentos-telemetry\n" in service
+        assert not [name for name, unit in units.items() if "migrate" in unit or "release" in unit]
+
+    def test_keeps_every_secret_out_of_the_units(self, units: dict[str, str]) -> None:
+        assert not [name for name, unit in units.items() if PASSWORD in unit or "URL" in unit]
+
+    def test_gives_the_units_one_file_of_their_own_as_environment(
+        self, units: dict[str, str]
+    ) -> None:
+        drop_in = (DEPLOY / "systemd" / "consentos-telemetry.conf").read_text()
+        read = re.findall(r"(?m)^EnvironmentFile=(.*)$", drop_in)
+        assert read == ["/etc/consentos-telemetry/env"]
+        # systemd has a name that ends in a hyphen be about every unit that begins with it.
+        every = "/etc/systemd/system/consentos-telemetry-.service.d"
+        assert f"install -D -m 0644 -t {every} " in PAGE.read_text()
+        assert every in drop_in
+        assert not [name for name, unit in units.items() if "EnvironmentFile" in unit]
+        assert ADMIN not in UNIT_ENVIRONMENT.read_text() + drop_in
+
+    def test_gives_the_operators_command_the_units_environment_and_the_owners_url(self) -> None:
+        command = (DEPLOY / "systemd" / "consentos-telemetry").read_text()
+        read = re.findall(r"EnvironmentFile=-?(\S+)", command)
+        assert read == ["/etc/consentos-telemetry/env", "/etc/consentos-telemetry/admin"]
+        assert ADMIN in (DEPLOY / "systemd" / "admin.example").read_text()
+
+    def test_is_on_as_it_is_shipped_and_off_however_off_is_written(self) -> None:
+        def unit(page: str) -> dict[str, str]:
+            pairs = re.findall(r"(?m)^([A-Z_]+)=(.*)$", page)
+            return {name: value.strip("\"'") for name, value in pairs} | FILLED_IN
+
+        page = UNIT_ENVIRONMENT.read_text()
+        assert reason(load(**unit(page))) is None
+        for word in OFF:
+            for form in ("%s", '"%s"', "'%s'"):
+                assert reason(load(**unit(with_switch(page, "=", form % word))))
+
+
+# Whatever is set anywhere
+
+
+FILES = sorted(path for path in DEPLOY.rglob("*") if path.is_file() and path.name != ".env")
+ELSEWHERE = {"CONSENTOS_NETWORK", "PYTHONDONTWRITEBYTECODE"}
+"""Read by compose and by Python."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_every_variable_that_a_file_sets_is_one_that_is_read(path: Path) -> None:
+    set_there = set(re.findall(r"(?m)^[ #-]*(?:ENV )?([A-Z][A-Z0-9_]+)[=:]", path.read_text()))
+    assert set_there <= ELSEWHERE | {name.upper() for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("path", [*FILES, PAGE], ids=lambda path: path.name)
+def test_no_file_holds_a_password(path: Path) -> None:
+    assert set(re.findall(r"://\w+:([^@\s]+)@", path.read_text())) <= {"…"}
+
+
+# The operator's page
+
+
+def shell_lines() -> list[str]:
+    """Return the page's commands, each as one line."""
+    blocks = re.findall(r"(?ms)^ *```bash\n(.*?)^ *```", PAGE.read_text())
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [each for each in joined.splitlines() if each.strip()]
+
+
+def said() -> Iterator[str]:
+    """Yield the arguments of each command of ours that the page names."""
+    prose = re.sub(r"(?ms)^ *```\w*\n.*?^ *```", "", PAGE.read_text())
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    names = typer.main.get_group(cli).commands
+    for text in (*shell_lines(), *spans):
+        bare = text.split("  #")[0]
+        yield from re.findall(r"python -m app ([^|&;'\"]+)", bare)
+        yield from re.findall(r"(?:^|\| )consentos-telemetry ([^|&;'\"]+)", bare)
+    yield from (span for span in spans if span.split()[0] in names)
+
+
+def understood(words: list[str]) -> str:
+    """Have the command line parse `python -m app …` without doing it; return the command's name."""
+    group = typer.main.get_group(cli)
+    for command in group.commands.values():
+        command.callback = lambda **_: None
+    assert words[:3] == ["python", "-m", "app"]
+    group.main(words[3:], standalone_mode=False)
+    return words[3]
+
+
+COMMANDS = sorted({each.strip() for each in said()})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_line_understands_what_the_page_says(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # for what an export would write
+    words = command.replace("DAY", "2026-05-02")
+    words = {"migrate --down": words, "grants --apply": "grants --role x --apply"}.get(words, words)
+    assert understood(["python", "-m", "app", *shlex.split(words)])
+
+
+def test_the_page_names_every_command_that_an_operator_has() -> None:
+    named = {command.split()[0] for command in COMMANDS}
+    assert named == typer.main.get_group(cli).commands.keys() - {"schema"}
+
+
+@pytest.mark.parametrize(
+    "link", sorted(set(re.findall(r"\]\(([^)]+)\)", PAGE.read_text()))), ids=lambda link: link
+)
+def test_a_link_of_the_page_leads_somewhere(link: str) -> None:
+    file, _, anchor = link.partition("#")
+    target = (PAGE.parent / file) if file else PAGE
+    assert target.exists()
+    if anchor:
+        headings = re.findall(r"(?m)^#+ (.*)$", target.read_text())
+        assert anchor in {
+            re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings
+        }
+
+
+def test_what_runs_on_heroku_and_dokku_is_a_process_of_the_procfile() -> None:
+    scaled = re.findall(r"ps:scale (?:consentos-telemetry )?(\w+)=", PAGE.read_text())
+    assert set(scaled) == {"solo"}
