@@ -1,1 +1,1 @@
-"""ConsentOS telemetry: one anonymous heartbeat a day, through an outbox its operator can read."""
+"""ConsentOS telemetry: one heartbeat a day, through an outbox its operator can read."""

@@ -27,11 +27,12 @@ class Rotated:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """Every id that was on record, and how many heartbeats and attempts went with them."""
+    """Every id that was on record, what went with them, and the days that may be on their way."""
 
     former: list[UUID]
     heartbeats: int
     attempts: int
+    in_flight: list[date]
 
 
 def rotate(engine: Engine, *, enabled: bool) -> Rotated:
@@ -47,10 +48,8 @@ def rotate(engine: Engine, *, enabled: bool) -> Rotated:
         if known and known.last_telemetry_at and current:
             instance.stamp(connection, current, known.last_telemetry_at)
         discarded = outbox.discard_all(connection)
-        in_flight = outbox.unfinished(connection)
-    return Rotated(
-        former, current, [row.day for row in discarded], [row["day"] for row in in_flight]
-    )
+        in_flight = _in_flight(connection)
+    return Rotated(former, current, [row.day for row in discarded], in_flight)
 
 
 def forget(engine: Engine) -> Forgotten:
@@ -60,10 +59,15 @@ def forget(engine: Engine) -> Forgotten:
     that none follows on the day of one that is forgotten.
     """
     with _holding_the_outbox(engine) as connection:
+        in_flight = _in_flight(connection)
         known = instance.remove(connection)
         heartbeats, attempts = outbox.remove(connection)
         notice.remove(connection)
-    return Forgotten(sorted({*known, *heartbeats}), len(heartbeats), attempts)
+    return Forgotten(sorted({*known, *heartbeats}), len(heartbeats), attempts, in_flight)
+
+
+def _in_flight(connection: Connection) -> list[date]:
+    return [row["day"] for row in outbox.unfinished(connection) if row["state"] == "sending"]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import psycopg
 from sqlalchemy import Connection, Row, text
 
 WHOLE: tuple[str, ...] = ()
-"""Every column, those of a later migration too; and all there is of a right that knows none."""
+"""Every column, those of a later migration too; and what stands after DELETE, which knows none."""
 
 RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "organisations": {"SELECT": ("deleted_at",)},
@@ -61,34 +61,50 @@ RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
 }
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}", re.ASCII)
+_NAME = re.compile(r"(?!public$|none$|pg_)[A-Za-z_][A-Za-z0-9_-]{0,62}", re.ASCII)
 
 
 class RoleError(Exception):
     """A role cannot be given its rights; the message says why and what to do."""
 
 
+class RoleNameError(RoleError):
+    """A role cannot have this name, or has one that means something else."""
+
+
 def sql(role: str) -> str:
     """Return the SQL that makes ``role``, where it is missing, and gives it its rights.
 
     Raises:
-        RoleError: the name is none that could be written down safely.
+        RoleNameError: the name is none that could be written down safely, or stands for others.
     """
     if not _NAME.fullmatch(role):
-        raise RoleError("A role's name is 1 to 63 of A-Z, a-z, 0-9, _ and -, and no digit first.")
+        raise RoleNameError(
+            "The role's name must be 1 to 63 of A-Z, a-z, 0-9, _ and -, with no digit first, and"
+            " not be public, none or one of Postgres's own."
+        )
     grants = "\n".join(f"GRANT {what} TO {_quoted(role)};" for what in listed())
+    tables = ", ".join(f"'{table}'" for table in RIGHTS)
+    # The name has just been checked, and the tables are our own words.
     return f"""\
 DO $$
+DECLARE
+    needed regnamespace;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN
         CREATE ROLE {_quoted(role)} LOGIN;
     END IF;
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), '{role}');
-    EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', current_schema(), '{role}');
+    FOR needed IN
+        SELECT DISTINCT relnamespace::regnamespace FROM pg_class
+        JOIN unnest(ARRAY[{tables}]) AS "table" ON pg_class.oid = to_regclass("table")
+    LOOP
+        EXECUTE format('GRANT USAGE ON SCHEMA %s TO %I', needed, '{role}');
+    END LOOP;
 END
 $$;
 {grants}
-"""
+"""  # noqa: S608 - see above
 
 
 def listed() -> Iterator[str]:
@@ -112,13 +128,15 @@ def apply(connection: Connection, role: str, password: str | None) -> bool:
     Only a role that is made gets the password, and the server gets no more than its verifier.
 
     Raises:
-        RoleError: no grant could bind this role, or its name is none.
+        RoleError: no grant could bind this role, it may not log in, or some right was not granted.
     """
     statements = sql(role)
     exists = _role(connection, role)
     if exists and (exists.rolsuper or _owned(connection, exists.oid) & RIGHTS.keys()):
         what = "is a superuser" if exists.rolsuper else "owns tables that it would be kept from"
         raise RoleError(f"{role} {what}, and no grant could bind it: name a role of its own.")
+    if exists and not exists.rolcanlogin:
+        raise RoleError(f"{role} may not log in: ALTER ROLE {_quoted(role)} LOGIN.")
     # Without parameters, for these are several statements.
     connection.exec_driver_sql(statements, execution_options={"no_parameters": True})
     if not exists and password:
@@ -141,9 +159,11 @@ _LACKING = text(
     FROM unnest(
         CAST(:tables AS text[]), CAST(:privileges AS text[]), CAST(:columns AS text[])
     ) AS held ("table", privilege, "column")
-    WHERE NOT CASE WHEN held.column = ''
-        THEN has_table_privilege(:role, held.table, privilege)
-        ELSE has_column_privilege(:role, held.table, held.column, privilege) END
+    JOIN pg_class ON pg_class.oid = to_regclass(held.table)
+    WHERE NOT has_schema_privilege(:role, relnamespace, 'USAGE')
+       OR NOT CASE WHEN held.column = ''
+          THEN has_table_privilege(:role, pg_class.oid, privilege)
+          ELSE has_column_privilege(:role, pg_class.oid, held.column, privilege) END
     ORDER BY 1
     """
 )
@@ -160,6 +180,17 @@ def _every_right(role: str) -> dict[str, Any]:
     return {"role": role, "tables": tables, "privileges": privileges, "columns": columns}
 
 
+def schemas(connection: Connection) -> list[str]:
+    """Return the schemas in which this connection finds the tables."""
+    return [*connection.scalars(_PLACES, {"tables": [*RIGHTS]})]
+
+
+_PLACES = text(
+    "SELECT DISTINCT relnamespace::regnamespace::text FROM pg_class"
+    " JOIN unnest(CAST(:tables AS text[])) AS t ON pg_class.oid = to_regclass(t) ORDER BY 1"
+)
+
+
 def _verifier(connection: Connection, role: str, password: str) -> str:
     driver = connection.connection.dbapi_connection
     assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the only driver there is
@@ -168,10 +199,10 @@ def _verifier(connection: Connection, role: str, password: str) -> str:
 
 
 _ROLE = text(
-    "SELECT oid, rolname, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
+    "SELECT oid, rolsuper, rolcanlogin, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
     " FROM pg_roles WHERE rolname = coalesce(CAST(:role AS text), session_user)"
 )
-_FURTHER = {
+_ATTRIBUTES = {
     "rolcreaterole": "may create roles",
     "rolcreatedb": "may create databases",
     "rolreplication": "may replicate the whole server",
@@ -186,15 +217,20 @@ _OWNED = text(
     SELECT relname FROM pg_class
     WHERE relowner = :oid AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
       AND relnamespace::regnamespace::text !~ '^(pg_.*|information_schema)$'
+    UNION ALL
+    SELECT proname FROM pg_proc WHERE proowner = :oid
     """
 )
+# What an extension brings along, such as a view of statistics, is granted to everybody by itself.
 _HELD = text(
     """
     WITH relation AS (
-        SELECT oid, relname, pg_table_is_visible(oid) AS visible FROM pg_class
+        SELECT oid, relname, relkind, pg_table_is_visible(oid) AS visible FROM pg_class
         WHERE relowner <> :oid AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
           AND relnamespace::regnamespace::text !~ '^(pg_.*|information_schema)$'
           AND has_schema_privilege(:oid, relnamespace, 'USAGE')
+          AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass
+              AND objid = pg_class.oid AND deptype = 'e')
     )
     SELECT relname, visible, privilege, attname,
         has_table_privilege(:oid, relation.oid, privilege) AS whole
@@ -205,15 +241,34 @@ _HELD = text(
     UNION ALL
     SELECT relname, visible, privilege, NULL, true
     FROM relation
-    CROSS JOIN unnest(ARRAY['DELETE', 'TRUNCATE', 'TRIGGER']) AS privilege
+    CROSS JOIN unnest(ARRAY['DELETE', 'TRUNCATE', 'TRIGGER'] || CASE
+        WHEN current_setting('server_version_num')::integer >= 170000 THEN ARRAY['MAINTAIN']
+        ELSE '{}' END) AS privilege
     WHERE has_table_privilege(:oid, relation.oid, privilege)
+    UNION ALL
+    SELECT relname, visible, 'USAGE', NULL, true
+    FROM relation
+    WHERE CASE relkind WHEN 'S' THEN has_sequence_privilege(:oid, oid, 'USAGE') ELSE false END
     ORDER BY relname, privilege, attname
     """
 )
-_SCHEMAS = text(
-    "SELECT nspname FROM pg_namespace"
-    " WHERE nspname !~ '^pg_' AND has_schema_privilege(:oid, oid, 'CREATE')"
-    " ORDER BY nspname"
+_LENT = text(
+    """
+    SELECT proname FROM pg_proc
+    WHERE prosecdef AND proowner <> :oid AND has_function_privilege(:oid, oid, 'EXECUTE')
+      AND pronamespace::regnamespace::text !~ '^(pg_.*|information_schema)$'
+      AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_proc'::regclass
+          AND objid = pg_proc.oid AND deptype = 'e')
+    ORDER BY proname
+    """
+)
+_PLACES_TO_CREATE = text(
+    """
+    SELECT 'schemas' WHERE has_database_privilege(:oid, current_database(), 'CREATE')
+    UNION ALL
+    SELECT 'tables in ' || nspname FROM pg_namespace
+    WHERE nspname !~ '^pg_' AND has_schema_privilege(:oid, oid, 'CREATE')
+    """
 )
 
 
@@ -227,14 +282,18 @@ def excess(connection: Connection, role: str | None = None) -> list[str]:
         return []
     if known.rolsuper:
         return ["is a superuser, who may do anything"]
-    found = [words for attribute, words in _FURTHER.items() if getattr(known, attribute)]
-    if groups := connection.scalars(_GROUPS, {"oid": known.oid}).all():
+    who = {"oid": known.oid}
+    found = [words for attribute, words in _ATTRIBUTES.items() if getattr(known, attribute)]
+    if groups := connection.scalars(_GROUPS, who).all():
         found.append(f"is a member of {', '.join(groups)}")
     if owned := _owned(connection, known.oid):
         found.append(f"owns {', '.join(sorted(owned))}")
-    found += [f"has {what}" for what in _beyond(connection.execute(_HELD, {"oid": known.oid}))]
-    if schemas := connection.scalars(_SCHEMAS, {"oid": known.oid}).all():
-        found.append(f"may create tables in {', '.join(schemas)}")
+    found += [f"has {what}" for what in _beyond(connection.execute(_HELD, who))]
+    found += [
+        f"may call {name}, which runs with its owner's rights"
+        for name in connection.scalars(_LENT, who)
+    ]
+    found += [f"may create {what}" for what in connection.scalars(_PLACES_TO_CREATE, who)]
     return found
 
 

@@ -81,7 +81,7 @@ _CONNECTION_TROUBLE = (
     (r"password authentication failed|no password supplied", "the database refuses the password"),
     (r'FATAL: +(database|role) ".*" does not exist', "the database or its role does not exist"),
     (r"FATAL: .*(too many|connection slots)", "the database has no connection left"),
-    (r"invalid \S+ value", "DATABASE_URL has an option with a wrong value"),
+    (r"invalid \S+ value", "the database's URL has an option with a wrong value"),
     (r"root certificate|certificate verify", "the database's certificate cannot be verified"),
 )
 
@@ -101,5 +101,5 @@ def cause(error: BaseException) -> str:
         known = (told for words, told in _CONNECTION_TROUBLE if re.search(words, str(origin)))
         return next(known, "the database cannot be reached")
     if state is None and "invalid connection option" in str(origin):
-        return "DATABASE_URL has an option that Postgres does not know"
+        return "the database's URL has an option that Postgres does not know"
     return f"{type(origin).__name__} {state}" if state else type(origin).__name__

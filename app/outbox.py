@@ -14,12 +14,10 @@ from uuid import UUID, uuid4
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    DateTime,
     Interval,
     Row,
     Select,
     and_,
-    cast,
     delete,
     exists,
     func,
@@ -68,9 +66,14 @@ def has_day(connection: Connection, day: date) -> bool:
     return bool(connection.scalar(select(exists().where(_row.day == day))))
 
 
+def enter(connection: Connection) -> None:
+    """Be one of those who change the outbox: wait for who holds it, and be waited for by others."""
+    connection.execute(text("LOCK TABLE telemetry_outbox IN ROW EXCLUSIVE MODE"))
+
+
 def hold(connection: Connection) -> None:
-    """Keep every other transaction from changing the outbox until this one ends."""
-    connection.execute(text("LOCK TABLE telemetry_outbox IN SHARE ROW EXCLUSIVE MODE"))
+    """Have the outbox to oneself: wait for who is in it, and let only readers in until the end."""
+    connection.execute(text("LOCK TABLE telemetry_outbox IN EXCLUSIVE MODE"))
 
 
 def write(
@@ -82,23 +85,18 @@ def write(
     next_attempt_at: datetime,
     expires_at: datetime,
 ) -> UUID | None:
-    """Store a day's heartbeat and return its id.
-
-    None where the day has one already, or where the instance has been removed meanwhile.
-    """
-    values: dict[str, Any] = {
-        "id": literal(uuid4()),
-        "day": literal(day),
-        "instance_id": literal(instance_id),
-        "payload": cast(literal(body), postgresql.JSON),
-        "created_at": _now,
-        "next_attempt_at": literal(next_attempt_at, DateTime(timezone=True)),
-        "expires_at": literal(expires_at, DateTime(timezone=True)),
-    }
-    still_there = exists().where(INSTANCE.c.id == instance_id)
+    """Store a day's heartbeat; return its id, or None where the day has one already."""
     statement = (
         postgresql.insert(OUTBOX)
-        .from_select([*values], select(*values.values()).where(still_there))
+        .values(
+            id=uuid4(),
+            day=day,
+            instance_id=instance_id,
+            payload=body,
+            created_at=_now,
+            next_attempt_at=next_attempt_at,
+            expires_at=expires_at,
+        )
         .on_conflict_do_nothing(index_elements=[_row.day])
         .returning(_row.id)
     )
@@ -298,24 +296,27 @@ def remove(connection: Connection) -> tuple[Sequence[UUID], int]:
 
 
 # A trigger that stands and does nothing would be none, so the function's body is compared with that
-# of migration 0001; and another trigger could change the row after ours has looked at it. The type
-# is FOR EACH ROW (1), BEFORE (2) and UPDATE (16).
+# of migration 0001, and it must have no setting of its own that could give its words another sense.
+# Another trigger could change the row after ours has looked at it; a rule, a child table or a
+# policy could keep rows from it. The type is FOR EACH ROW (1), BEFORE (2) and UPDATE (16).
 _FROZEN = text(
     """
     SELECT count(*) = 1 AND bool_and(
         tgname = 'telemetry_outbox_frozen' AND tgenabled IN ('O', 'A') AND tgtype = 1 + 2 + 16
         AND tgattr = '' AND tgqual IS NULL
-        AND md5(prosrc) = 'd0715aac988669d2d631386206fc3070'
+        AND md5(prosrc) = 'd0715aac988669d2d631386206fc3070' AND proconfig IS NULL
+        AND relkind = 'r' AND NOT (relhasrules OR relhassubclass OR relrowsecurity)
     )
     FROM pg_trigger
     JOIN pg_proc ON pg_proc.oid = tgfoid
+    JOIN pg_class ON pg_class.oid = tgrelid
     WHERE tgrelid = to_regclass('telemetry_outbox') AND NOT tgisinternal
     """
 )
 
 
 def frozen(connection: Connection) -> bool:
-    """Whether the trigger stands, alone, that refuses a change of what was written into a row."""
+    """Whether the trigger that refuses to change what was written stands unchanged and alone."""
     return bool(connection.scalar(_FROZEN))
 
 

@@ -4,6 +4,7 @@ Pure: facts come in as arguments, one canonical line of JSON comes out.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -140,7 +141,7 @@ class Stack(_Closed):
 
 
 class Heartbeat(_Closed):
-    """One anonymous heartbeat of one self-hosted ConsentOS, schema 1."""
+    """One heartbeat of one self-hosted ConsentOS, schema 1."""
 
     telemetry_schema: Annotated[Literal[1], _only(int)] = Field(
         description="Version of this schema, raised by a breaking change."
@@ -178,7 +179,7 @@ def fault(body: str) -> str | None:
     """
     try:
         version = json.loads(body)["telemetry_schema"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return "its body is no JSON object that names a telemetry_schema"
     model = SCHEMAS.get(version) if type(version) is int else None
     if model is None:
@@ -187,14 +188,17 @@ def fault(body: str) -> str | None:
         canonical = model.model_validate_json(body).model_dump_json()
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        return f"its body is not of schema {version}: {field} ({first['type']})"
+        # A field's name comes from the body as well.
+        names = (re.sub(r"[^A-Za-z0-9_]", "?", str(name))[:64] for name in first["loc"])
+        where = ".".join(names) or "it"
+        return f"its body is not of schema {version}: {where} ({first['type']})"
     return None if body == canonical else "its body is not written in the canonical form"
 
 
 def flat(body: str) -> dict[str, Any]:
-    """Return the values of a body by their dotted names, in its order."""
-    return dict(_flat(json.loads(body), ""))
+    """Return a body's values by their dotted names, in its order; nothing of what is no object."""
+    value = json.loads(body)
+    return dict(_flat(value, "")) if isinstance(value, dict) else {}
 
 
 def _flat(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -177,6 +177,7 @@ class Pipeline:
     def _write(self, *, waive_notice: bool) -> tuple[Day, Obstacle | None]:
         """Facts, instance where it is new, and heartbeat: one transaction, all or nothing."""
         with self.transaction() as connection:
+            outbox.enter(connection)
             now = database.clock(connection)
             day = running_day(now)
             known = instance.find(connection)

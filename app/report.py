@@ -16,11 +16,6 @@ from app.schedule import OPENS_AT, OVERDUE_AFTER, Obstacle, obstacle, offset, ru
 from app.settings import Disabled, Enabled
 from app.verification import Problem
 
-NOT_FROZEN = (
-    "the trigger telemetry_outbox_frozen, which keeps a row from being changed, does not stand as"
-    " the migration made it"
-)
-
 
 @dataclass(frozen=True)
 class Status:
@@ -100,7 +95,7 @@ def verify(
     with pipeline.transaction(read_only=True) as connection:
         rows = [row for row in _rows(connection) if since is None or row["day"] >= since]
         frozen = outbox.frozen(connection)
-    problems = [] if frozen else [Problem(NOT_FROZEN)]
+    problems = [] if frozen else [Problem(verification.NOT_FROZEN)]
     problems += verification.of_rows(rows)
     bodies = None
     if log_lines is not None:

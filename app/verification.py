@@ -12,6 +12,11 @@ from app.schedule import running_day
 
 MARK = "telemetry.payload "
 
+NOT_FROZEN = (
+    "the trigger telemetry_outbox_frozen, which keeps a row from being changed, does not stand"
+    " unchanged and alone"
+)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -37,6 +42,8 @@ def _of_body(row: Record) -> Iterator[str]:
     body = json.loads(row["payload"])
     if body["instance_id"] != str(row["instance_id"]):
         yield "its body names another instance than the row"
+    if running_day(row["created_at"]).date != row["day"]:
+        yield "it was written on another day than it is for"
     if body["sent_at"] != row["created_at"].astimezone(UTC).isoformat(timespec="seconds"):
         yield "its body names another time than the one at which the row was written"
 
@@ -45,7 +52,7 @@ def _of_attempts(row: Record) -> Iterator[str]:
     numbers = [each["n"] for each in row["tries"]]
     if numbers != [*range(1, row["attempts"] + 1)]:
         found = ", ".join(map(str, numbers)) or "none"
-        yield f"it counts {row['attempts']} attempts, and those on record are {found}"
+        yield f"its count of attempts is {row['attempts']}, and those on record are {found}"
     if row["state"] in {"sent", "rejected"} and row["state"] not in _outcomes(row):
         yield f"it is {row['state']}, and no attempt on record was"
 

@@ -25,7 +25,7 @@ def counting(result: dict[str, Any]) -> str:
     head = (
         "consents in the last 24 hours",
         "our write",
-        "of it in its 6 statements",
+        "of it in its statements",
         "our count",
         "`count(*)`",
         "`count(*)` ÷ our count",

@@ -7,13 +7,13 @@ import typer
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from app import log
-from app.grants import RoleError
+from app.grants import RoleError, RoleNameError
 from app.pipeline import CollectError
 from app.settings import SettingsError
 from migrations import MigrationRefusedError
 
 FAILED = 1
-WRONG_ENVIRONMENT = 2
+WRONG_CALL = WRONG_ENVIRONMENT = 2
 SWITCHED_OFF = 3
 
 app = typer.Typer(
@@ -43,7 +43,9 @@ def explained() -> Iterator[None]:
     except SettingsError as error:
         raise CommandError(str(error), WRONG_ENVIRONMENT) from error
     except ArgumentError as error:
-        raise CommandError("DATABASE_URL cannot be understood.", WRONG_ENVIRONMENT) from error
+        raise CommandError("The database's URL cannot be understood.", WRONG_ENVIRONMENT) from error
+    except RoleNameError as error:
+        raise CommandError(str(error), WRONG_CALL) from error
     except (MigrationRefusedError, RoleError) as error:
         raise CommandError(str(error)) from error
     except CollectError as error:

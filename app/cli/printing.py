@@ -68,7 +68,8 @@ def outbox(rows: Iterable[Record]) -> Table:
 
 def attempts(row: Record) -> Table:
     """Return the table of a row's attempts."""
-    table = Table("n", "started", "finished", "outcome", "ms", "endpoint", title="attempts")
+    title = f"{row['day']}: {row['state']}"
+    table = Table("n", "started", "finished", "outcome", "ms", "endpoint", title=title)
     for each in row["tries"]:
         cells = (
             str(each["n"]),

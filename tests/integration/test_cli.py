@@ -11,8 +11,14 @@ from app.payload import json_schema
 from tests.command import PASSWORD, Ended, command, commands
 from tests.processes import ROOT
 
-COMMANDS = ("status", "preview", "audit", "schema", "send", "migrate")
-ASKING = ("status", "preview", "audit", "send", "migrate")
+COMMANDS = (
+    *("status", "preview", "audit", "schema"),
+    *("send", "migrate", "grants", "rotate", "forget"),
+)
+ASKING = (
+    *("status", "preview", "preview --diff", "audit", "audit last", "audit --verify"),
+    *("send", "migrate", "grants --role pipeline --apply", "rotate", "forget --yes"),
+)
 """The commands that need a database."""
 
 
@@ -30,11 +36,18 @@ def test_every_command_has_a_help_that_teaches() -> None:
     teaches = dict(zip(COMMANDS, map(told, helped), strict=True))
     for name, words in (
         ("status", "--check --json an hour after it was due"),
-        ("preview", "store nothing, send nothing whether telemetry is on or off"),
-        ("audit", "[ID] newest first exact bytes"),
+        ("preview", "store nothing, send nothing whether telemetry is on or off --diff --json"),
+        ("audit", "[ID DAY last] newest first exact bytes --json --verify Exits with 1"),
+        (
+            "audit",
+            "--log telemetry payload piped --since goes back --export JSON Lines new file,",
+        ),
         ("schema", "the JSON Schema of the heartbeat"),
         ("send", "with 0 when 3 when telemetry is off never asks a receiver before the time"),
         ("migrate", "--down --yes MIGRATION_DATABASE_URL alembic_version are never touched"),
+        ("grants", "--role --apply SQL MIGRATION_DATABASE_URL password keeps"),
+        ("rotate", "new random pending is discarded MIGRATION_DATABASE_URL off --json"),
+        ("forget", "the outbox, its attempts notice --yes --json turns nothing off new id"),
     ):
         assert set(words.split()) <= set(teaches[name].split())
 

@@ -1,5 +1,7 @@
 """``audit`` shows the whole outbox, and of each row the bytes that left."""
 
+import json
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -80,6 +82,83 @@ def test_an_id_that_is_unknown_and_one_that_is_none_are_told_apart(
     assert (unknown.code, unknown.out) == (1, "")
     assert unknown.sentence.startswith("No row of the outbox has the id")
     assert (malformed.code, malformed.out) == (2, "")
+
+
+def test_a_row_is_named_by_its_day_too_or_as_the_last_of_which_anything_left(
+    environment: dict[str, str], three_days: list[str], pipeline: Pipeline, clock: Clock
+) -> None:
+    clock("2026-05-05T02:30:00Z")
+    assert pipeline.write_heartbeat()
+    rejected, last = three_days[1:]
+    *lines, unsent = commands(
+        environment,
+        *("audit 2026-05-03", f"audit {rejected}", "audit last", f"audit {last}"),
+        "audit 2026-05-05 --json",
+    )
+    by_day, by_id, by_last, by_its_id = [ended.out for ended in lines]
+    assert by_day == by_id != by_last == by_its_id
+    assert (unsent.code, unsent.json["state"], unsent.json["tries"]) == (0, "pending", [])
+
+
+def test_a_row_that_is_not_there_is_told_in_a_sentence(environment: dict[str, str]) -> None:
+    last, day, impossible = commands(
+        environment, "audit last", "audit 2026-05-02", "audit 2026-02-30"
+    )
+    assert (last.code, last.out) == (day.code, day.out) == (1, "")
+    assert last.sentence == "No heartbeat has been tried yet."
+    assert day.sentence == "No row of the outbox has the day 2026-05-02."
+    assert (impossible.code, impossible.out) == (2, "")
+
+
+class TestExport:
+    def test_writes_each_row_on_a_line_with_its_attempts_the_oldest_first(
+        self, environment: dict[str, str], three_days: list[str], receiver: Receiver, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "export"
+        written, listed = commands(environment, f"audit --export {file}", "audit --json")
+        printed = command(environment, "audit", "--export", "-")
+        assert (written.code, written.out) == (0, "")
+        assert written.err == f"3 heartbeats with 3 attempts written to {file}.\n"
+        assert (printed.code, printed.out) == (0, file.read_text())
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        assert rows == listed.json[::-1]
+        assert [row["id"] for row in rows] == three_days
+        assert [row["payload"].encode() for row in rows] == [r.body for r in receiver.requests]
+
+    def test_leaves_a_file_that_exists_as_it_is(
+        self, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        file = tmp_path / "export"
+        file.write_text("precious")
+        refused = command(environment, "audit", "--export", str(file))
+        assert (refused.code, refused.out) == (1, "")
+        assert refused.sentence == f"{file} cannot be written: File exists."
+        assert file.read_text() == "precious"
+
+    def test_of_an_empty_outbox_is_an_empty_file(
+        self, environment: dict[str, str], tmp_path: Path
+    ) -> None:
+        file = tmp_path / "export"
+        written = command(environment, "audit", "--export", str(file))
+        assert written.err == f"0 heartbeats with 0 attempts written to {file}.\n"
+        assert file.read_text() == ""
+
+    @pytest.mark.parametrize(
+        ("arguments", "url", "code"),
+        [("", "postgresql://operator@127.0.0.1:1/consentos", 1), (" last", None, 2)],
+    )
+    def test_that_cannot_be_made_leaves_no_file_to_take_for_one(
+        self,
+        environment: dict[str, str],
+        tmp_path: Path,
+        arguments: str,
+        url: str | None,
+        code: int,
+    ) -> None:
+        file = tmp_path / "export"
+        here = {**environment, "DATABASE_URL": url or environment["DATABASE_URL"]}
+        assert command(here, "audit", "--export", str(file), *arguments.split()).code == code
+        assert not file.exists()
 
 
 def test_an_empty_outbox_is_an_empty_list(environment: dict[str, str]) -> None:

@@ -5,12 +5,12 @@ import json
 import pytest
 from sqlalchemy import Engine, inspect
 
-from app.payload import Heartbeat
+from app.payload import Heartbeat, fields, flat
 from app.pipeline import Pipeline
-from tests.command import command
+from tests.command import command, commands
 from tests.conftest import Clock
 from tests.database import count, outbox_row, run
-from tests.receiver import Receiver
+from tests.receiver import Receiver, answer
 
 NIL = "00000000-0000-0000-0000-000000000000"
 
@@ -60,7 +60,7 @@ def test_it_works_while_telemetry_is_off_and_says_so_beside_the_body(
     environment: dict[str, str], db: Engine, receiver: Receiver
 ) -> None:
     known = "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99"
-    run(db, f"INSERT INTO instance VALUES ('{known}', '2026-01-01', '2026-01-01')")  # noqa: S608
+    run(db, f"INSERT INTO instance VALUES ('{known}', '2026-01-01', '2026-01-01')")
     before = row_counts(db)
     shown = command(environment, "preview", TELEMETRY_ENABLED="off")
     assert shown.code == 0
@@ -97,3 +97,71 @@ def test_status_reads_in_a_transaction_that_cannot_write_either(
     environment: dict[str, str],
 ) -> None:
     assert command(environment, "status", "--json").json["enabled"]
+
+
+class TestTheDifference:
+    def test_to_nothing_sent_is_every_field_with_its_meaning(
+        self, environment: dict[str, str], db: Engine
+    ) -> None:
+        before = row_counts(db)
+        shown, told = commands(environment, "preview --diff", "preview --diff --json")
+        assert (shown.code, told.code) == (0, 0)
+        heading, *lines, summary = shown.out.splitlines()
+        assert heading == "No heartbeat has been sent from here yet, so that every field is new:"
+        for line, (name, meaning) in zip(lines, fields(), strict=True):
+            assert line.startswith(f"+ {name} = ")
+            assert line.endswith(f"    {meaning}")
+        assert summary == f"{len(lines)} fields new, 0 gone, 0 with another value."
+        assert told.json["since"] is None
+        assert [*told.json["added"]] == [name for name, _ in fields()]
+        assert told.json["removed"] == told.json["changed"] == {}
+        assert row_counts(db) == before
+
+    def test_is_to_the_last_that_was_sent_and_of_values_too(
+        self,
+        environment: dict[str, str],
+        pipeline: Pipeline,
+        clock: Clock,
+        db: Engine,
+        receiver: Receiver,
+    ) -> None:
+        run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+        receiver.answers = [answer(202), answer(400)]
+        for day in ("2026-05-02", "2026-05-03"):
+            clock(f"{day}T02:30:00Z")
+            assert pipeline.write_heartbeat()
+            pipeline.drain()
+        here = {**environment, "CONSENTOS_DEPLOYMENT": "helm"}
+        shown, told = commands(here, "preview --diff", "preview --diff --json")
+        sent = flat(receiver.requests[0].body.decode())
+        heading, sent_at, deployment, summary = shown.out.splitlines()
+        assert heading == "Beside the heartbeat of 2026-05-02, the last that was sent:"
+        assert sent_at.startswith(f'~ sent_at = "{sent["sent_at"]}" -> "2026-05-03T')
+        assert deployment == '~ deployment = "unknown" -> "helm"'
+        assert summary == "0 fields new, 0 gone, 2 with another value."
+        assert (told.json["since"], told.json["added"], told.json["removed"]) == (
+            *("2026-05-02", {}),
+            {},
+        )
+        assert told.json["changed"]["deployment"] == ["unknown", "helm"]
+        assert receiver.connections == 2
+
+    def test_names_a_field_that_is_new_and_one_that_is_gone(
+        self, environment: dict[str, str], db: Engine
+    ) -> None:
+        run(
+            db,
+            "INSERT INTO telemetry_outbox (id, day, instance_id, payload, state, created_at,"
+            " next_attempt_at, expires_at, finished_at) VALUES (gen_random_uuid(), '2026-05-02',"
+            " gen_random_uuid(), :payload, 'sent', now(), now(), now(), now())",
+            payload='{"telemetry_schema":0,"counts":{"plugins":"1-10","orgs":"1-10"}}',
+        )
+        shown = command(environment, "preview", "--diff", TELEMETRY_ENABLED="off")
+        assert shown.code == 0
+        lines = shown.out.splitlines()
+        new = len(dict(fields())) - 2
+        assert '- counts.plugins = "1-10"' in lines
+        assert "~ telemetry_schema = 0 -> 1" in lines
+        assert sum(line.startswith("+ ") for line in lines) == new
+        assert lines[-1] == f"{new} fields new, 1 gone, 1 with another value."
+        assert "Telemetry is off, so none of this leaves" in shown.err

@@ -295,8 +295,11 @@ class TestTheCommand:
     ) -> None:
         run(db, f"GRANT SELECT ON cookies TO {ROLE}")
         ended = command(administered, "grants", "--role", ROLE, "--apply")
-        assert ended.code == 1
-        assert ended.sentence == f"{ROLE} has SELECT ON cookies, which telemetry does not need."
+        assert ended.code == 0
+        assert ended.sentence == (
+            f"{ROLE} has SELECT ON cookies, which telemetry does not need: take it from the role or"
+            " PUBLIC."
+        )
 
     def test_grants_nothing_to_a_superuser_or_an_owner(
         self, administered: dict[str, str], db: Engine
@@ -315,13 +318,14 @@ class TestTheCommand:
     def test_takes_no_name_that_could_not_be_written_down(
         self, administered: dict[str, str]
     ) -> None:
-        for name in ("", "1st", "a b", 'a"b', "a'b", "a;b", "a$$b", "é", "x" * 64):
-            with pytest.raises(grants.RoleError, match="A role's name is 1 to 63 of "):
+        others = ("public", "none", "pg_monitor", "pg_read_all_data")
+        for name in ("", "1st", "a b", 'a"b', "a'b", "a;b", "a$$b", "é", "x" * 64, *others):
+            with pytest.raises(grants.RoleNameError, match="The role's name must be 1 to 63 of "):
                 grants.sql(name)
         for further in ([], ["--apply"]):
-            ended = command(administered, "grants", "--role", "a;b", *further)
-            assert (ended.code, ended.out) == (1, "")
-            assert ended.sentence.startswith("A role's name is 1 to 63 of ")
+            ended = command(administered, "grants", "--role", "public", *further)
+            assert (ended.code, ended.out) == (2, "")
+            assert ended.sentence.startswith("The role's name must be 1 to 63 of ")
 
     @pytest.mark.usefixtures("new_role")
     def test_says_who_must_run_it(self, environment: dict[str, str], db: Engine) -> None:
@@ -336,7 +340,7 @@ class TestTheCommand:
     def test_does_not_say_that_it_granted_what_it_could_not(
         self, environment: dict[str, str], db: Engine
     ) -> None:
-        run(db, f"CREATE ROLE {NEW_ROLE}")
+        run(db, f"CREATE ROLE {NEW_ROLE} LOGIN")
         ended = command(environment, "grants", "--role", NEW_ROLE, "--apply")
         assert (ended.code, ended.out) == (1, "")
         tables = ", ".join(sorted(grants.RIGHTS))
@@ -355,6 +359,29 @@ class TestTheCommand:
         assert ended.sentence == (
             "The tables of telemetry are missing; run `python -m app migrate` first."
         )
+
+    def test_says_where_the_tables_are_if_a_role_would_not_look_there(
+        self, administered: dict[str, str], db: Engine
+    ) -> None:
+        name = one(db, "SELECT current_database()")
+        run(db, "ALTER SCHEMA public RENAME TO consentos")
+        run(db, f'ALTER ROLE CURRENT_USER IN DATABASE "{name}" SET search_path = consentos')
+        ended = command(administered, "grants", "--role", ROLE, "--apply")
+        assert ended.code == 0
+        assert ended.sentence.startswith("DATABASE_URL must find the tables: end it with ")
+        path = ended.sentence.split()[-1].rstrip(".")
+        lost = command(administered, "preview")
+        found = command({**administered, "DATABASE_URL": joined(administered, path)}, "preview")
+        assert (lost.code, found.code) == (1, 0)
+
+    def test_asks_for_a_role_that_may_log_in(
+        self, administered: dict[str, str], db: Engine
+    ) -> None:
+        run(db, f"ALTER ROLE {ROLE} NOLOGIN")
+        ended = command(administered, "grants", "--role", ROLE, "--apply")
+        run(db, f"ALTER ROLE {ROLE} LOGIN")
+        assert ended.code == 1
+        assert ended.sentence == f'{ROLE} may not log in: ALTER ROLE "{ROLE}" LOGIN.'
 
     @pytest.mark.usefixtures("new_role")
     def test_can_be_run_by_the_owner_of_the_tables_where_the_role_exists(
@@ -375,6 +402,12 @@ class TestTheCommand:
         assert (ended.code, ended.err) == (0, "")
 
 
+def joined(environment: dict[str, str], options: str) -> str:
+    """Return the database's URL with the options that a command has named."""
+    url = environment["DATABASE_URL"]
+    return url + (options.replace("?", "&") if "?" in url else options)
+
+
 def password_of(db: Engine, role: str) -> Any:
     """Return what Postgres has stored of a role's password."""
     return one(db, "SELECT rolpassword FROM pg_authid WHERE rolname = :role", role=role)
@@ -388,6 +421,10 @@ def role_put_back(db: Engine) -> Iterator[None]:
     finally:
         run(db, f"ALTER ROLE {ROLE} NOCREATEROLE NOCREATEDB NOBYPASSRLS NOREPLICATION")
         run(db, f"REVOKE pg_read_all_data FROM {ROLE}")
+
+
+IN_DATABASE, NAME = "DO $$ BEGIN EXECUTE", "current_database()"
+IN_S = "; GRANT USAGE ON SCHEMA s TO {role}; ALTER TABLE s.t ADD x text"
 
 
 class TestTheStatus:
@@ -404,6 +441,22 @@ class TestTheStatus:
             ("GRANT DELETE ON instance TO {role}", "has DELETE ON instance"),
             ("GRANT TRUNCATE ON telemetry_outbox TO {role}", "has TRUNCATE ON telemetry_outbox"),
             ("GRANT CREATE ON SCHEMA public TO {role}", "may create tables in public"),
+            (
+                f"{IN_DATABASE} format('GRANT CREATE ON DATABASE %I TO {{role}}', {NAME}); END $$",
+                "may create schemas",
+            ),
+            (
+                "CREATE SEQUENCE numbers; GRANT USAGE ON SEQUENCE numbers TO {role}",
+                "has USAGE ON numbers",
+            ),
+            (
+                "CREATE FUNCTION leak() RETURNS text SECURITY DEFINER RETURN (SELECT 'domain')",
+                "may call leak, which runs with its owner's rights",
+            ),
+            (
+                "ALTER FUNCTION telemetry_outbox_frozen() OWNER TO {role}",
+                "owns telemetry_outbox_frozen",
+            ),
             ("GRANT pg_read_all_data TO {role}", "is a member of pg_read_all_data"),
             ("ALTER TABLE cookies OWNER TO {role}", "owns cookies"),
             ("ALTER ROLE {role} CREATEROLE", "may create roles"),
@@ -415,8 +468,7 @@ class TestTheStatus:
                 "has SELECT ON mails",
             ),
             (
-                "CREATE SCHEMA s CREATE TABLE t (x text) GRANT SELECT ON t TO {role};"
-                + "GRANT USAGE ON SCHEMA s TO {role}",
+                "CREATE SCHEMA s CREATE TABLE t () GRANT SELECT ON t TO {role}" + IN_S,
                 "has SELECT ON t",
             ),
         ],
@@ -428,6 +480,14 @@ class TestTheStatus:
         with role_put_back(db):
             run(db, statement.format(role=ROLE))
             assert told in report.status(pipeline).excess_rights
+
+    def test_tells_nothing_of_what_an_extension_shows_to_everybody(
+        self, pipeline: Pipeline, db: Engine
+    ) -> None:
+        run(db, "CREATE VIEW statistics AS SELECT 1 AS x; GRANT SELECT ON statistics TO PUBLIC")
+        assert report.status(pipeline).excess_rights == ["has SELECT ON statistics"]
+        run(db, "ALTER EXTENSION plpgsql ADD VIEW statistics")
+        assert report.status(pipeline).excess_rights == []
 
     def test_tells_a_superuser_so_and_where_a_smaller_role_is_to_be_had(
         self, environment: dict[str, str], database_url: str

@@ -23,6 +23,9 @@ WRITING = "integration/test_writing.py"
 RACES = "integration/test_races.py"
 TABLES = "integration/test_tables.py"
 RECEIVER = "faults/test_receiver.py"
+GRANTS = "integration/test_grants.py"
+VERIFY = "integration/test_cli_verify.py"
+CONTROL = "integration/test_cli_control.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -83,6 +86,14 @@ MUTATIONS = (
         "",
         "faults/test_shutdown.py::test_an_orphan_of_a_killed_master_stops_so_that_off_can_mean_off",
     ),
+    Mutation(
+        1,
+        "rotating makes a new id although telemetry is off",
+        "app/control.py",
+        "instance.ensure(connection) if known and enabled else None",
+        "instance.ensure(connection) if known else None",
+        f"{CONTROL}::test_makes_no_id_while_telemetry_is_off_and_says_so",
+    ),
     # 2. What you audit is what left
     Mutation(
         2,
@@ -134,6 +145,46 @@ MUTATIONS = (
         "nullif(current_setting('synchronous_commit'), '')",
         "faults/test_durability.py"
         "::test_an_attempt_outlives_a_server_that_does_not_wait_for_its_disk",
+    ),
+    Mutation(
+        2,
+        "the small role may change a payload",
+        "app/grants.py",
+        '        "UPDATE": (\n            "state",',
+        '        "UPDATE": (\n            "payload",\n            "state",',
+        f"{GRANTS}::test_cannot_change_what_was_written",
+    ),
+    Mutation(
+        2,
+        "a trigger that is disabled is taken for one that stands",
+        "app/outbox.py",
+        " AND tgenabled IN ('O', 'A')",
+        "",
+        f"{VERIFY}::test_is_missed_where_it_is_weaker_in_any_way",
+    ),
+    Mutation(
+        2,
+        "a gap in the attempts is not found",
+        "app/verification.py",
+        'if numbers != [*range(1, row["attempts"] + 1)]:',
+        'if len(numbers) > row["attempts"]:',
+        f"{VERIFY}::test_each_row_that_is_not_as_it_was_written_is_named_and_its_body_is_not_repeated",
+    ),
+    Mutation(
+        2,
+        "a logged body that is not stored is not found",
+        "app/verification.py",
+        "if each.body not in stored:",
+        "if not stored:",
+        f"{VERIFY}::test_a_logged_body_that_is_not_stored_is_named_by_its_line_and_not_repeated",
+    ),
+    Mutation(
+        2,
+        "a row that was sent and not logged is not found",
+        "app/verification.py",
+        'if sent and row["payload"] not in told:',
+        "if sent and not told:",
+        f"{VERIFY}::test_what_has_left_must_be_logged_even_where_its_row_was_not_sent_in_time",
     ),
     # 3. One a day
     Mutation(
@@ -259,6 +310,30 @@ MUTATIONS = (
         "faults/test_crashes.py"
         "::test_is_tried_ever_more_rarely_and_ends_with_its_day_and_the_next_day_goes_out",
     ),
+    Mutation(
+        3,
+        "a write does not wait for who holds the outbox, nor is it waited for",
+        "app/pipeline.py",
+        "            outbox.enter(connection)\n",
+        "",
+        f"{CONTROL}::test_is_waited_for_while_it_is_counted",
+    ),
+    Mutation(
+        3,
+        "what is forgotten is followed by another heartbeat for the same day",
+        "app/control.py",
+        "        notice.remove(connection)\n",
+        "",
+        f"{CONTROL}::test_lets_no_heartbeat_follow_before_a_new_notice_and_a_new_day",
+    ),
+    Mutation(
+        3,
+        "the notice does not name what is new",
+        "app/pipeline.py",
+        'return ",".join(change.new_fields(last["payload"])) or None if last else "all"',
+        'return "all"',
+        "acceptance/test_upgrade.py::test_what_is_new_is_read_before_it_leaves",
+    ),
     # 4. Nothing else
     Mutation(
         4,
@@ -283,6 +358,22 @@ MUTATIONS = (
         "follow_redirects=False",
         "follow_redirects=True",
         f"{RECEIVER}::test_a_redirect_leads_nowhere",
+    ),
+    Mutation(
+        4,
+        "the small role may read a domain",
+        "app/grants.py",
+        '"sites": {"SELECT": ("id",',
+        '"sites": {"SELECT": ("domain", "id",',
+        f"{GRANTS}::test_cannot_read_any_column_that_is_not_counted",
+    ),
+    Mutation(
+        4,
+        "the small role has a right that nothing needs",
+        "app/grants.py",
+        '"telemetry_notice": {"SELECT": WHOLE, ',
+        '"telemetry_notice": {"SELECT": WHOLE, "DELETE": WHOLE, ',
+        f"{GRANTS}::test_is_missed_where_it_is_taken_away",
     ),
     # 5. It never hurts its host
     Mutation(
@@ -431,6 +522,14 @@ MUTATIONS = (
         "PATIENCE_WITH_DATABASE = (0.5, 1.0, 2.0)",
         "PATIENCE_WITH_DATABASE = ()",
         "faults/test_database.py::test_a_settle_that_fails_once_is_tried_again",
+    ),
+    Mutation(
+        6,
+        "a right that is not needed is not told",
+        "app/grants.py",
+        "elif needed is None or (needed and column not in needed):",
+        "elif needed is None:",
+        f"{GRANTS}::test_tells_each_right_that_is_not_needed",
     ),
     # 7. The broker may lose anything
     Mutation(

@@ -483,8 +483,8 @@ def said() -> Iterator[str]:
     names = typer.main.get_group(cli).commands
     for text in (*shell_lines(), *spans):
         bare = text.split("  #")[0]
-        yield from re.findall(r"python -m app ([^|&;'\"]+)", bare)
-        yield from re.findall(r"(?:^|\| )consentos-telemetry ([^|&;'\"]+)", bare)
+        yield from re.findall(r"python -m app ([^|&;>'\"]+)", bare)
+        yield from re.findall(r"(?:^|\| )consentos-telemetry ([^|&;>'\"]+)", bare)
     yield from (span for span in spans if span.split()[0] in names)
 
 

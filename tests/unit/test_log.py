@@ -174,7 +174,7 @@ def test_a_database_that_cannot_be_reached_is_told_without_where_it_is_and_who_a
         ('password authentication failed for user "{}"', "the database refuses the password"),
         ('FATAL:  database "{}" does not exist', "the database or its role does not exist"),
         ('FATAL:  sorry, too many clients already for "{}"', "the database has no connection left"),
-        ('invalid sslmode value: "{}"', "DATABASE_URL has an option with a wrong value"),
+        ('invalid sslmode value: "{}"', "the database's URL has an option with a wrong value"),
         ('could not translate host name "{}"', "the database cannot be reached"),
         (
             'root certificate file "{}" does not exist',

@@ -1,9 +1,10 @@
 """The commands that do something; each says what it changed."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import date
 from typing import Annotated
 
 import psycopg
@@ -123,26 +124,28 @@ def grants(
     """Print the SQL of a login role that may do what the pipeline does, and nothing else.
 
     With --apply the role is made where it is missing, with the password that DATABASE_URL has for
-    it; one that exists keeps its own. Exits with 1 where the role may do more all the same, because
-    somebody has granted it more.
+    it; one that exists keeps its own. Says what the role may do beyond that, because somebody has
+    granted it, or everybody, more.
     """
     settings = Settings.load()
     with explained():
         statements = rights.sql(role)
     if not apply:
-        typer.echo(statements, nl=False)
+        typer.echo(f"BEGIN;\n{statements}COMMIT;")
         return
     password = _password(settings, role)
     with _as_admin(settings) as engine, database.transaction(engine.connect()) as connection:
         made = rights.apply(connection, role, password)
         excess = rights.excess(connection, role)
+        schemas = rights.schemas(connection)
     typer.echo(_made(role, made=made, password=password is not None))
     for what in rights.listed():
         typer.echo(f"granted: {what}")
     for what in excess:
-        complain(f"{role} {what}, which telemetry does not need.")
-    if excess:
-        raise typer.Exit(FAILED)
+        complain(f"{role} {what}, which telemetry does not need: take it from the role or PUBLIC.")
+    if schemas != ["public"]:
+        path = ",".join(schemas)
+        complain(f"DATABASE_URL must find the tables: end it with ?options=-csearch_path%3D{path}.")
 
 
 def _password(settings: Settings, role: str) -> str | None:
@@ -189,7 +192,11 @@ def _rotated(result: Rotated) -> Iterator[str]:
         yield "Telemetry is off: a new one is made with the first heartbeat after it is turned on."
     for day in result.discarded:
         yield f"The heartbeat of {day}, which was pending, is discarded."
-    for day in result.in_flight:
+    yield from _on_their_way(result.in_flight)
+
+
+def _on_their_way(days: Iterable[date]) -> Iterator[str]:
+    for day in days:
         yield f"The heartbeat of {day} may be on its way at this moment, and cannot be called back."
 
 
@@ -228,5 +235,6 @@ def _forgotten(result: Forgotten) -> Iterator[str]:
         yield f"The instance id {former} is deleted."
     heartbeats, attempts = count(result.heartbeats, "heartbeat"), count(result.attempts, "attempt")
     yield f"{heartbeats} and {attempts} are deleted, and so is the notice."
+    yield from _on_their_way(result.in_flight)
     if result.heartbeats:
         yield "A receiver keeps what it has: to have that deleted, tell its operator the id."

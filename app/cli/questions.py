@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date, datetime
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -109,7 +110,7 @@ def _failure(attempt: Record | None) -> str:
 def _rights(excess: list[str]) -> str:
     """Say whether the database holds the pipeline to what it needs."""
     if not excess:
-        return "no more than it needs: the database refuses all else"
+        return "no more than it needs: the database refuses all else that is in its tables"
     shown = "; ".join(excess[:MOST_RIGHTS_SHOWN])
     if further := len(excess) - MOST_RIGHTS_SHOWN:
         shown += f"; and {further} more, in --json" if further > 0 else ""
@@ -180,7 +181,7 @@ def audit(
         typer.Argument(
             metavar="[ID|DAY|last]",
             help="Print this row's exact bytes and its attempts: by its id, by its day such as"
-            " 2026-05-02, or the last of which anything left.",
+            " 2026-05-02, or the last that was tried.",
         ),
     ] = None,
     *,
@@ -198,6 +199,7 @@ def audit(
         typer.FileText | None,
         typer.Option(
             "--log",
+            metavar="FILE",
             encoding="utf-8",
             errors="backslashreplace",
             help="With --verify: that each telemetry.payload in this file, or in what is piped to"
@@ -213,11 +215,11 @@ def audit(
         ),
     ] = None,
     export: Annotated[
-        typer.FileTextWrite | None,
+        Path | None,
         typer.Option(
-            mode="x",
             metavar="FILE",
-            help="Write all of it into a new file, as JSON Lines: a row with its attempts on each.",
+            help="Write all of it into a new file, or to - for stdout, as JSON Lines: a row with"
+            " its attempts on each.",
         ),
     ] = None,
 ) -> None:
@@ -253,7 +255,7 @@ def _chosen(rows: list[Record], which: str) -> Record:
     """
     if which == "last":
         found = [row for row in rows if row["tries"]]
-        missing = "Nothing has left this install yet."
+        missing = "No heartbeat has been tried yet."
     else:
         key, value = _key(which)
         found = [row for row in rows if row[key] == value]
@@ -280,10 +282,18 @@ def _print_row(row: Record, *, as_json: bool) -> None:
     print_table(printing.attempts(row))
 
 
-def _write_lines(rows: list[Record], file: typer.FileTextWrite) -> None:
-    file.write("".join(f"{printing.to_json(row)}\n" for row in reversed(rows)))
+def _write_lines(rows: list[Record], path: Path) -> None:
+    lines = "".join(f"{printing.to_json(row)}\n" for row in reversed(rows))
+    if str(path) == "-":
+        typer.echo(lines, nl=False)
+    else:
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(lines)
+        except OSError as error:
+            raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
     attempts = count(sum(len(row["tries"]) for row in rows), "attempt")
-    typer.echo(f"{count(len(rows), 'heartbeat')} with {attempts} written to {file.name}.", err=True)
+    typer.echo(f"{count(len(rows), 'heartbeat')} with {attempts} written to {path}.", err=True)
 
 
 def _print_verification(found: Verification, *, as_json: bool) -> None:
@@ -300,7 +310,7 @@ def _print_verification(found: Verification, *, as_json: bool) -> None:
     if not as_json:
         typer.echo(f"No problem in {where}.")
         typer.echo("Each body is as its schema allows, and the trigger that freezes it stands.")
-        typer.echo("Each attempt is on record.")
+        typer.echo("The attempts are numbered without a gap, and each row that ended has its own.")
         if found.logged is not None:
             typer.echo("Each logged body is stored, and each that was sent was logged.")
 
