@@ -16,6 +16,7 @@ setup: .venv/.made ## Make .venv from the lock; does nothing when it is up to da
 
 .venv/.made: requirements-dev.txt
 .venv-bench/.made: requirements-bench.txt
+.venv-browser/.made: requirements-browser.txt
 
 %/.made: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found."; exit 1; }
@@ -64,6 +65,7 @@ lock: setup ## Lock the newest versions that pyproject.toml allows
 	@$(LOCK) --upgrade --output-file requirements.txt
 	@$(LOCK) --upgrade --group dev --output-file requirements-dev.txt
 	@$(LOCK) --upgrade --group bench --constraint requirements-dev.txt --output-file requirements-bench.txt
+	@$(LOCK) --upgrade --group browser --constraint requirements-dev.txt --output-file requirements-browser.txt
 
 clean: ## Remove what the targets made
 	@rm -rf .venv .venv-bench .data .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -336,6 +336,9 @@ class CollectorSettings(Environment):
     """What the collector reads from the environment."""
 
     collector_database_url: PostgresUrl | None = None
+    collector_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 400
+    collector_client_rate: Annotated[int, Field(ge=0, le=1_000_000)] = 60
+    collector_token: SecretStr | None = None
     port: Annotated[int, Field(ge=1, le=65_535)] = 8000
 
     def require_port(self) -> int:

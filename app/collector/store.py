@@ -1,18 +1,56 @@
-"""The collector's only SQL: each heartbeat once, and nothing about who sent it."""
+"""The collector's SQL on heartbeats and installs: each heartbeat once, and nothing about a sender."""
 
-from sqlalchemy import Engine, create_engine, text
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.payload import Heartbeat
 
 # LOCAL, not a connection option: those do not pass through a transaction pooler.
-_BOUND = text("SET LOCAL statement_timeout = '5s'")
+_BOUND = text(
+    "SELECT set_config('statement_timeout', '5s', true),"
+    # What is acknowledged outlives a crash of the server, whatever its own setting is.
+    " set_config('synchronous_commit', coalesce("
+    "nullif(current_setting('synchronous_commit'), 'off'), 'local'), true)"
+)
 
-_INSERT = text("""
-    INSERT INTO heartbeat (instance_id, sent_at, body)
-    VALUES (CAST(:instance_id AS uuid), CAST(:sent_at AS timestamptz), CAST(:body AS jsonb))
-    ON CONFLICT (instance_id, sent_at) DO NOTHING
-""")
+# In the order of the ids, so that two batches with the same installs cannot deadlock.
+_INSERT = text(
+    """
+    WITH arrived AS (
+        SELECT * FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:sent_ats AS timestamptz[]), CAST(:bodies AS jsonb[])
+        ) AS heartbeat (instance_id, sent_at, body)
+        ORDER BY instance_id, sent_at
+    ),
+    kept AS (
+        INSERT INTO heartbeat (instance_id, sent_at, received_at, body)
+        SELECT instance_id, sent_at, coalesce(CAST(:at AS timestamptz), now()), body FROM arrived
+        ON CONFLICT (instance_id, sent_at) DO NOTHING
+        RETURNING instance_id, sent_at, received_at, body
+    )
+    INSERT INTO install (instance_id, first_seen, last_seen, body)
+    SELECT DISTINCT ON (instance_id) instance_id, received_at, received_at, body
+    FROM kept
+    ORDER BY instance_id, sent_at DESC
+    ON CONFLICT (instance_id) DO UPDATE
+    SET last_seen = excluded.last_seen, body = excluded.body
+    WHERE install.last_seen <= excluded.last_seen
+    """
+)
+
+_FORGET = (
+    text("DELETE FROM install WHERE instance_id = :id"),
+    text("DELETE FROM heartbeat WHERE instance_id = :id"),
+)
+
+_PRUNE = (
+    text("DELETE FROM heartbeat WHERE received_at < now() - :retention"),
+    text("DELETE FROM install WHERE last_seen < now() - :retention"),
+)
 
 
 def connect(url: str) -> Engine:
@@ -31,20 +69,37 @@ def connect(url: str) -> Engine:
     )
 
 
-def insert(engine: Engine, heartbeat: Heartbeat) -> None:
-    """Commit ``heartbeat``, or nothing if it is there already.
+def insert(
+    connection: Connection, heartbeats: Sequence[Heartbeat], *, at: datetime | None = None
+) -> None:
+    """Keep each heartbeat that is not there already, and each install as its last one told.
 
-    Raises:
-        SQLAlchemyError: the database did not take it; whether it is stored is not known.
+    They are received ``at``, by default now by the database's clock. Nothing is acknowledged before
+    the caller's transaction has committed.
     """
-    row = {
-        "instance_id": heartbeat.instance_id,
-        "sent_at": heartbeat.sent_at,
-        "body": heartbeat.canonical(),
-    }
-    with engine.begin() as connection:
-        connection.execute(_BOUND)
-        connection.execute(_INSERT, row)
+    connection.execute(_BOUND)
+    connection.execute(
+        _INSERT,
+        {
+            "ids": [each.instance_id for each in heartbeats],
+            "sent_ats": [each.sent_at for each in heartbeats],
+            "bodies": [each.canonical() for each in heartbeats],
+            "at": at,
+        },
+    )
+
+
+def forget(connection: Connection, instance_id: UUID) -> None:
+    """Delete everything under an id; nothing tells whether there was anything."""
+    connection.execute(_BOUND)
+    for statement in _FORGET:
+        connection.execute(statement, {"id": instance_id})
+
+
+def prune(connection: Connection, retention: timedelta) -> None:
+    """Delete the heartbeats, and the installs not heard of, that are older than ``retention``."""
+    for statement in _PRUNE:
+        connection.execute(statement, {"retention": retention})
 
 
 def cause(error: SQLAlchemyError) -> str:
