@@ -1,7 +1,7 @@
 """What an operator changes by hand: the install's id, and what is on record under it.
 
-Both need more rights than the pipeline has, and hold the outbox meanwhile: no heartbeat that is
-just being written, and no attempt that is just to begin, escapes them.
+To rotate and to forget need more rights than the pipeline has, and hold the outbox meanwhile: no
+heartbeat that is just being written, and no attempt that is just to begin, escapes them.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
-from app import database, instance, notice, outbox
+from app import database, instance, notice, outbox, payload, sender
+from app.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,40 @@ def rotate(engine: Engine, *, enabled: bool) -> Rotated:
         discarded = outbox.discard_all(connection)
         in_flight = _in_flight(connection)
     return Rotated(former, current, [row.day for row in discarded], in_flight)
+
+
+class NotErasedError(Exception):
+    """The receiver did not confirm a deletion; nothing has been deleted here."""
+
+    def __init__(self, instance_id: UUID, why: str) -> None:
+        """Name the id, and what the receiver answered or what kept it from answering."""
+        super().__init__(
+            f"The receiver did not confirm that it has deleted {instance_id} ({why}). Nothing is"
+            " deleted here, so that no id is lost: try again, or leave out --remote."
+        )
+
+
+def erase(engine: Engine, settings: Settings) -> list[UUID]:
+    """Have the receiver delete everything under each id on record; return the ids.
+
+    It is the one that TELEMETRY_ENDPOINT names now, and it is asked whether telemetry is on or off:
+    the operator asks, not the pipeline.
+
+    Raises:
+        NotErasedError: it did not confirm one of them.
+    """
+    with database.transaction(engine.connect(), read_only=True) as connection:
+        ids = sorted({*instance.ids(connection), *outbox.instance_ids(connection)})
+    target = sender.Target(
+        endpoint=settings.telemetry_endpoint,
+        schema=payload.SCHEMA_VERSION,
+        timeout=settings.telemetry_timeout_seconds,
+    )
+    for each in ids:
+        outcome = sender.erase(target, each)
+        if outcome.result != "sent":
+            raise NotErasedError(each, outcome.error or f"HTTP {outcome.status}")
+    return ids
 
 
 def forget(engine: Engine) -> Forgotten:

@@ -1,10 +1,11 @@
 """Who this install is: ConsentOS's ``instance`` row, adopted as it is or made once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, delete, func, insert, text, update
+from sqlalchemy import Connection, delete, func, insert, select, text, update
 
 from app.models import CURRENT_INSTANCE, INSTANCE
 
@@ -35,6 +36,11 @@ def ensure(connection: Connection) -> UUID:
         return known.id
     made = insert(INSTANCE).values(id=uuid4(), created_at=func.now(), updated_at=func.now())
     return connection.execute(made.returning(INSTANCE.c.id)).scalar_one()
+
+
+def ids(connection: Connection) -> Sequence[UUID]:
+    """Return every id in the table, of whatever origin."""
+    return connection.scalars(select(INSTANCE.c.id)).all()
 
 
 def remove(connection: Connection) -> list[UUID]:

@@ -289,6 +289,11 @@ def prune(connection: Connection, retention: timedelta) -> None:
     connection.execute(delete(OUTBOX).where(_row.id.in_(free)))
 
 
+def instance_ids(connection: Connection) -> Sequence[UUID]:
+    """Return each id under which a heartbeat is on record."""
+    return connection.scalars(select(_row.instance_id).distinct()).all()
+
+
 def remove(connection: Connection) -> tuple[Sequence[UUID], int]:
     """Delete the whole outbox; return each row's instance id, and how many attempts there were."""
     tries = connection.execute(delete(ATTEMPT)).rowcount

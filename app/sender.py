@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache
 from threading import Event, Thread
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID
 
 from tenacity import (
     RetryCallState,
@@ -110,9 +112,24 @@ def post(target: Target, body: bytes, *, at: datetime, stopping: Event) -> Outco
     The response's body is never read. ``at`` is the time now, against which a Retry-After that is
     a date is read.
     """
+    return _once("POST", target, body, at=at, stopping=stopping)
+
+
+def erase(target: Target, instance_id: UUID) -> Outcome:
+    """Ask the receiver behind ``target`` once to delete everything under an id.
+
+    That is ``DELETE …/installs/{instance_id}``, beside the endpoint that takes the heartbeats.
+    """
+    url = urlsplit(target.endpoint)
+    path = f"{url.path.rpartition('/')[0]}/installs/{instance_id}"
+    beside = replace(target, endpoint=urlunsplit(url._replace(path=path)))
+    return _once("DELETE", beside, b"", at=datetime.now(UTC), stopping=Event())
+
+
+def _once(method: str, target: Target, body: bytes, *, at: datetime, stopping: Event) -> Outcome:
     started = time.monotonic()
     status, retry_after, error = None, None, None
-    request = asyncio.run_coroutine_threadsafe(_exchange(target, body), _loop())
+    request = asyncio.run_coroutine_threadsafe(_exchange(method, target, body), _loop())
     # The event loop keeps the deadline; this one is for a stop, and for an event loop held up.
     while not (request.done() or wait([request], timeout=GRACE).done):
         if stopping.is_set() or time.monotonic() - started > target.timeout + GRACE:
@@ -171,9 +188,9 @@ def tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-async def _exchange(target: Target, body: bytes) -> tuple[int, str | None]:
+async def _exchange(method: str, target: Target, body: bytes) -> tuple[int, str | None]:
     headers = {
-        "Content-Type": "application/json",
+        **({"Content-Type": "application/json"} if body else {}),
         "User-Agent": f"consentos-telemetry/{target.schema}",
         "Accept": "*/*",
         "Accept-Encoding": "identity",
@@ -188,7 +205,7 @@ async def _exchange(target: Target, body: bytes) -> tuple[int, str | None]:
             timeout=None,  # noqa: S113 - see above
             follow_redirects=False,
         ) as client,
-        client.stream("POST", target.endpoint, content=body, headers=headers) as response,
+        client.stream(method, target.endpoint, content=body, headers=headers) as response,
     ):
         return response.status_code, response.headers.get("Retry-After")
 

@@ -203,38 +203,51 @@ def _on_their_way(days: Iterable[date]) -> Iterator[str]:
 @app.command()
 def forget(
     *,
+    remote: Annotated[
+        bool,
+        typer.Option(
+            "--remote",
+            help="First have the receiver at TELEMETRY_ENDPOINT delete everything under each id"
+            " that is on record here; where it does not confirm that, nothing is deleted here.",
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before deleting.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete the instance id, the outbox, its attempts and the notice from this database.
 
-    Done as MIGRATION_DATABASE_URL or DATABASE_URL. It turns nothing off: while telemetry is on, the
-    notice is given anew, and the next 02:30 UTC has a heartbeat under a new id.
+    With --remote, from the receiver first. Done as MIGRATION_DATABASE_URL or DATABASE_URL. It turns
+    nothing off: while telemetry is on, the notice is given anew, and the next 02:30 UTC has a
+    heartbeat under a new id.
     """
     settings = Settings.load()
     if not yes:
+        also = f", and from {settings.endpoint_without_query}" if remote else ""
         typer.confirm(
             "This deletes the instance id, every heartbeat on record, its attempts and the notice"
-            " from this database. Go on?",
+            f" from this database{also}. Go on?",
             abort=True,
             err=True,
         )
     with _as_admin(settings) as engine:
+        erased = control.erase(engine, settings) if remote else []
         result = control.forget(engine)
     if as_json:
-        print_json(asdict(result))
+        print_json({**asdict(result), "erased": erased})
         return
-    for sentence in _forgotten(result):
+    for each in erased:
+        typer.echo(f"The receiver has deleted everything under {each}.")
+    for sentence in _forgotten(result, erased=bool(erased)):
         typer.echo(sentence)
     if isinstance(settings.gate, Enabled):
         typer.echo("Telemetry is on: the next 02:30 UTC has a heartbeat under a new id.")
 
 
-def _forgotten(result: Forgotten) -> Iterator[str]:
+def _forgotten(result: Forgotten, *, erased: bool) -> Iterator[str]:
     for former in result.former:
         yield f"The instance id {former} is deleted."
     heartbeats, attempts = count(result.heartbeats, "heartbeat"), count(result.attempts, "attempt")
     yield f"{heartbeats} and {attempts} are deleted, and so is the notice."
     yield from _on_their_way(result.in_flight)
-    if result.heartbeats:
+    if result.heartbeats and not erased:
         yield "A receiver keeps what it has: to have that deleted, tell its operator the id."

@@ -7,6 +7,7 @@ import typer
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from app import log
+from app.control import NotErasedError
 from app.grants import RoleError, RoleNameError
 from app.pipeline import CollectError
 from app.settings import SettingsError
@@ -46,7 +47,7 @@ def explained() -> Iterator[None]:
         raise CommandError("The database's URL cannot be understood.", WRONG_ENVIRONMENT) from error
     except RoleNameError as error:
         raise CommandError(str(error), WRONG_CALL) from error
-    except (MigrationRefusedError, RoleError) as error:
+    except (MigrationRefusedError, RoleError, NotErasedError) as error:
         raise CommandError(str(error)) from error
     except CollectError as error:
         raise CommandError(f"{error}: {log.cause(error)}.") from error

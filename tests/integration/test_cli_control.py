@@ -19,7 +19,7 @@ from tests.database import attempts, count, one, outbox_row, run
 from tests.faults.steps import days, eventually, locked, standing_at, without_harm
 from tests.faults.test_races import one_waits_for_a_lock
 from tests.processes import Processes
-from tests.receiver import Receiver
+from tests.receiver import Receiver, answer
 
 TODAY, TOMORROW = "2026-05-02", "2026-05-03"
 OFF = {"TELEMETRY_ENABLED": "false"}
@@ -222,7 +222,7 @@ class TestForget:
         assert of_consentos(db) == untouched
         assert (again.code, again.json) == (
             0,
-            {"former": [], "heartbeats": 0, "attempts": 0, "in_flight": []},
+            {"former": [], "heartbeats": 0, "attempts": 0, "in_flight": [], "erased": []},
         )
 
     def test_lets_no_heartbeat_follow_before_a_new_notice_and_a_new_day(
@@ -240,6 +240,7 @@ class TestForget:
             "heartbeats": 1,
             "attempts": 0,
             "in_flight": [],
+            "erased": [],
         }
         assert not pipeline.write_heartbeat()
         caplog.set_level("INFO", "telemetry")
@@ -275,6 +276,50 @@ class TestForget:
         assert "telemetry.lease_lost" in caplog.text
         assert "telemetry.failed" not in caplog.text
         assert [count(db, table) for table in OURS] == [0, 0, 0, 0]
+
+
+class TestForgetRemotely:
+    @pytest.fixture(autouse=True)
+    def sent(self, pending: UUID, pipeline: Pipeline, receiver: Receiver) -> None:
+        assert pending
+        pipeline.drain()
+        receiver.answers[:] = [answer(204)]
+        receiver.requests.clear()
+
+    def test_has_the_receiver_delete_each_id_first(
+        self, administered: dict[str, str], db: Engine, receiver: Receiver, pending: UUID
+    ) -> None:
+        other = uuid4()
+        run(db, f"INSERT INTO instance VALUES ('{other}', now(), now())")
+        ended = command({**administered, **OFF}, "forget", "--remote", "--yes")
+        assert (ended.code, ended.err) == (0, "")
+        lines = [request.head.split(b"\r\n", 1)[0] for request in receiver.requests]
+        assert lines == [
+            f"DELETE /v1/installs/{each} HTTP/1.1".encode() for each in sorted([pending, other])
+        ]
+        assert all(request.body == b"" for request in receiver.requests)
+        assert f"The receiver has deleted everything under {pending}.\n" in ended.out
+        assert "A receiver keeps" not in ended.out
+        assert [count(db, table) for table in OURS] == [0, 0, 0, 0]
+
+    @pytest.mark.parametrize("status", [302, 404, 429, 503])
+    def test_deletes_nothing_here_where_that_is_not_confirmed(
+        self, administered: dict[str, str], db: Engine, receiver: Receiver, status: int
+    ) -> None:
+        receiver.answers[:] = [answer(status, "Location: http://127.0.0.1:1/", "Retry-After: 9")]
+        ended = command(administered, "forget", "--remote", "--yes")
+        assert (ended.code, ended.out) == (1, "")
+        assert f"(HTTP {status}). Nothing is deleted here" in ended.sentence
+        assert len(receiver.requests) == 1
+        assert count(db, "instance") == count(db, "telemetry_outbox") == 1
+
+    def test_names_the_receiver_before_it_asks_it(
+        self, administered: dict[str, str], receiver: Receiver
+    ) -> None:
+        refused = command(administered, "forget", "--remote", typed="n\n")
+        assert refused.code == 1
+        assert f"from this database, and from {receiver.url}. Go on?" in refused.err
+        assert receiver.requests == []
 
 
 Control = Callable[[Engine], object]
