@@ -7,10 +7,10 @@ BIN := .venv/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo up test test-faults prove bench lint format docs lock clean
+.PHONY: help setup demo up test test-faults test-browser prove bench bench-collector lint format docs lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.made ## Make .venv from the lock; does nothing when it is up to date
 
@@ -34,16 +34,24 @@ up: setup ## The demo, which stays until Ctrl-C
 	@$(BIN)/python -m app.demo --stay
 
 test: setup ## Run the tests, on embedded Postgres and Valkey
-	@$(BIN)/pytest --ignore tests/faults
+	@$(BIN)/pytest --ignore tests/faults --ignore tests/browser
 
 test-faults: setup ## Kill, freeze, cut off and mislead the real processes, and see nothing lost
 	@$(BIN)/pytest --numprocesses 6 --maxprocesses 6 tests/faults
+
+test-browser: .venv-browser/.made ## Look at the collector's page in a real browser
+	@command -v chromium > /dev/null || { echo "A browser is needed: apt install chromium"; exit 1; }
+	@.venv-browser/bin/pytest --numprocesses 0 tests/browser
 
 prove: setup ## Break each promise in a copy, and see the tests notice
 	@$(BIN)/python -m tests.prove
 
 bench: .venv-bench/.made ## Measure what it costs, beside other ways, and draw it; under 10 minutes
 	@.venv-bench/bin/python -m bench
+
+bench-collector: .venv-bench/.made ## Measure the collector: its ingest, and 100,000 installs over 90 days
+	@.venv-bench/bin/python -m bench.ingest
+	@.venv-bench/bin/python -m bench.collector
 
 lint: setup ## Check style, types and the arrows between modules
 	@$(BIN)/ruff check .
@@ -68,4 +76,4 @@ lock: setup ## Lock the newest versions that pyproject.toml allows
 	@$(LOCK) --upgrade --group browser --constraint requirements-dev.txt --output-file requirements-browser.txt
 
 clean: ## Remove what the targets made
-	@rm -rf .venv .venv-bench .data .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .venv .venv-bench .venv-browser .data .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
