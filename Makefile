@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo up test test-faults test-browser prove bench bench-collector lint format docs lock clean
+.PHONY: help setup demo up test test-faults test-browser screenshot prove bench bench-collector lint format docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-faults: setup ## Kill, freeze, cut off and mislead the real processes, and 
 test-browser: .venv-browser/.made ## Look at the collector's page in a real browser
 	@command -v chromium > /dev/null || { echo "A browser is needed: apt install chromium"; exit 1; }
 	@.venv-browser/bin/pytest --numprocesses 0 tests/browser
+
+screenshot: .venv-browser/.made ## Draw the README's picture of the collector's page
+	@.venv-browser/bin/python -m tests.browser.screenshot docs/collector.png
 
 prove: setup ## Break each promise in a copy, and see the tests notice
 	@$(BIN)/python -m tests.prove

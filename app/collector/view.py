@@ -1,0 +1,471 @@
+"""The page in words: each question, its answer in a sentence, and what is drawn and listed. Pure.
+
+Every sentence is made from what is told and from nothing else.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, get_args
+
+from app.collector import chart
+from app.collector.daily import ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, LOST, NEW
+from app.collector.stats import (
+    FEW,
+    FOLD_BELOW,
+    UNUSED,
+    DayOfStats,
+    Distribution,
+    Stats,
+    Told,
+    Use,
+)
+from app.payload import Bucket
+
+RANGES = (30, 90, 365)
+LINES = 5
+"""So many versions have a line of their own."""
+MONTH = 30
+BUCKETS = get_args(Bucket)
+MOST = 90
+"""The share, in percent, of the installs that is worth supporting for sure."""
+
+STAGES = ("dev", "alpha", "beta", "rc", "")
+VERSIONS = "Which versions must we support?"
+ADOPTION = "How fast is a release adopted?"
+DASH = "\N{EN DASH}"
+NONE_TOLD = "There are too few installs for this to be told."
+
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_FEATURES = {
+    "tcf_v22_sites": "TCF 2.2",
+    "auto_blocking_sites": "Blocks until opt-in",
+    "scanner_scheduled_sites": "Scheduled scans",
+    "geoip_header_configured": "GeoIP by header",
+    "geoip_maxmind_configured": "GeoIP by MaxMind",
+    "rate_limit_enabled": "Rate limit",
+    "compliance_ee": "Enterprise compliance",
+}
+_COUNTS = {
+    "orgs": "Organisations",
+    "sites": "Sites",
+    "users": "Users",
+    "scans_last_24h": "Scans in 24 hours",
+    "consents_last_24h": "Consents in 24 hours",
+}
+_WHERE = {
+    "deployment": "Deployment",
+    "platform": "Platform",
+    "edition": "Edition",
+}
+_MOSTLY = {
+    "deployment": "deployed as {} ({})",
+    "platform": "on {} ({})",
+    "edition": "in the {} edition ({})",
+}
+_RUNTIMES = {"python_version": "Python", "stack.postgres_version": "Postgres"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: its name, how many installs, and their share in percent."""
+
+    name: str
+    installs: str
+    width: float
+    share: str
+    cumulative: str = ""
+    rest: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A distribution as a table with bars."""
+
+    caption: str
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class ByDay:
+    """A chart over the days, and the table of the same numbers, the latest day first."""
+
+    name: str
+    chart: chart.Chart
+    columns: list[str]
+    days: list[tuple[date, list[str]]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a section answers."""
+
+    name: str
+    title: str
+    answer: str
+    by_day: ByDay | None = None
+    tables: Sequence[Table] = ()
+    details: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """What the template is filled in with."""
+
+    filtered: str
+    few: bool
+    """Whether so few are active that only the days are told of."""
+    versions: list[str]
+    """What can be chosen, and what was."""
+    editions: list[str]
+    heard_of: list[tuple[str, str]]
+    questions: list[Question]
+    is_told: bool
+    is_empty: bool
+
+
+def of(stats: Stats) -> View:
+    """Return the page of what is told."""
+    told = bool(stats.days)
+    is_empty = stats.as_of is None or (told and _never_heard_of_any(stats))
+    return View(
+        filtered=_filtered(stats),
+        few=told and stats.values["edition"].folded_installs is None,
+        versions=_choices(stats.all_versions, stats.version, _age)[::-1],
+        editions=_choices(stats.all_editions, stats.edition, str),
+        heard_of=_heard_of(stats.days[-1]) if told else [],
+        questions=[] if is_empty or not told else _questions(stats),
+        is_told=told or stats.as_of is None,
+        is_empty=is_empty,
+    )
+
+
+def _choices(told: Sequence[str], chosen: str | None, key: Callable[[str], Any]) -> list[str]:
+    return sorted({*told, *([chosen] if chosen else [])}, key=key)
+
+
+def _never_heard_of_any(stats: Stats) -> bool:
+    if stats.version or stats.edition:
+        return False
+    return not any(n != 0 for each in stats.days for n in each.movements.values())
+
+
+def _filtered(stats: Stats) -> str:
+    edition = f" in the {stats.edition} edition" if stats.edition else ""
+    what = (
+        f"installs of version {stats.version}{edition}" if stats.version else f"installs{edition}"
+    )
+    those = f"Only {what}" if stats.version or stats.edition else "All installs"
+    if stats.since is None or stats.until is None:
+        return f"{those}."
+    return f"{those}, from {long_date(stats.since)} to {long_date(stats.until)}."
+
+
+def _heard_of(day: DayOfStats) -> list[tuple[str, str]]:
+    spans = {ACTIVE_2D: "48 hours", ACTIVE_7D: "7 days", ACTIVE_30D: "30 days"}
+    return [(number(day.movements[name]), words) for name, words in spans.items()]
+
+
+def long_date(day: date) -> str:
+    """Return a date as it is written in a sentence."""
+    return f"{day.day} {day:%B %Y}"
+
+
+def number(installs: Told) -> str:
+    """Return a number of installs for a cell or the middle of a sentence."""
+    return FEW if installs is None else f"{installs:,}"
+
+
+def spelled(count: int) -> str:
+    """Return a number of things that are no installs as a word."""
+    return _WORDS[count] if count < len(_WORDS) else f"{count:,}"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _installs(installs: Told) -> str:
+    return "no install was" if installs == 0 else f"{number(installs)} installs were"
+
+
+def percent(part: float, whole: float) -> str:
+    """Return a share in whole percents, of which neither 0 nor 100 is said unless it is so."""
+    share = 100 * part / whole if whole else 0.0
+    if 0 < share < 1:
+        return "<1%"
+    if 99 < share < 100:  # noqa: PLR2004
+        return ">99%"
+    return f"{share:.0f}%"
+
+
+def _questions(stats: Stats) -> list[Question]:
+    over_time = [_active(stats.days), _growth(stats.days)]
+    if stats.values["edition"].folded_installs is None:
+        return over_time  # of so few active installs nothing else is told
+    of_one = f"All of these run {stats.version}: that is what the page is filtered by."
+    return [
+        *over_time,
+        Question("versions", VERSIONS, of_one) if stats.version else _versions(stats.days[-1]),
+        Question("adoption", ADOPTION, of_one) if stats.version else _adoption(stats.days),
+        _where(stats),
+        _runtimes(stats),
+        _sizes(stats),
+        _features(stats),
+    ]
+
+
+def _by_day(
+    name: str,
+    drawn: chart.Chart,
+    days: Sequence[DayOfStats],
+    columns: dict[str, Callable[[DayOfStats], str]],
+) -> ByDay:
+    rows = [(each.day, [read(each) for read in columns.values()]) for each in days]
+    return ByDay(name, drawn, [*columns], rows[::-1])
+
+
+def _moved(name: str) -> Callable[[DayOfStats], str]:
+    return lambda day: number(day.movements[name])
+
+
+def _active(days: Sequence[DayOfStats]) -> Question:
+    now = days[-1].movements[ACTIVE_2D]
+    answer = f"{_capital(_installs(now))} heard of in the last 48 hours"
+    if len(days) > MONTH:
+        then = days[-1 - MONTH].movements[ACTIVE_2D]
+        answer += f"; a month ago it was {'none' if then == 0 else number(then)}"
+    columns = {"48 hours": ACTIVE_2D, "7 days": ACTIVE_7D, "30 days": ACTIVE_30D}
+    drawn = chart.lines(
+        [each.day for each in days],
+        [
+            chart.Series(words, f"m{n}", [each.movements[name] for each in days])
+            for n, (words, name) in enumerate(columns.items())
+        ],
+    )
+    by_day = _by_day(
+        "Installs heard of within 48 hours, 7 days and 30 days, by day",
+        drawn,
+        days,
+        {words: _moved(name) for words, name in columns.items()},
+    )
+    return Question("active", "Is anyone running this?", f"{answer}.", by_day)
+
+
+def _growth(days: Sequence[DayOfStats]) -> Question:
+    first, last = days[0], days[-1]
+    new, lost = ([each.movements[name] for each in days] for name in (NEW, LOST))
+    was, now = (number(day.movements[ACTIVE_30D]) for day in (first, last))
+    answer = (
+        f"On {long_date(first.day)}, {was} installs had been heard of within 30 days, and {now} on"
+        f" {long_date(last.day)}. From then to now {_in_all(new)} were new, {_in_all(lost)} fell"
+        " silent."
+    )
+    if first is last:
+        answer = f"Counting began on {long_date(first.day)}: {_in_all(new)} were new."
+    drawn = chart.bars(
+        [each.day for each in days],
+        chart.Series("new", "up", new),
+        chart.Series("lost", "down", lost),
+    )
+    by_day = _by_day(
+        "New installs, and installs lost after 30 days of silence, by day",
+        drawn,
+        days,
+        {"New": _moved(NEW), "Lost": _moved(LOST)},
+    )
+    return Question("growth", "Is it growing?", answer, by_day)
+
+
+def _in_all(numbers: Sequence[Told]) -> str:
+    """Return a sum, by what is told of its parts: a few are at least one."""
+    exact, few = sum(n for n in numbers if n), numbers.count(None)
+    low, high = exact + few, exact + few * (FOLD_BELOW - 1)
+    if not few:
+        return number(exact) if exact else "none"
+    if high < FOLD_BELOW:
+        return FEW
+    return f"at most {high:,}" if low < FOLD_BELOW else f"{low:,} to {high:,}"
+
+
+def _shares(
+    told: Distribution, name: Callable[[str], str] = str, *, add_up: bool = False
+) -> list[Row]:
+    """Return a line for each group in the order that they have, and one for the rest."""
+    total, so_far, rows = told.total, 0, []
+    for group in told.groups:
+        so_far += group.installs
+        rows.append(
+            _row(name(group.value), group.installs, total, percent(so_far, total) if add_up else "")
+        )
+    if told.folded_installs != 0:
+        together = "others together" if rows else "all together"
+        rows.append(_row(together, told.folded_installs, total, is_rest=True))
+    return rows
+
+
+def _row(
+    name: str, installs: Told, total: int, cumulative: str = "", *, is_rest: bool = False
+) -> Row:
+    if installs is None:
+        return Row(name, FEW, 0, "", cumulative, is_rest)
+    width = round(100 * installs / total, 1) if total else 0.0
+    return Row(name, number(installs), width, percent(installs, total), cumulative, is_rest)
+
+
+def _versions(day: DayOfStats) -> Question:
+    told = day.by_version
+    table = Table("Active installs by version", _shares(told, add_up=True))
+    return Question("versions", VERSIONS, _support(told), tables=[table])
+
+
+def _support(told: Distribution) -> str:
+    if not told.groups:
+        return NONE_TOLD
+    first, covered, count = told.groups[0], 0, 0
+    for count, group in enumerate(told.groups, 1):  # noqa: B007 - the last one is what is asked for
+        covered += group.installs
+        if covered * 100 >= MOST * told.total:
+            break
+    share = percent(covered, told.total)
+    if count == 1:
+        return f"{first.value} alone is on {share} of the active installs."
+    return (
+        f"The {spelled(count)} commonest are on {share} of the active installs;"
+        f" {first.value} leads with {percent(first.installs, told.total)}."
+    )
+
+
+def _adoption(days: Sequence[DayOfStats]) -> Question:
+    told = days[-1].by_version
+    newest = max((group.value for group in told.groups), key=_age, default=None)
+    if newest is None:
+        return Question("adoption", ADOPTION, NONE_TOLD)
+    largest = [group.value for group in told.groups if group.value != newest][: LINES - 1]
+    versions = sorted([newest, *largest], key=_age, reverse=True)
+    begins = next(n for n, day in enumerate(days) if day.versions.keys() & {*versions})
+    days = days[max(0, begins - 1) :]
+
+    def others(day: DayOfStats) -> Told:
+        rest = sum(n for name, n in day.versions.items() if name not in versions)
+        return rest + day.other_versions if day.other_versions is not None else None
+
+    series = [
+        chart.Series(name, f"m{n}", [_share(day, day.versions.get(name)) for day in days])
+        for n, name in enumerate(versions)
+    ]
+    rest = chart.Series("others", "rest", [_share(day, others(day)) for day in days])
+    drawn = chart.lines([day.day for day in days], [*series, rest], unit="%")
+    columns = {name: _on(name) for name in versions}
+    columns["others"] = lambda day: number(others(day))
+    by_day = _by_day("Active installs by version, by day", drawn, days, columns)
+    return Question("adoption", ADOPTION, _speed(newest, days), by_day)
+
+
+def _on(version: str) -> Callable[[DayOfStats], str]:
+    return lambda day: number(day.versions[version]) if version in day.versions else DASH
+
+
+def _share(day: DayOfStats, installs: Told) -> float | None:
+    total = day.by_version.total
+    return round(100 * installs / total, 2) if installs is not None and total else None
+
+
+def _age(version: str) -> tuple[int, ...]:
+    """Return what orders versions by their age, a pre-release before its release."""
+    release, _, stage = version.partition("-")
+    kind, _, n = stage.partition(".")
+    return (*map(int, release.split(".")), STAGES.index(kind), int(n or 0))
+
+
+def _speed(newest: str, days: Sequence[DayOfStats]) -> str:
+    told = days[-1].by_version
+    share = percent(days[-1].versions[newest], told.total)
+    first = next(day.day for day in days if newest in day.versions)
+    if first == days[0].day:
+        return f"The newest release told, {newest}, is on {share} of the active installs."
+    took = (days[-1].day - first).days
+    since = f"{spelled(took)} day{'' if took == 1 else 's'}"
+    return (
+        f"The newest release told, {newest}, is on {share} of the active installs, {since} after it"
+        " was first seen on five of them."
+    )
+
+
+def _where(stats: Stats) -> Question:
+    asked = {
+        name: words for name, words in _WHERE.items() if name != "edition" or not stats.edition
+    }
+    leaders = {name: _leader(stats.values[name]) for name in asked}
+    parts = [_MOSTLY[name].format(*leader) for name, leader in leaders.items() if leader]
+    answer = f"Most often {', '.join(parts)}." if parts else NONE_TOLD
+    tables = [Table(words, _shares(stats.values[name])) for name, words in asked.items()]
+    return Question("where", "Where does it run?", answer, tables=tables)
+
+
+def _leader(told: Distribution) -> tuple[str, str] | None:
+    if not told.groups:
+        return None
+    return told.groups[0].value, percent(told.groups[0].installs, told.total)
+
+
+def _runtimes(stats: Stats) -> Question:
+    parts, tables = [], []
+    for name, words in _RUNTIMES.items():
+        told = stats.values[name].in_order(key=_age)
+        tables.append(Table(words, _shares(told, f"{words} {{}}".format)))
+        if told.groups:
+            oldest = told.groups[0]
+            parts.append(
+                f"the oldest {words} told is {oldest.value}, on"
+                f" {percent(oldest.installs, told.total)} of the active installs"
+            )
+    answer = f"{_capital('; '.join(parts))}." if parts else NONE_TOLD
+    return Question("runtimes", "Which Python and Postgres must we support?", answer, tables=tables)
+
+
+def _sizes(stats: Stats) -> Question:
+    tables, parts = [], []
+    for name, words in _COUNTS.items():
+        told = stats.values[f"counts.{name}"]
+        tables.append(Table(words, _shares(told.in_order(key=BUCKETS.index), _bucket)))
+        if name in {"sites", "users"} and (leader := _leader(told)):
+            parts.append(f"{_bucket(leader[0])} {words.lower()} ({leader[1]})")
+    answer = f"Most common are {' and '.join(parts)}." if parts else NONE_TOLD
+    return Question("sizes", "How big are installs?", answer, tables=tables)
+
+
+def _bucket(name: str) -> str:
+    return name.replace("-", DASH)
+
+
+def _features(stats: Stats) -> Question:
+    uses = {name: stats.features[f"features.{name}"] for name in _FEATURES}
+    totals = {name: stats.values[f"features.{name}"].total for name in _FEATURES}
+    exact = {name: used.installs for name, used in uses.items() if used.installs is not None}
+    in_order = sorted(_FEATURES, key=lambda name: (-exact.get(name, -1), name))
+    rows = [_use(_FEATURES[name], uses[name], totals[name]) for name in in_order]
+    answer = NONE_TOLD
+    if exact:
+        most = max(exact, key=lambda name: exact[name])
+        least = min(exact, key=lambda name: exact[name])
+        answer = (
+            f"Most used is “{_FEATURES[most]}” ({percent(exact[most], totals[most])}), and least"
+            f" “{_FEATURES[least]}” ({percent(exact[least], totals[least])})."
+        )
+    details = [
+        Table(
+            f"{words}: on how many sites",
+            _shares(told.in_order(key=BUCKETS.index), _bucket),
+        )
+        for name, words in _FEATURES.items()
+        if UNUSED[f"features.{name}"] == "0" and (told := stats.values[f"features.{name}"])
+    ]
+    table = Table("Active installs that use a feature", rows)
+    return Question("features", "Which features are used?", answer, tables=[table], details=details)
+
+
+def _use(name: str, used: Use, total: int) -> Row:
+    return (
+        Row(name, used.words, 0, "") if used.installs is None else _row(name, used.installs, total)
+    )
