@@ -332,11 +332,24 @@ def _is_loopback(host: str) -> bool:
     return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
 
 
+LEAST_RETENTION_DAYS = 32
+"""An install is counted as lost on the day on which it has been silent for 30: until the day after
+that one it must not be deleted."""
+
+
+def _retention(days: int) -> int:
+    if 0 < days < LEAST_RETENTION_DAYS:
+        raise _wrong(f"must be 0, which keeps all, or {LEAST_RETENTION_DAYS} or more")
+    return days
+
+
 class CollectorSettings(Environment):
     """What the collector reads from the environment."""
 
     collector_database_url: PostgresUrl | None = None
-    collector_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 400
+    collector_retention_days: Annotated[int, Field(ge=0, le=36_500), AfterValidator(_retention)] = (
+        400
+    )
     collector_client_rate: Annotated[int, Field(ge=0, le=1_000_000)] = 60
     collector_token: SecretStr | None = None
     port: Annotated[int, Field(ge=1, le=65_535)] = 8000

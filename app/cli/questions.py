@@ -310,7 +310,7 @@ def _print_verification(found: Verification, *, as_json: bool) -> None:
     if not as_json:
         typer.echo(f"No problem in {where}.")
         typer.echo("Each body is as its schema allows, and the trigger that freezes it stands.")
-        typer.echo("The attempts are numbered without a gap, and each row that ended has its own.")
+        typer.echo("The attempts are numbered without a gap, and what was sent has one that was.")
         if found.logged is not None:
             typer.echo("Each logged body is stored, and each that was sent was logged.")
 

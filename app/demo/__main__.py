@@ -1,4 +1,4 @@
-"""``make demo``: one heartbeat leaves, on servers and processes that are real and end with it."""
+"""``make demo``: one heartbeat leaves and is counted, by real servers that end with the demo."""
 
 import json
 import os
@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,13 +21,18 @@ from rich.rule import Rule
 from sqlalchemy import Connection, text
 
 from app import database, instance, outbox, payload
+from app.collector import daily, store
 from app.demo import consentos, servers
+from app.demo.fleet import Fleet, by_minute
 from app.schedule import Day, running_day
 
 DATA = Path(".data")
 ROLE = "telemetry"
 PATIENCE = 60.0
 """Seconds for a process of the Procfile to do what it is there for."""
+
+INSTALLS, DAYS = 300, 31
+"""Those of the simulated history that the collector opens with, up to yesterday."""
 
 console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
 
@@ -43,6 +49,8 @@ class Demo:
         self._embedded = embedded
         self.log = directory / "processes.log"
         self.port = _free_port()
+        self.page = f"http://127.0.0.1:{self.port}/"
+        self._history: set[tuple[str, str]] = set()
         self.consentos = self._database("consentos")
         self.collector = self._database("collector")
         self.administrator = {"MIGRATION_DATABASE_URL": self.consentos}
@@ -56,7 +64,7 @@ class Demo:
             "ENVIRONMENT": "demo",
             "APP_VERSION": "0.1.0",
             "CONSENTOS_DEPLOYMENT": "demo",
-            "TELEMETRY_ENDPOINT": f"http://127.0.0.1:{self.port}/v1/heartbeat",
+            "TELEMETRY_ENDPOINT": f"{self.page}v1/heartbeat",
             "TELEMETRY_SPREAD_SECONDS": "0",
         }
 
@@ -128,10 +136,42 @@ class Demo:
                 return line
         raise DemoError(f"the payload is not in the log {self.log}")
 
-    def collected(self) -> list[Any]:
-        """Return the bodies that the collector holds."""
+    def simulate(self) -> None:
+        """Have the collector look a month old: it has taken what others sent, and counted it."""
+        yesterday = datetime.now(UTC).date() - timedelta(days=1)
         with database.engine(_driver(self.collector)).begin() as connection:
-            return list(connection.scalars(text("SELECT body FROM heartbeat")))
+            for _, arrivals in Fleet(20260502, installs=INSTALLS, days=DAYS, until=yesterday):
+                for batch in by_minute(arrivals):
+                    store.insert(connection, batch.heartbeats, at=batch.at)
+                    self._history |= {(each.instance_id, each.sent_at) for each in batch.heartbeats}
+            daily.measure(connection)
+
+    def collected(self) -> list[Any]:
+        """Return the bodies that the collector holds beside all of its simulated history."""
+        with database.engine(_driver(self.collector)).begin() as connection:
+            bodies = list(connection.scalars(text("SELECT body FROM heartbeat")))
+        real = [b for b in bodies if (b["instance_id"], b["sent_at"]) not in self._history]
+        if len(bodies) - len(real) != len(self._history):
+            raise DemoError("the collector does not hold all of its history")
+        return real
+
+    def counted(self) -> dict[str, Any]:
+        """Count, as the collector does once a minute, and return what its page tells then.
+
+        Nobody else is new today: the simulated ones end with yesterday.
+        """
+        with database.engine(_driver(self.collector)).begin() as connection:
+            daily.measure(connection)
+            days = daily.span(connection)
+            assert days is not None  # noqa: S101 - it has just been counted
+            today = daily.movements(connection, days.last, days.last, daily.Filter())[days.last]
+        if today.get(daily.NEW) != 1:
+            raise DemoError("the collector does not count the heartbeat in today's numbers")
+        with urllib.request.urlopen(f"{self.page}v1/stats.json", timeout=PATIENCE) as answer:  # noqa: S310 - our own
+            told: dict[str, Any] = json.load(answer)
+        if datetime.fromisoformat(told["as_of"]) < days.as_of:
+            raise DemoError("the collector's page does not tell what was counted")
+        return told
 
 
 def _record_sent(
@@ -213,6 +253,22 @@ def show(demo: Demo, row: Mapping[str, Any]) -> None:
     console.print("[green]✓[/] row, log line and collector hold the same heartbeat, once")
 
 
+def show_page(demo: Demo) -> None:
+    """Print what the collector's page tells: of a simulated month, and of this heartbeat today."""
+    told = demo.counted()
+    yesterday, today = told["days"][-2:]
+    versions = sorted(yesterday["versions"].items(), key=lambda each: -each[1])
+    few = ", ".join(f"{version} on {installs}" for version, installs in versions[:3])
+    console.print(Rule(f"is anyone running this? {demo.page}", align="left"))
+    console.print(
+        f"  active in 48 hours:    {today['movements'][daily.ACTIVE_2D]} installs now,"
+        f" {yesterday['movements'][daily.ACTIVE_2D]} at the end of yesterday"
+    )
+    console.print(f"  versions:              {few}, and {max(len(versions) - 3, 0)} more")
+    console.print(f"  simulated:             {INSTALLS} installs over {DAYS} days, up to yesterday")
+    console.print("[green]✓[/] the heartbeat is the one new install in today's numbers")
+
+
 def main(
     *,
     stay: Annotated[bool, typer.Option("--stay", help="Stay until Ctrl-C.")] = False,
@@ -245,16 +301,20 @@ def play(demo: Demo, embedded: servers.Servers, *, stay: bool) -> None:
         demo.grant()
     with step("make the telemetry look two days old"):
         demo.age()
+    with step(f"have the collector look back on {DAYS} days of {INSTALLS} simulated installs"):
+        demo.simulate()
     with step("start web, worker and scheduler (honcho), and wait for the heartbeat"):
         demo.start()
         row = demo.delivered()
     show(demo, row)
+    show_page(demo)
     if stay:
         environment = DATA / "demo" / "environment"
         variables = {**demo.env, **demo.administrator}
         lines = (f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
         environment.write_text("".join(lines))
         console.print(Rule("all of it stays until Ctrl-C", align="left"))
+        console.print(f"  the collector's page:  {demo.page}")
         console.print(f"  the processes' log:    tail -f {demo.log}")
         console.print(f"  the commands:          . {environment}; consentos-telemetry status")
         console.print(f"  psql:                  {embedded.psql} {shlex.quote(demo.consentos)}")

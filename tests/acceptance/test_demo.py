@@ -1,12 +1,14 @@
-"""``make demo`` ends by itself, leaves nothing running, and survives a predecessor's kill."""
+"""``make demo`` ends by itself and leaves nothing running; ``make up`` stays until it is killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -35,9 +37,9 @@ def elsewhere(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(directory: Path, **environment: str) -> subprocess.Popen[str]:
+def start(directory: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "app.demo"],
+        [sys.executable, "-m", "app.demo", *options],
         cwd=directory,
         env=minimal({"PYTHONPATH": str(directory), **environment}),
         stdout=subprocess.PIPE,
@@ -48,15 +50,32 @@ def start(directory: Path, **environment: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.timeout(180)
-def test_a_demo_shows_a_heartbeat_even_after_one_that_was_killed(elsewhere: Path) -> None:
-    killed = start(elsewhere)
-    assert killed.stdout
-    for line in killed.stdout:
-        if "look two days old" in line:
-            break
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    killed.stdout.close()
+def page_of(demo: subprocess.Popen[str]) -> str:
+    """Wait for a demo that stays, and return the address of its collector's page."""
+    assert demo.stdout
+    said = []
+    for line in demo.stdout:
+        said.append(line)
+        if found := re.search(r"the collector's page: +(http\S+)", line):
+            return found[1]
+    raise AssertionError("".join(said))
+
+
+def test_a_demo_shows_a_heartbeat_and_its_page_even_after_one_that_was_killed(
+    elsewhere: Path,
+) -> None:
+    with start(elsewhere, "--stay") as killed:
+        try:
+            page = page_of(killed)
+            assert "html" in httpx.get(page).headers["content-type"]
+            days = httpx.get(f"{page}v1/stats.json").json()["days"]
+        finally:
+            os.kill(killed.pid, signal.SIGKILL)
+    assert len(days) == 32
+    assert days[-2]["movements"]["active_2d"] > 200
+    assert set(days[-2]["versions"]) > {"0.3.1", "0.4.0"}
+    # One is new today, the demo's own, and a number below five is not told.
+    assert days[-1]["movements"]["new"] is None
 
     # An operator's own settings have no say in it.
     hostile = {"DATABASE_URL": "postgresql://prod.invalid/x", "DO_NOT_TRACK": "1"}
@@ -66,6 +85,10 @@ def test_a_demo_shows_a_heartbeat_even_after_one_that_was_killed(elsewhere: Path
     assert '"telemetry_schema": 1' in told
     assert "telemetry.payload {" in told
     assert "row, log line and collector hold the same heartbeat, once" in told
+    assert re.search(r"is anyone running this\? http://127\.0\.0\.1:\d+/", told)
+    assert re.search(r"active in 48 hours: +\d{3} installs now, \d{3} at the end", told)
+    assert re.search(r"versions: +0\.4\.0 on \d+, ", told)
+    assert "the heartbeat is the one new install in today's numbers" in told
     deadline = time.monotonic() + 10
     while left_running(elsewhere) and time.monotonic() < deadline:
         time.sleep(0.1)

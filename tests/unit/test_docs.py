@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.payload import Heartbeat, fields
-from bench import report
+from bench import collector, report
 from docs import generate
 from tests.prove.mutations import MUTATIONS
 from tests.unit.published import EXAMPLE
@@ -78,6 +78,11 @@ def test_the_body_is_the_documented_payload_without_its_spaces() -> None:
 def test_the_tables_of_the_measurements_are_those_of_their_results() -> None:
     page = report.PAGE.read_text()
     assert page == report.with_tables(page), "run `python -m bench.report`"
+
+
+def test_the_table_of_the_collectors_bench_is_that_of_its_results() -> None:
+    page = (generate.PAGE.parent / "collector.md").read_text()
+    assert collector.table(json.loads(collector.RESULT.read_text())) in page
 
 
 TESTS = Path(__file__).parents[1]

@@ -1,0 +1,290 @@
+"""A collector of a hundred thousand installs: what it takes, counts, holds and shows.
+
+``python -m bench.collector`` has a simulated fleet (``app.demo.fleet``) send for ninety days to a
+collector of each size, measures, writes bench/results/collector.json and prints it as a table.
+"""
+
+import json
+import os
+import socket
+import statistics
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from sqlalchemy import Connection, Engine, NullPool, create_engine, text
+
+from app.collector import daily, store
+from app.demo import servers
+from app.demo.fleet import Arrival, Fleet
+from migrations import migrate
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / ".data" / "bench-collector"
+RESULT = ROOT / "bench" / "results" / "collector.json"
+
+SIZES = (100, 10_000, 100_000)
+DAYS = 90
+WHOLE_DAYS = 3
+"""On the last days every heartbeat goes through ``store.insert``. Before them nothing is written
+but what that leaves of a day once its heartbeats are deleted, the installs: no disk is filled.
+"""
+AT_ONCE = 500
+"""As many heartbeats as the collector commits together at most."""
+COUNTS = 5
+READS = 40
+PATIENCE = 60.0
+"""Seconds for a collector to start and to count."""
+
+_ARRIVED = "CREATE TEMP TABLE arrived (id uuid, seen timestamptz, body jsonb) ON COMMIT DROP"
+_HEARD_OF = text(
+    """
+    INSERT INTO install (instance_id, first_seen, last_seen, body)
+    SELECT DISTINCT ON (id) id, seen, seen, body FROM arrived ORDER BY id, seen DESC
+    ON CONFLICT (instance_id) DO UPDATE SET last_seen = excluded.last_seen, body = excluded.body
+    """
+)
+_BYTES = text("SELECT pg_total_relation_size(CAST(:name AS regclass))")
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class BenchError(Exception):
+    """What was to be measured did not happen; the message is one sentence."""
+
+
+def measure(embedded: servers.Servers, installs: int, until: date) -> dict[str, Any]:
+    """Return what a collector of a fleet of so many installs takes, counts, holds and shows."""
+    url = _database(embedded.postgres, f"collector_{installs}")
+    engine = create_engine(_driver(url), poolclass=NullPool)
+    with engine.connect() as connection:
+        migrate(connection, "collector")
+    result: dict[str, Any] = {"installs": installs, "heartbeats": 0}
+    for number, (day, arrivals) in enumerate(
+        Fleet(20260502, installs=installs, days=DAYS, until=until)
+    ):
+        result["heartbeats"] += len(arrivals)
+        if number < DAYS - WHOLE_DAYS:
+            with engine.begin() as connection:
+                _hear_of(connection, arrivals)
+        else:
+            result["ingest"] = _ingest(engine, arrivals)
+        _vacuum(engine)
+        _count(engine, day)
+        _say(installs, f"{day}: {len(arrivals):,} heartbeats")
+    _vacuum(engine)
+    result["measure_s"] = _median(COUNTS, lambda: _count(engine, until))
+    with engine.begin() as connection:
+        result |= _held(connection, until)
+    result["read"] = _reading(engine, until)
+    result["page"] = _shown(embedded, url, engine)
+    return result
+
+
+def _hear_of(connection: Connection, arrivals: Sequence[Arrival]) -> None:
+    """Leave what a day's heartbeats leave when they are deleted."""
+    connection.execute(text(_ARRIVED))
+    cursor = connection.connection.cursor()
+    with cursor.copy("COPY arrived FROM STDIN") as copy:
+        for at, heartbeat in arrivals:
+            copy.write_row((heartbeat.instance_id, at, heartbeat.canonical()))
+    connection.execute(_HEARD_OF)
+
+
+def _ingest(engine: Engine, arrivals: Sequence[Arrival]) -> dict[str, Any]:
+    """Take a day's heartbeats in batches, each committed, one after the other."""
+    began = time.perf_counter()
+    with engine.connect() as connection:
+        for batch in _batches(arrivals):
+            with connection.begin():
+                store.insert(
+                    connection, [each.heartbeat for each in batch], at=batch[-1].received_at
+                )
+    took = time.perf_counter() - began
+    return {"heartbeats": len(arrivals), "s": took, "a_second": len(arrivals) / took}
+
+
+def _batches(arrivals: Sequence[Arrival]) -> Iterator[Sequence[Arrival]]:
+    for first in range(0, len(arrivals), AT_ONCE):
+        yield arrivals[first : first + AT_ONCE]
+
+
+def _count(engine: Engine, day: date) -> None:
+    """Count a day as of its last second, and the day before to its end if that is not yet done."""
+    with engine.begin() as connection:
+        daily.measure(connection, now=daily.begins(day) + timedelta(days=1, seconds=-1))
+
+
+def _held(connection: Connection, until: date) -> dict[str, Any]:
+    """Return what the tables hold, in rows and in bytes with their indexes."""
+    active = daily.movements(connection, until, until, daily.Filter())[until]
+    tables = {
+        name: {
+            "rows": connection.scalar(text(f"SELECT count(*) FROM {name}")),  # noqa: S608
+            "bytes": connection.scalar(_BYTES, {"name": name}),
+        }
+        for name in ("heartbeat", "install", "daily")
+    }
+    return {"movements": active, "tables": tables}
+
+
+def _reading(engine: Engine, until: date) -> dict[str, float]:
+    """Return the milliseconds of each of the page's queries, over all of the days."""
+    since = until - timedelta(days=DAYS - 1)
+    everyone, few = daily.Filter(), daily.Filter(version="0.4.1", edition="ee")
+    with engine.connect() as connection:
+        asked: dict[str, Callable[[], object]] = {
+            "movements": lambda: daily.movements(connection, since, until, everyone),
+            "versions": lambda: daily.versions(connection, since, until, everyone),
+            "values": lambda: daily.values(connection, until, everyone),
+            "versions, filtered": lambda: daily.versions(connection, since, until, few),
+        }
+        return {name: 1000 * _median(READS, ask) for name, ask in asked.items()}
+
+
+def _shown(embedded: servers.Servers, url: str, engine: Engine) -> dict[str, float]:
+    """Return the milliseconds of a page, seen from outside, of the collector's own process."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = {"PATH": os.environ["PATH"], "COLLECTOR_DATABASE_URL": url, "PORT": str(port)}
+    log = DATA / "serve.log"
+    argv = [sys.executable, "-m", "app.collector", "serve", "--host", "127.0.0.1"]
+    embedded.start(argv, env=env, log=log)
+    # It counts when it starts, and that is not what is to be timed.
+    _wait(lambda: "collector.ready" in log.read_text() and _has_counted(engine))
+
+    def get(path: str) -> None:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
+            answer.read()
+
+    paths = ("/?days=90", "/v1/stats.json?days=90", "/?days=90&version=0.4.1&edition=ee")
+    return {path: 1000 * _median(READS, partial(get, path)) for path in paths}
+
+
+def _has_counted(engine: Engine) -> bool:
+    with engine.begin() as connection:
+        span = daily.span(connection)
+    return span is not None and span.last == datetime.now(UTC).date()
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return what was measured, a size beside the other."""
+    sizes = result["sizes"]
+    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("heartbeats in all", lambda size: f"{size['heartbeats']:,}"),
+        ("active in 48 hours", lambda size: f"{size['movements'][daily.ACTIVE_2D]:,}"),
+        ("taken, a second", lambda size: f"{size['ingest']['a_second']:,.0f}"),
+        ("one count", lambda size: f"{1000 * size['measure_s']:,.0f} ms"),
+        *((f"the table `{name}`", _size_of(name)) for name in sizes[0]["tables"]),
+        *((f"read: {name}", _ms_of("read", name)) for name in sizes[0]["read"]),
+        *((f"`GET {path}`", _ms_of("page", path)) for path in sizes[0]["page"]),
+    ]
+    lines = [
+        ["installs", *(f"{size['installs']:,}" for size in sizes)],
+        ["---", *("---:" for _ in sizes)],
+        *([name, *(told(size) for size in sizes)] for name, told in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _size_of(name: str) -> Callable[[dict[str, Any]], str]:
+    def told(size: dict[str, Any]) -> str:
+        held = size["tables"][name]
+        return f"{held['rows']:,} rows, {held['bytes'] / 1e6:,.1f} MB"
+
+    return told
+
+
+def _ms_of(part: str, name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda size: f"{size[part][name]:.1f} ms"
+
+
+def _database(maintenance: str, name: str) -> str:
+    engine = create_engine(_driver(maintenance), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    return maintenance.replace("/postgres?", f"/{name}?")
+
+
+def _driver(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def _vacuum(engine: Engine) -> None:
+    """Do what autovacuum has the time to do on a real day."""
+    with engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(text("VACUUM ANALYZE install, daily"))
+
+
+def _median(times: int, work: Callable[[], object]) -> float:
+    """Return the median seconds of some work that is done so many times."""
+    took = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not until():
+        if time.monotonic() > deadline:
+            raise BenchError(f"The collector did not start and count; see {DATA}/serve.log.")
+        time.sleep(0.1)
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _rounded(each) for key, each in value.items()}
+        case list():
+            return [_rounded(each) for each in value]
+        case float():
+            return round(value, 3)
+        case _:
+            return value
+
+
+def _say(installs: int, doing: str) -> None:
+    if console.is_terminal:
+        console.print(f"  {installs:,} installs: {doing}", end="\r")
+
+
+def main() -> None:
+    """Measure each size on servers of its own, and write and print what was measured."""
+    began = time.monotonic()
+    DATA.parent.mkdir(exist_ok=True)
+    # The collector itself counts today, so that the fleet's last day is yesterday.
+    until = datetime.now(UTC).date() - timedelta(days=1)
+    sizes = []
+    for installs in SIZES:
+        with servers.running(DATA, say=lambda _: None) as embedded:
+            sizes.append(measure(embedded, installs, until))
+        console.print(f"[green]✓[/] {installs:,} installs ({time.monotonic() - began:.0f} s)")
+    result = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cores": os.cpu_count(),
+        "load_15_min": os.getloadavg()[2],
+        "days": DAYS,
+        "whole_days": WHOLE_DAYS,
+        "sizes": sizes,
+    }
+    RESULT.write_text(f"{json.dumps(_rounded(result), indent=1)}\n")
+    console.print(table(result))
+    console.print(f"Done in {time.monotonic() - began:.0f} s; the results are in {RESULT}.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BenchError, servers.ServersError) as error:
+        console.print(f"[red]✗[/] {error}")
+        sys.exit(1)
