@@ -10,7 +10,7 @@ import typer
 import uvicorn
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 import migrations
 from app.collector import store, web
@@ -35,10 +35,12 @@ def migrate() -> None:
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "0.0.0.0",  # noqa: S104
 ) -> None:
-    """Take heartbeats on PORT until SIGTERM."""
+    """Take heartbeats on PORT, and show the numbers, until SIGTERM."""
     settings = CollectorSettings.load()
     port = settings.require_port()
-    app = web.create_app(store.connect(settings.require("collector_database_url")))
+    engine = store.connect(settings.require("collector_database_url"))
+    _refuse_what_is_wrong(settings)
+    app = web.create_app(engine, settings)
     _log_to_stdout()
     # When uvicorn has shut down it raises the signal that it caught once more: a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -48,8 +50,24 @@ def serve(
         server(app).run(sockets=[listener])
 
 
-def server(app: Starlette) -> uvicorn.Server:
-    """Return a server that neither tells nor believes who calls: no access log, no proxy header."""
+def _refuse_what_is_wrong(settings: CollectorSettings) -> None:
+    """Raise SettingsError where a default would open what was to be closed, or delete too much."""
+    for variable, problem in settings._problems.items():  # noqa: SLF001
+        raise SettingsError(f"{variable} {problem}.")
+    # A secret that is empty is false, like one that is not set.
+    if settings.collector_token is not None and not settings.collector_token:
+        raise SettingsError("COLLECTOR_TOKEN is empty: set one, or take the variable away.")
+
+
+def server(app: ASGIApp) -> uvicorn.Server:
+    """Return a server that does not tell who calls: it writes no access log.
+
+    Who calls is the peer; or, where the peer's address is among FORWARDED_ALLOW_IPS, the last one
+    in X-Forwarded-For that is not. uvicorn reads that variable: addresses and networks, with commas
+    in between; by default those of loopback, for a proxy on the same machine. A proxy elsewhere has
+    to be named, or all whom it forwards count as one client: itself. ``*`` believes everybody, and
+    so lets everybody choose an address.
+    """
     config = uvicorn.Config(
         app,
         loop="asyncio",
@@ -59,11 +77,11 @@ def server(app: Starlette) -> uvicorn.Server:
         log_config=None,
         log_level=logging.ERROR,
         access_log=False,
-        proxy_headers=False,
+        proxy_headers=True,
         server_header=False,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        # honcho kills 5 s after it has asked.
-        timeout_graceful_shutdown=4,
+        # honcho kills 5 s after it has asked; what waits is settled in the last of them.
+        timeout_graceful_shutdown=3,
     )
     return uvicorn.Server(config)
 

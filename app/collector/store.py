@@ -1,11 +1,10 @@
-"""The collector's SQL on heartbeats and installs: each heartbeat once, and nothing about a sender."""
+"""The collector's SQL on heartbeats and installs: each heartbeat once, nothing about its sender."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, text
 
 from app.payload import Heartbeat
 
@@ -47,13 +46,26 @@ _FORGET = (
     text("DELETE FROM heartbeat WHERE instance_id = :id"),
 )
 
-_PRUNE = (
-    text("DELETE FROM heartbeat WHERE received_at < now() - :retention"),
-    text("DELETE FROM install WHERE last_seen < now() - :retention"),
-)
+PRUNED_AT_ONCE = 1_000
 
 
-def connect(url: str) -> Engine:
+def _prune_of(table: str, time: str) -> TextClause:
+    # What somebody writes at this moment is passed over, so that nobody waits for the deleting, nor
+    # it for anybody; and an install that was heard of since the look at it is no longer old.
+    return text(
+        f"""
+        DELETE FROM {table} WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM {table} WHERE {time} < now() - CAST(:retention AS interval)
+            ORDER BY {time} LIMIT {PRUNED_AT_ONCE} FOR UPDATE SKIP LOCKED
+        ))
+        """  # noqa: S608 - this module's own words
+    )
+
+
+_PRUNE = (_prune_of("heartbeat", "received_at"), _prune_of("install", "last_seen"))
+
+
+def connect(url: str | URL) -> Engine:
     """Return an engine of at most five connections that gives up on a silent server.
 
     Nothing is connected yet, and no error of the engine's repeats a parameter.
@@ -96,12 +108,16 @@ def forget(connection: Connection, instance_id: UUID) -> None:
         connection.execute(statement, {"id": instance_id})
 
 
-def prune(connection: Connection, retention: timedelta) -> None:
-    """Delete the heartbeats, and the installs not heard of, that are older than ``retention``."""
-    for statement in _PRUNE:
-        connection.execute(statement, {"retention": retention})
+def prune(connection: Connection, retention: timedelta) -> bool:
+    """Delete what is older than ``retention``: heartbeats, and installs not heard of since.
+
+    At most ``PRUNED_AT_ONCE`` of each are deleted. Return whether there may be more.
+    """
+    connection.execute(_BOUND)
+    deleted = [connection.execute(each, {"retention": retention}).rowcount for each in _PRUNE]
+    return PRUNED_AT_ONCE in deleted
 
 
-def cause(error: SQLAlchemyError) -> str:
+def cause(error: Exception) -> str:
     """Name what went wrong, without the message: it may hold hosts, users or values."""
     return type(getattr(error, "orig", None) or error).__name__

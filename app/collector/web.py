@@ -1,141 +1,108 @@
-"""The collector's web application: one route, closed in what it takes and in what it tells."""
+"""The collector's web application: what senders ask for, the page, and the description of both."""
 
-import asyncio
-import json
+import base64
+import binascii
 import logging
-import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from hmac import compare_digest
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.collector import store
-from app.payload import SCHEMA_VERSION, Heartbeat
+from app.collector import intake, openapi, page, store
+from app.collector.inbox import Inbox, RefusedError, UnavailableError
+from app.collector.intake import NotAHeartbeat
+from app.collector.keeping import keeping
+from app.collector.limit import Limiter
+from app.settings import CollectorSettings
 
-MAX_BODY_BYTES = 16 * 1024
 BODY_SECONDS = 10.0
-MAX_DETAILS = 10
 RETRY = {"Retry-After": "60"}
+ASK = {"WWW-Authenticate": 'Basic realm="ConsentOS telemetry", charset="UTF-8"'}
 
-log = logging.getLogger("app.collector")
-
-
-class NotAHeartbeat(HTTPException):
-    """The body is refused with 400."""
-
-    def __init__(self, sentence: str, details: Sequence[Mapping[str, str]] = ()) -> None:
-        """Say so in ``sentence``; ``details`` name what is wrong where, and repeat no value."""
-        super().__init__(400, sentence)
-        self.details = list(details)
+log = logging.getLogger(__package__)
 
 
-def create_app(engine: Engine, *, body_seconds: float = BODY_SECONDS) -> Starlette:
+def create_app(
+    engine: Engine, settings: CollectorSettings, *, body_seconds: float = BODY_SECONDS
+) -> Starlette:
     """Return the application, which disposes of ``engine`` when it shuts down.
 
-    A body that takes longer than ``body_seconds`` to arrive is refused.
+    The page reads by ``engine``; what is written goes by connections of its own to the same
+    database, so that no crowd of readers keeps it waiting.
     """
-
-    async def heartbeat(request: Request) -> Response:
-        _check(request.headers)
-        body = await _read(request, body_seconds)
-        await run_in_threadpool(_keep, engine, parse(body))
-        return Response(status_code=202)
+    writing = store.connect(engine.url)
+    inbox = Inbox(writing)
+    limiter = Limiter(settings.collector_client_rate) if settings.collector_client_rate else None
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        engine.dispose()
+        with keeping(writing, settings.collector_retention_days), inbox:
+            yield
+        for each in (engine, writing):
+            each.dispose()
 
     app = Starlette(
-        routes=[Route("/v1/heartbeat", heartbeat, methods=["POST"])],
+        routes=[
+            *intake.routes(inbox, limiter, body_seconds),
+            Route("/v1/openapi.json", _describe),
+            *_page(engine, settings),
+        ],
         lifespan=lifespan,
-        exception_handlers={HTTPException: _explain, Exception: _explain},
+        exception_handlers=dict.fromkeys(
+            (HTTPException, UnavailableError, RefusedError, Exception), _explain
+        ),
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _check(headers: Headers) -> None:
-    kind = headers.get("content-type", "").partition(";")[0]
-    if kind.strip().lower() != "application/json":
-        raise HTTPException(415, "Content-Type must be application/json.")
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise HTTPException(415, "Content-Encoding must be identity.")
-    if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
-        raise _too_large()
+async def _describe(_: Request) -> Response:
+    return JSONResponse(openapi.document())
 
 
-def _too_large() -> HTTPException:
-    return HTTPException(413, f"The body may have at most {MAX_BODY_BYTES} bytes.")
+def _page(engine: Engine, settings: CollectorSettings) -> list[BaseRoute]:
+    """Return the page's routes: where there is a token, all but the static files are behind it."""
+    found = page.routes(engine)
+    if settings.collector_token is not None:
+        for route in found:
+            if not route.path.startswith("/static/"):
+                route.app = _Gate(route.app, settings.collector_token.get_secret_value())
+    return [*found]
 
 
-async def _read(request: Request, seconds: float) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > MAX_BODY_BYTES:
-                    raise _too_large()
-                body += chunk
-    except TimeoutError:
-        raise HTTPException(408, f"The body did not arrive within {seconds:g} seconds.") from None
-    except ClientDisconnect:
-        raise NotAHeartbeat("The body ended early.") from None
-    return bytes(body)
+class _Gate:
+    """Lets only those through who know the token."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not compare_digest(_given(Headers(scope=scope)), self._token):
+            raise HTTPException(401, "This needs the token of this collector.", ASK)
+        await self._app(scope, receive, send)
 
 
-def parse(body: bytes) -> Heartbeat:
-    """Return the heartbeat in ``body``.
-
-    Raises:
-        NotAHeartbeat: it is not UTF-8, not JSON, names a field twice, or does not fit the schema.
-    """
-    try:
-        text = body.decode()
-        heartbeat = Heartbeat.model_validate_json(text)
-    except UnicodeDecodeError:
-        raise NotAHeartbeat("The body is not UTF-8.") from None
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise NotAHeartbeat(
-            f"This collector takes heartbeats of telemetry_schema {SCHEMA_VERSION} only, "
-            "and this is not one.",
-            [_detail(each) for each in found[:MAX_DETAILS]],
-        ) from None
-    # Only now: pydantic has bounded the depth, and takes the last of two values without a word.
-    json.loads(text, object_pairs_hook=_refuse_twins)
-    return heartbeat
-
-
-def _refuse_twins(pairs: Iterable[tuple[str, object]]) -> None:
-    names = [name for name, _ in pairs]
-    if len(names) != len(set(names)):
-        raise NotAHeartbeat("The body names a field twice.")
-
-
-def _detail(error: ErrorDetails) -> dict[str, str]:
-    # Field names come from outside as well; and the words of a ValueError may hold the value.
-    names = (re.sub(r"[^A-Za-z0-9_]", "?", str(name))[:64] for name in error["loc"])
-    problem = "Value is not possible" if error["type"] == "value_error" else error["msg"]
-    return {"field": ".".join(names), "problem": problem[:200]}
-
-
-def _keep(engine: Engine, heartbeat: Heartbeat) -> None:
-    try:
-        store.insert(engine, heartbeat)
-    except SQLAlchemyError as error:
-        log.error("collector.failed error=%s", store.cause(error))  # noqa: TRY400
-        raise HTTPException(503, "The database is not available.", RETRY) from None
+def _given(headers: Headers) -> bytes:
+    """Return the token of a request: a Bearer's, or the password beside any user's name."""
+    scheme, _, words = headers.get("authorization", "").partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return words.strip().encode("latin-1")
+        case "basic":
+            try:
+                return base64.b64decode(words.strip(), validate=True).partition(b":")[2]
+            except (binascii.Error, ValueError):
+                return b""
+    return b""
 
 
 async def _explain(_: Request, error: Exception) -> Response:
@@ -144,6 +111,10 @@ async def _explain(_: Request, error: Exception) -> Response:
             return _answer(400, {"error": error.detail, "details": error.details})
         case HTTPException():
             return _answer(error.status_code, {"error": error.detail}, error.headers)
+        case UnavailableError():
+            return _answer(503, {"error": str(error)}, RETRY)
+        case RefusedError():
+            return _answer(500, {"error": str(error)})
     # Starlette raises the error once more after this answer, and the server logs it.
     return _answer(500, {"error": "The collector failed."})
 

@@ -14,7 +14,7 @@ CREATE TABLE install (
     CONSTRAINT install_seen CHECK (first_seen <= last_seen)
 );
 COMMENT ON TABLE install IS
-    'Each install as its last heartbeat told; seen by this collector''s clock, not by the sender''s.';
+    'Each install as its last heartbeat told; when it was seen is by this collector''s clock.';
 CREATE INDEX install_last_seen ON install (last_seen);
 
 CREATE TABLE daily (
@@ -27,14 +27,14 @@ CREATE TABLE daily (
     PRIMARY KEY (metric, day, version, edition, value)
 );
 COMMENT ON TABLE daily IS
-    'How many installs of a version and an edition had a value on a day; kept for ever, names no one.';
+    'How many installs of a version and an edition had a value on a day; it holds no id.';
 
 CREATE TABLE measured (
     day date PRIMARY KEY,
     as_of timestamptz NOT NULL
 );
 COMMENT ON TABLE measured IS
-    'When the numbers of a day were counted last; a day is complete once that is its end.';
+    'When the numbers of a day were counted last.';
 
 CREATE INDEX heartbeat_received ON heartbeat (received_at);
 """

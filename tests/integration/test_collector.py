@@ -1,22 +1,18 @@
 """The collector as it is run: a real process, real sockets, a real Postgres."""
 
 import json
-import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -24,133 +20,24 @@ from pydantic import ValidationError
 from sqlalchemy import NullPool, create_engine, text
 from starlette.applications import Starlette
 
-from app.collector import store, web
+from app.collector import intake, store, web
 from app.collector.__main__ import server
 from app.payload import Heartbeat
+from app.settings import CollectorSettings
+from tests.collector import (
+    BODY,
+    EXAMPLE,
+    JSON,
+    NOWHERE,
+    Collector,
+    answer,
+    changed,
+    head,
+    query,
+    run,
+    serving,
+)
 from tests.conftest import Databases
-
-ROOT = Path(__file__).parents[2]
-NOWHERE = "postgresql://someone:opensesame@127.0.0.1:1/nowhere"
-
-EXAMPLE: dict[str, Any] = {
-    "telemetry_schema": 1,
-    "instance_id": "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99",
-    "sent_at": "2026-05-02T02:30:00+00:00",
-    "version": "0.1.0",
-    "edition": "ce",
-    "python_version": "3.12.7",
-    "platform": "linux",
-    "deployment": "docker-compose",
-    "counts": {
-        "orgs": "1-10",
-        "sites": "10-100",
-        "users": "1-10",
-        "scans_last_24h": "10-100",
-        "consents_last_24h": "100-1k",
-    },
-    "features": {
-        "tcf_v22_sites": "1-10",
-        "auto_blocking_sites": "10-100",
-        "scanner_scheduled_sites": "1-10",
-        "geoip_header_configured": True,
-        "geoip_maxmind_configured": False,
-        "rate_limit_enabled": True,
-        "compliance_ee": False,
-    },
-    "stack": {"postgres_version": "16.2", "redis_present": True},
-}
-BODY = json.dumps(EXAMPLE)
-JSON = {"content-type": "application/json"}
-
-
-def changed(**fields: object) -> str:
-    return json.dumps({**EXAMPLE, **fields})
-
-
-def query(url: str, statement: str) -> list[tuple[Any, ...]]:
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.begin() as connection:
-        result = connection.execute(text(statement))
-        return [tuple(row) for row in result] if result.returns_rows else []
-
-
-def command(process: str) -> list[str]:
-    """Return the command line of a process type in Procfile.collector."""
-    lines = (ROOT / "Procfile.collector").read_text().splitlines()
-    commands = dict(line.split(": ", 1) for line in lines)
-    words = shlex.split(commands[process])
-    assert words[:2] == ["exec", "python"]
-    return [sys.executable, *words[2:]]
-
-
-def run(process: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a process type of the collector to its end."""
-    return subprocess.run(
-        command(process),
-        env=environment,
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
-
-
-@dataclass(frozen=True)
-class Collector:
-    """A collector that listens on loopback, its database and what it has logged."""
-
-    url: str
-    port: int
-    process: subprocess.Popen[bytes]
-    output: Path
-    client: httpx.Client
-
-    def post(self, body: str | bytes, **headers: str) -> httpx.Response:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.client.post("/v1/heartbeat", content=body, headers={**JSON, **named})
-
-    def rows(self) -> list[tuple[Any, ...]]:
-        return query(self.url, "SELECT instance_id, sent_at, received_at, body FROM heartbeat")
-
-    def log(self) -> list[str]:
-        return self.output.read_text().splitlines()
-
-
-@contextmanager
-def serving(argv: Sequence[str], url: str, output: Path) -> Iterator[Collector]:
-    """Run ``argv`` as a collector until SIGTERM, which it must answer with exit code 0."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {"COLLECTOR_DATABASE_URL": url, "PORT": str(port)}
-    with output.open("wb") as out:
-        process = subprocess.Popen(
-            [*argv, "--host", "127.0.0.1"], env=environment, cwd=ROOT, stdout=out, stderr=out
-        )
-    try:
-        wait_until_ready(process, output)
-        base = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=base, trust_env=False, timeout=20) as client:
-            yield Collector(url, port, process, output, client)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], output: Path) -> None:
-    deadline = time.monotonic() + 20
-    while "collector.ready" not in output.read_text():
-        assert process.poll() is None, output.read_text()
-        assert time.monotonic() < deadline, output.read_text()
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def migrated(collector_database: str) -> str:
-    assert run("release", COLLECTOR_DATABASE_URL=collector_database).returncode == 0
-    return collector_database
 
 
 @pytest.fixture(scope="module")
@@ -159,37 +46,15 @@ def shared(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> It
     log = tmp_path_factory.mktemp("collector") / "log"
     with databases.copy_of("template1") as url:
         assert run("release", COLLECTOR_DATABASE_URL=url).returncode == 0
-        with serving(command("web"), url, log) as running:
+        with serving(url, log) as running:
             yield running
-
-
-@pytest.fixture
-def own(migrated: str, tmp_path: Path) -> Iterator[Collector]:
-    """A collector for one test, which may break it or read its log."""
-    with serving(command("web"), migrated, tmp_path / "log") as running:
-        yield running
 
 
 @pytest.fixture
 def collector(shared: Collector) -> Collector:
     """The collector, with nothing stored."""
-    query(shared.url, "TRUNCATE heartbeat")
+    query(shared.url, "TRUNCATE heartbeat, install")
     return shared
-
-
-def head(*lines: str) -> bytes:
-    first = ("POST /v1/heartbeat HTTP/1.1", "Host: collector", "Content-Type: application/json")
-    return "\r\n".join((*first, *lines, "", "")).encode()
-
-
-def answer(connection: socket.socket) -> bytes:
-    """Return all that the server says until it closes, which it must do within ten seconds."""
-    connection.settimeout(10)
-    received = bytearray()
-    with suppress(ConnectionResetError):
-        while data := connection.recv(65_536):
-            received += data
-    return bytes(received)
 
 
 def test_a_heartbeat_is_stored_as_the_schema_reads_it(collector: Collector) -> None:
@@ -256,8 +121,8 @@ def test_one_connection_carries_several_heartbeats(collector: Collector) -> None
     ],
 )
 def test_a_refusal_names_the_field_and_no_value(body: str, field: str, problem: str) -> None:
-    with pytest.raises(web.NotAHeartbeat) as refused:
-        web.parse(body.encode())
+    with pytest.raises(intake.NotAHeartbeat) as refused:
+        intake.parse(body.encode())
 
     assert "telemetry_schema 1" in refused.value.detail
     [detail] = refused.value.details
@@ -279,8 +144,8 @@ def test_a_refusal_names_the_field_and_no_value(body: str, field: str, problem: 
 )
 def test_a_field_given_twice_is_refused(body: str) -> None:
     assert Heartbeat.model_validate_json(body)
-    with pytest.raises(web.NotAHeartbeat, match="names a field twice"):
-        web.parse(body.encode())
+    with pytest.raises(intake.NotAHeartbeat, match="names a field twice"):
+        intake.parse(body.encode())
 
 
 def test_a_bad_body_is_told_in_json_with_at_most_ten_details(collector: Collector) -> None:
@@ -321,7 +186,7 @@ def test_other_methods_are_405_and_other_paths_404(collector: Collector) -> None
         response = collector.client.request(method, "/v1/heartbeat")
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
         assert response.json() == {"error": "Method Not Allowed"}
-    for path in ("/", "/v1/heartbeat/", "/v1//heartbeat", "/v2/heartbeat", "/%00%ff"):
+    for path in ("/v1", "/v1/heartbeat/", "/v1//heartbeat", "/v2/heartbeat", "/%00%ff"):
         response = collector.client.post(path, content=BODY, headers=JSON)
         assert (response.status_code, response.json()) == (404, {"error": "Not Found"})
     assert collector.client.head("/v1/heartbeat").status_code == 405
@@ -385,7 +250,7 @@ def test_a_caller_who_leaves_early_leaves_nothing(own: Collector) -> None:
 
 
 def test_a_body_that_drips_is_408_in_time(migrated: str) -> None:
-    with inside(web.create_app(store.connect(migrated), body_seconds=0.5)) as port:
+    with inside(application(migrated)) as port:
         began = time.monotonic()
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(head(f"Content-Length: {len(BODY)}"))
@@ -395,6 +260,11 @@ def test_a_body_that_drips_is_408_in_time(migrated: str) -> None:
             dripping.join()
     assert received.startswith(b"HTTP/1.1 408")
     assert time.monotonic() - began < 3
+
+
+def application(url: str) -> Starlette:
+    """Return the application, which waits half a second for a body."""
+    return web.create_app(store.connect(url), CollectorSettings(), body_seconds=0.5)
 
 
 def drip(connection: socket.socket) -> None:
@@ -459,7 +329,7 @@ def test_a_database_that_fails_is_503_and_heals_without_a_restart(own: Collector
     response = own.post(BODY)
     assert (response.status_code, response.headers["retry-after"]) == (503, "60")
     assert response.json() == {"error": "The database is not available."}
-    assert own.log()[1:] == ["collector.failed error=UndefinedTable"]
+    assert own.failures() == ["collector.failed stage=commit error=UndefinedTable"]
     query(own.url, "ALTER TABLE hidden RENAME TO heartbeat")
     end_backends = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -470,9 +340,12 @@ def test_a_database_that_fails_is_503_and_heals_without_a_restart(own: Collector
 
 
 def test_an_unreachable_database_is_503(tmp_path: Path) -> None:
-    with serving(command("web"), NOWHERE, tmp_path / "log") as own:
+    with serving(NOWHERE, tmp_path / "log") as own:
         assert own.post(BODY).status_code == 503
-        assert own.log()[1:] == ["collector.failed error=OperationalError"]
+        assert set(own.log()[1:]) == {
+            f"collector.failed stage={stage} error=OperationalError"
+            for stage in ("measure", "prune", "commit")
+        }
 
 
 def test_a_statement_that_waits_is_given_up_and_nothing_is_acknowledged(
@@ -482,7 +355,7 @@ def test_a_statement_that_waits_is_given_up_and_nothing_is_acknowledged(
     with engine.begin() as connection:
         connection.execute(text("LOCK TABLE heartbeat IN ACCESS EXCLUSIVE MODE"))
         assert own.post(BODY).status_code == 503
-    assert own.log()[1:] == ["collector.failed error=QueryCanceled"]
+    assert own.failures() == ["collector.failed stage=commit error=QueryCanceled"]
     assert own.rows() == []
 
 
@@ -500,10 +373,11 @@ main()
 
 def test_an_error_that_nobody_foresaw_is_500_without_its_words(tmp_path: Path) -> None:
     broken = [sys.executable, "-c", BROKEN, "serve"]
-    with serving(broken, NOWHERE, tmp_path / "log") as own:
+    with serving(NOWHERE, tmp_path / "log", broken) as own:
         response = own.post(BODY)
         assert (response.status_code, response.json()) == (500, {"error": "The collector failed."})
-    assert own.log()[1:] == ["collector.failed error=RuntimeError"]
+    assert own.failures("error=") == ["collector.failed error=RuntimeError"]
+    assert "opensesame" not in "".join(own.log())
 
 
 def test_sigterm_does_not_wait_for_a_slow_caller(own: Collector) -> None:
@@ -519,8 +393,8 @@ def test_sigterm_does_not_wait_for_a_slow_caller(own: Collector) -> None:
 def test_migrate_says_what_it_did_and_may_be_repeated(collector_database: str) -> None:
     first = run("release", COLLECTOR_DATABASE_URL=collector_database)
     again = run("release", COLLECTOR_DATABASE_URL=collector_database)
-    assert (first.returncode, first.stdout) == (0, "collector.migrated from=base to=0001\n")
-    assert (again.returncode, again.stdout) == (0, "collector.migrated from=0001 to=0001\n")
+    assert (first.returncode, first.stdout) == (0, "collector.migrated from=base to=0002\n")
+    assert (again.returncode, again.stdout) == (0, "collector.migrated from=0002 to=0002\n")
 
 
 def test_a_database_from_a_later_version_is_refused_in_one_sentence(migrated: str) -> None:

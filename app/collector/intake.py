@@ -1,0 +1,140 @@
+"""What senders ask for: to keep a heartbeat, and to forget an install. Closed in what it takes."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app.collector.inbox import Inbox
+from app.collector.limit import Limiter
+from app.payload import SCHEMA_VERSION, Heartbeat
+
+MAX_BODY_BYTES = 16 * 1024
+MAX_DETAILS = 10
+
+
+class NotAHeartbeat(HTTPException):
+    """The body is refused with 400."""
+
+    def __init__(self, sentence: str, details: Sequence[Mapping[str, str]] = ()) -> None:
+        """Say so in ``sentence``; ``details`` name what is wrong where, and repeat no value."""
+        super().__init__(400, sentence)
+        self.details = list(details)
+
+
+def routes(inbox: Inbox, limiter: Limiter | None, body_seconds: float) -> list[Route]:
+    """Return the routes of a sender, which ``limiter`` guards together.
+
+    A body that takes longer than ``body_seconds`` to arrive is refused.
+    """
+
+    async def heartbeat(request: Request) -> Response:
+        _take_token(request, limiter)
+        _check(request.headers)
+        body = await _read(request, body_seconds)
+        await inbox.keep(parse(body))
+        return Response(status_code=202)
+
+    async def forget(request: Request) -> Response:
+        _take_token(request, limiter)
+        await inbox.forget(_instance_id(request.path_params["instance_id"]))
+        # There may be a body, which is not worth reading.
+        return Response(status_code=204, headers={"Connection": "close"})
+
+    return [
+        Route("/v1/heartbeat", heartbeat, methods=["POST"]),
+        Route("/v1/installs/{instance_id}", forget, methods=["DELETE"]),
+    ]
+
+
+def _take_token(request: Request, limiter: Limiter | None) -> None:
+    if limiter is None:
+        return
+    address = request.client.host if request.client else ""
+    if seconds := limiter.take(address, time.monotonic()):
+        raise HTTPException(429, "Too many requests.", {"Retry-After": str(seconds)})
+
+
+def _instance_id(name: str) -> UUID:
+    try:
+        instance_id = UUID(name)
+    except ValueError:
+        instance_id = None
+    if str(instance_id) != name:
+        raise HTTPException(400, "An instance id is a UUID in lower case, with its hyphens.")
+    return UUID(name)
+
+
+def _check(headers: Headers) -> None:
+    kind = headers.get("content-type", "").partition(";")[0]
+    if kind.strip().lower() != "application/json":
+        raise HTTPException(415, "Content-Type must be application/json.")
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise HTTPException(415, "Content-Encoding must be identity.")
+    if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
+        raise _too_large()
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(413, f"The body may have at most {MAX_BODY_BYTES} bytes.")
+
+
+async def _read(request: Request, seconds: float) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > MAX_BODY_BYTES:
+                    raise _too_large()
+                body += chunk
+    except TimeoutError:
+        raise HTTPException(408, f"The body did not arrive within {seconds:g} seconds.") from None
+    except ClientDisconnect:
+        raise NotAHeartbeat("The body ended early.") from None
+    return bytes(body)
+
+
+def parse(body: bytes) -> Heartbeat:
+    """Return the heartbeat in ``body``.
+
+    Raises:
+        NotAHeartbeat: it is not UTF-8, not JSON, names a field twice, or does not fit the schema.
+    """
+    try:
+        text = body.decode()
+        heartbeat = Heartbeat.model_validate_json(text)
+    except UnicodeDecodeError:
+        raise NotAHeartbeat("The body is not UTF-8.") from None
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise NotAHeartbeat(
+            f"This collector takes heartbeats of telemetry_schema {SCHEMA_VERSION} only, "
+            "and this is not one.",
+            [_detail(each) for each in found[:MAX_DETAILS]],
+        ) from None
+    # Only now: pydantic has bounded the depth, and takes the last of two values without a word.
+    json.loads(text, object_pairs_hook=_refuse_twins)
+    return heartbeat
+
+
+def _refuse_twins(pairs: Iterable[tuple[str, object]]) -> None:
+    names = [name for name, _ in pairs]
+    if len(names) != len(set(names)):
+        raise NotAHeartbeat("The body names a field twice.")
+
+
+def _detail(error: ErrorDetails) -> dict[str, str]:
+    # Field names come from outside as well; and the words of a ValueError may hold the value.
+    names = (re.sub(r"[^A-Za-z0-9_]", "?", str(name))[:64] for name in error["loc"])
+    problem = "Value is not possible" if error["type"] == "value_error" else error["msg"]
+    return {"field": ".".join(names), "problem": problem[:200]}

@@ -1,0 +1,67 @@
+"""What the collector does by itself: once a minute it counts, and deletes what is too old."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from threading import Event, Thread
+
+from sqlalchemy import Engine, text
+
+from app.collector import daily, store
+
+EVERY_SECONDS = 60.0
+END_SECONDS = 0.5
+
+_MINE = text("SELECT pg_try_advisory_xact_lock(hashtext('consentos-collector keeping'))")
+
+log = logging.getLogger(__package__)
+
+
+@contextmanager
+def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
+    """Count and delete now and once a minute, in a thread of its own, until the block ends.
+
+    What is older than ``retention_days`` is deleted; 0 keeps all. A failure is one line in the log,
+    and tried again a minute later.
+    """
+    ended = Event()
+    # What is under way at the end is rolled back with the process.
+    thread = Thread(target=_keep, args=(engine, retention_days, ended), name="keeping", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(END_SECONDS)
+
+
+def _keep(engine: Engine, retention_days: int, ended: Event) -> None:
+    while True:
+        _attempt("measure", lambda: _measure(engine))
+        if retention_days:
+            _attempt("prune", lambda: _prune(engine, timedelta(days=retention_days), ended))
+        if ended.wait(EVERY_SECONDS):
+            return
+
+
+def _attempt(stage: str, work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - in a minute it may go well
+        # No traceback: its words may be anybody's.
+        log.error("collector.failed stage=%s error=%s", stage, store.cause(error))  # noqa: TRY400
+
+
+def _measure(engine: Engine) -> None:
+    """Count, unless another collector is counting: its numbers will be just as new."""
+    with engine.begin() as connection:
+        if connection.scalar(_MINE):
+            daily.measure(connection)
+
+
+def _prune(engine: Engine, retention: timedelta, ended: Event) -> None:
+    more = True
+    while more and not ended.is_set():
+        with engine.begin() as connection:
+            more = store.prune(connection, retention)

@@ -1,0 +1,206 @@
+"""The collector's HTTP surface, as OpenAPI 3.1 tells it. Pure."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
+
+from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS
+from app.collector.stats import Stats
+from app.payload import Edition, json_schema
+
+Described = dict[str, Any]
+
+JSON_TYPE = "application/json"
+SCHEMAS = "#/components/schemas/"
+RETRY_AFTER = {
+    "Retry-After": {
+        "description": "Whole seconds to wait before it is worth another try.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    }
+}
+DETAIL = {
+    "type": "object",
+    "properties": {"field": {"type": "string"}, "problem": {"type": "string"}},
+    "required": ["field", "problem"],
+    "additionalProperties": False,
+}
+ERROR = {
+    "type": "object",
+    "properties": {
+        "error": {"type": "string", "description": "A sentence without a value of the request."},
+        "details": {
+            "description": "What is wrong where in a body.",
+            "type": "array",
+            "maxItems": MAX_DETAILS,
+            "items": DETAIL,
+        },
+    },
+    "required": ["error"],
+    "additionalProperties": False,
+}
+# What is empty is as if it were not there: a form sends what nobody has filled in.
+FILTERS = [
+    {
+        "name": "days",
+        "in": "query",
+        "description": "How many days, up to the last one that was counted.",
+        "schema": {"type": "string", "enum": ["", "30", "90", "365"], "default": "90"},
+    },
+    {
+        "name": "version",
+        "in": "query",
+        "description": "Only installs of this version.",
+        "schema": {"anyOf": [{"$ref": f"{SCHEMAS}Version"}, {"const": ""}]},
+    },
+    {
+        "name": "edition",
+        "in": "query",
+        "description": "Only installs of this edition.",
+        "schema": {"type": "string", "enum": ["", *get_args(Edition)]},
+    },
+]
+INSTANCE = {
+    "name": "instance_id",
+    "in": "path",
+    "required": True,
+    "schema": {"$ref": f"{SCHEMAS}InstanceId"},
+}
+
+
+def document() -> Described:
+    """Return the description of every route but the page's style."""
+    heartbeat, parts = _schema(json_schema())
+    stats, more_parts = _schema(TypeAdapter(Stats).json_schema(mode="serialization"))
+    fields = heartbeat["properties"]
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ConsentOS telemetry collector",
+            "version": "1",
+            "description": "Takes anonymous heartbeats, and tells how many installs there are.",
+        },
+        "paths": {
+            "/v1/heartbeat": {"post": _keep()},
+            "/v1/installs/{instance_id}": {"delete": _forget()},
+            "/v1/stats.json": {"get": _numbers("json", {JSON_TYPE: _ref("Stats")}, JSON_TYPE)},
+            "/v1/stats.csv": {"get": _numbers("csv", {"text/csv": _text()}, "text/plain")},
+            "/": {"get": _numbers("page", {"text/html": _text()}, "text/html")},
+            "/v1/openapi.json": {
+                "get": {
+                    "summary": "Read this description",
+                    "operationId": "describe",
+                    "responses": {
+                        "200": {
+                            "description": "This.",
+                            "content": {JSON_TYPE: {"schema": {"type": "object"}}},
+                        }
+                    },
+                }
+            },
+        },
+        "components": {
+            "schemas": {
+                **parts,
+                **more_parts,
+                "Heartbeat": heartbeat,
+                "Stats": stats,
+                "Error": ERROR,
+                "InstanceId": fields["instance_id"],
+                "Version": fields["version"],
+            },
+            "securitySchemes": {
+                "basic": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "COLLECTOR_TOKEN as the password, where it is set.",
+                },
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+        },
+    }
+
+
+def _schema(schema: Mapping[str, Any]) -> tuple[Described, Described]:
+    """Return a JSON Schema, and its definitions, as they are to stand in this document."""
+    moved: Described = json.loads(json.dumps(schema).replace('"#/$defs/', f'"{SCHEMAS}'))
+    moved.pop("$schema", None)
+    return moved, moved.pop("$defs")
+
+
+def _keep() -> Described:
+    return {
+        "summary": "Keep a heartbeat",
+        "description": (
+            f"One of at most {MAX_BODY_BYTES} bytes. The same one (`instance_id`, `sent_at`) may be"
+            " sent again, and is kept once."
+        ),
+        "operationId": "keep",
+        "requestBody": {"required": True, "content": {JSON_TYPE: _ref("Heartbeat")}},
+        "responses": {
+            "202": {"description": "It is kept: committed, and safe from a crash."},
+            "400": _error("It is no heartbeat of a telemetry_schema that this collector takes."),
+            "408": _error("The body did not arrive in time."),
+            "413": _error("The body is too large."),
+            "415": _error("The body is not application/json, or is compressed."),
+            **_may_fail(),
+        },
+    }
+
+
+def _forget() -> Described:
+    return {
+        "summary": "Forget an install",
+        "description": "Delete everything that is kept under its id. Whoever knows the id may.",
+        "operationId": "forget",
+        "parameters": [INSTANCE],
+        "responses": {
+            "204": {"description": "Nothing is kept under the id, whether or not there was."},
+            "400": _error("It is no UUID in lower case with its hyphens."),
+            **_may_fail(),
+        },
+    }
+
+
+def _may_fail() -> Described:
+    return {
+        "429": _error("The client has asked too often.", RETRY_AFTER),
+        "500": _error("The collector failed, or the database refuses what it is given."),
+        "503": _error("Nothing is kept or forgotten for sure: try again.", RETRY_AFTER),
+    }
+
+
+def _numbers(form: str, content: Described, refusal: str) -> Described:
+    """Describe a GET of the numbers in a ``form``, which refuses in the media type ``refusal``."""
+    refused = {refusal: _ref("Error") if refusal == JSON_TYPE else _text()}
+    return {
+        "summary": f"Read the numbers ({form})",
+        "operationId": f"read_{form}",
+        "security": [{}, {"basic": []}, {"bearer": []}],
+        "parameters": FILTERS,
+        "responses": {
+            "200": {"description": "The numbers, small ones folded.", "content": content},
+            "400": {"description": "The query cannot be understood.", "content": refused},
+            "401": {
+                **_error("It needs the token."),
+                "headers": {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}},
+            },
+            "500": _error("The collector failed."),
+            "503": {"description": "The database is not available.", "content": refused},
+        },
+    }
+
+
+def _error(description: str, headers: Mapping[str, object] | None = None) -> Described:
+    told: Described = {"description": description, "content": {JSON_TYPE: _ref("Error")}}
+    return {**told, "headers": {**headers}} if headers else told
+
+
+def _ref(name: str) -> Described:
+    return {"schema": {"$ref": f"{SCHEMAS}{name}"}}
+
+
+def _text() -> Described:
+    return {"schema": {"type": "string"}}

@@ -1,0 +1,25 @@
+"""Collectors for one test each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import NullPool, create_engine
+
+from migrations import migrate
+from tests.collector import Collector, serving
+
+
+@pytest.fixture
+def migrated(collector_database: str) -> str:
+    """The URL of a collector's database, with its tables."""
+    with create_engine(collector_database, poolclass=NullPool).connect() as connection:
+        migrate(connection, "collector")
+    return collector_database
+
+
+@pytest.fixture
+def own(migrated: str, tmp_path: Path) -> Iterator[Collector]:
+    """A collector for one test, which may break it or read its log."""
+    with serving(migrated, tmp_path / "log") as running:
+        yield running

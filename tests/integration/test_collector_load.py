@@ -1,0 +1,320 @@
+"""Whatever happens to it, a collector has kept what it has acknowledged, and says so in time."""
+
+import asyncio
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from app.collector import inbox, store
+from app.collector.inbox import Inbox, UnavailableError
+from app.demo import servers
+from app.payload import Heartbeat
+from app.settings import CollectorSettings
+from tests.collector import BODY, INSTANCE, JSON, Collector, changed, head, of, query, serving
+from tests.faults.breakable import Server
+
+
+@pytest.fixture(scope="module")
+def postgres(embedded: servers.Servers | None, server_url: str) -> Server:
+    if embedded is None:
+        pytest.skip("servers named by TEST_DATABASE_URL and TEST_REDIS_URL are not broken")
+    engine = create_engine(server_url, poolclass=NullPool)
+
+    def is_up() -> bool:
+        with suppress(OperationalError), engine.connect():
+            return True
+        return False
+
+    return Server(embedded, embedded.postgres_pid, is_up)
+
+
+@contextmanager
+def held(url: str, table: str = "heartbeat") -> Iterator[None]:
+    """Have nobody write into a table until the block ends."""
+    with create_engine(url, poolclass=NullPool).begin() as connection:
+        connection.execute(text(f"LOCK TABLE {table} IN EXCLUSIVE MODE"))
+        yield
+
+
+def until(what: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def waits_for_a_lock(url: str) -> bool:
+    return bool(
+        query(
+            url,
+            "SELECT 1 FROM pg_stat_activity"
+            " WHERE wait_event_type = 'Lock' AND datname = current_database()",
+        )
+    )
+
+
+@contextmanager
+def waiting(collector: Collector, bodies: list[str]) -> Iterator[list[int]]:
+    """Have bodies wait for their commit until the block ends, and then their answers' statuses."""
+    statuses: list[int] = []
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        with held(collector.url):
+            found = pool.map(lambda body: collector.post(body).status_code, bodies)
+            until(lambda: waits_for_a_lock(collector.url))
+            time.sleep(0.5)  # for all of them to arrive
+            yield statuses
+        statuses += found
+
+
+def test_what_waits_is_committed_together(own: Collector) -> None:
+    bodies = [of(number) for number in range(50)]
+    with waiting(own, bodies) as statuses:
+        assert own.rows() == []
+    assert statuses == [202] * 50
+    [(rows, transactions)] = query(
+        own.url, "SELECT count(*), count(DISTINCT xmin::text) FROM heartbeat"
+    )
+    assert rows == 50
+    assert transactions <= 3
+
+
+def test_nothing_is_acknowledged_before_it_is_committed(own: Collector) -> None:
+    with waiting(own, [BODY]) as statuses:
+        assert own.rows() == []
+        with socket.create_connection(("127.0.0.1", own.port)) as connection:
+            connection.settimeout(0.3)
+            connection.sendall(head(f"Content-Length: {len(of(1))}") + of(1).encode())
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+    assert statuses == [202]
+
+
+def test_what_the_database_refuses_fails_nobody_else(own: Collector) -> None:
+    query(own.url, "ALTER TABLE heartbeat ADD CHECK (body ->> 'deployment' <> 'poison')")
+    bodies = [of(number) for number in range(20)]
+    bodies[7] = changed(deployment="poison")
+    with waiting(own, bodies) as statuses:
+        assert statuses == []
+    assert statuses == [202] * 7 + [500] + [202] * 12
+    assert len(own.rows()) == 19
+    assert set(own.failures()) == {"collector.failed stage=commit error=CheckViolation"}
+
+
+def test_a_database_that_fails_fails_all_who_wait(own: Collector) -> None:
+    bodies = [of(number) for number in range(20)]
+    with waiting(own, bodies) as statuses:
+        query(own.url, "ALTER TABLE install RENAME TO hidden")
+    assert statuses == [503] * 20
+    assert own.rows() == []
+
+
+def test_a_full_inbox_refuses_at_once_and_keeps_what_it_has(migrated: str) -> None:
+    engine = store.connect(migrated)
+
+    async def fill() -> None:
+        with Inbox(engine) as box:
+            waiting = [
+                asyncio.create_task(box.keep(Heartbeat.model_validate_json(of(number))))
+                for number in range(inbox.CAPACITY)
+            ]
+            await asyncio.sleep(0)
+            began = time.monotonic()
+            with pytest.raises(UnavailableError, match="busy"):
+                await box.keep(Heartbeat.model_validate_json(BODY))
+            assert time.monotonic() - began < 0.5
+            lock.rollback()
+            await asyncio.gather(*waiting)
+            await box.keep(Heartbeat.model_validate_json(BODY))
+
+    with create_engine(migrated, poolclass=NullPool).connect() as lock:
+        lock.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
+        asyncio.run(fill())
+    engine.dispose()
+    assert query(migrated, "SELECT count(*) FROM heartbeat") == [(inbox.CAPACITY + 1,)]
+
+
+def test_a_full_inbox_is_503_with_a_time_to_come_back(tmp_path: Path, migrated: str) -> None:
+    with serving(migrated, tmp_path / "log", [sys.executable, "-c", SMALL, "serve"]) as own:
+        bodies = [of(number) for number in range(10)]
+        with waiting(own, bodies) as statuses:
+            refused = own.post(BODY)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
+        assert refused.json() == {"error": "The collector is busy."}
+        assert sorted(statuses) == [202] * 3 + [503] * 7
+        assert len(own.rows()) == 3
+
+
+SMALL = """
+from app.collector import inbox
+from app.collector.__main__ import main
+
+inbox.CAPACITY = 3
+main()
+"""
+
+
+def test_a_caller_who_leaves_while_it_waits_is_harmless(own: Collector) -> None:
+    with held(own.url), socket.create_connection(("127.0.0.1", own.port)) as connection:
+        connection.sendall(head(f"Content-Length: {len(BODY)}") + BODY.encode())
+        until(lambda: waits_for_a_lock(own.url))
+        connection.close()
+        time.sleep(0.2)
+    assert own.post(of(1)).status_code == 202
+    assert len(own.rows()) == 2
+    assert own.log() == [f"collector.ready port={own.port}"]
+
+
+def test_three_hundred_who_say_nothing_keep_nobody_waiting(own: Collector) -> None:
+    silent = [socket.create_connection(("127.0.0.1", own.port)) for _ in range(300)]
+    for connection in silent[::2]:
+        connection.sendall(head("Content-Length: 100") + b"{")
+    assert own.post(BODY).status_code == 202
+    for connection in silent:
+        connection.close()
+
+
+class Senders:
+    """Installs that send one heartbeat after another, each note what was acknowledged."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+        self._numbers = count()
+        self._ended = threading.Event()
+        self.acknowledged: list[int] = []
+        self.others: list[int] = []
+        self._threads = [threading.Thread(target=self._send) for _ in range(8)]
+
+    def _send(self) -> None:
+        base = f"http://127.0.0.1:{self._collector.port}"
+        with httpx.Client(base_url=base, trust_env=False, timeout=20) as client:
+            while not self._ended.is_set():
+                number = next(self._numbers)
+                with suppress(httpx.TransportError):
+                    response = client.post("/v1/heartbeat", content=of(number), headers=JSON)
+                    to = self.acknowledged if response.status_code == 202 else self.others
+                    to.append(number)
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            until(lambda: len(self.acknowledged) > 50)
+            yield
+        finally:
+            self._ended.set()
+            for thread in self._threads:
+                thread.join()
+
+    def lost(self) -> set[str]:
+        """Return the ids that were acknowledged and are not there."""
+        rows = query(self._collector.url, "SELECT instance_id::text FROM heartbeat")
+        told = {of(number).partition('"instance_id": "')[2][:36] for number in self.acknowledged}
+        return told - {instance_id for (instance_id,) in rows}
+
+
+def test_postgres_killed_under_load_loses_nothing_that_was_acknowledged(
+    own: Collector, postgres: Server
+) -> None:
+    senders = Senders(own)
+    with senders.sending():
+        with postgres.down():
+            until(lambda: senders.others)
+        before = len(senders.acknowledged)
+        until(lambda: len(senders.acknowledged) > before + 50)
+    assert senders.lost() == set()
+
+
+def test_the_collector_killed_under_load_loses_nothing_that_was_acknowledged(
+    migrated: str, tmp_path: Path
+) -> None:
+    with serving(migrated, tmp_path / "log", ending=-signal.SIGKILL) as own:
+        senders = Senders(own)
+        with senders.sending():
+            own.process.kill()
+            own.process.wait(10)
+    assert senders.lost() == set()
+
+
+def test_sigterm_under_load_settles_what_waits_and_loses_nothing(own: Collector) -> None:
+    senders = Senders(own)
+    with senders.sending():
+        began = time.monotonic()
+        own.process.send_signal(signal.SIGTERM)
+        assert own.process.wait(10) == 0
+        assert time.monotonic() - began < 5
+    assert senders.others == []
+    assert senders.lost() == set()
+    assert own.failures("") == []
+
+
+def test_a_postgres_that_stands_still_is_503_in_time_and_does_not_hold_the_end(
+    own: Collector, postgres: Server
+) -> None:
+    assert own.post(of(1)).status_code == 202
+    with postgres.frozen():
+        began = time.monotonic()
+        response = own.post(BODY)
+        assert (response.status_code, response.headers["retry-after"]) == (503, "60")
+        assert time.monotonic() - began < 10
+        own.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert own.process.wait(10) == 0
+        assert time.monotonic() - began < 5
+
+
+def test_who_asks_too_often_is_429_until_its_time_has_come(migrated: str, tmp_path: Path) -> None:
+    with serving(migrated, tmp_path / "log", COLLECTOR_CLIENT_RATE="3") as own:
+        assert own.post(BODY).status_code == 202
+        assert own.post("{}").status_code == 400
+        assert own.forget(INSTANCE).status_code == 204
+        for refused in (own.post(BODY), own.forget(INSTANCE)):
+            assert refused.status_code == 429
+            assert 0 < int(refused.headers["retry-after"]) <= 20
+        assert own.client.get("/v1/openapi.json").status_code == 200
+        assert own.rows() == []
+
+
+def test_sixty_a_minute_is_the_default() -> None:
+    assert CollectorSettings().collector_client_rate == 60
+
+
+def test_a_trusted_proxy_says_who_calls_and_only_its_own_word_counts(
+    migrated: str, tmp_path: Path
+) -> None:
+    with serving(migrated, tmp_path / "log", COLLECTOR_CLIENT_RATE="1") as own:
+
+        def post(forwarded: str) -> int:
+            return own.post(BODY, x_forwarded_for=forwarded).status_code
+
+        assert post("203.0.113.1") == 202
+        assert post("203.0.113.2") == 202
+        # What stands before the proxy's own word was said by the caller.
+        assert post("198.51.100.7, 203.0.113.1") == 429
+        assert post("127.0.0.1, 203.0.113.2") == 429
+        assert "203.0.113" not in own.output.read_text()
+
+
+def test_nobody_else_is_believed(migrated: str, tmp_path: Path) -> None:
+    with serving(
+        migrated,
+        tmp_path / "log",
+        COLLECTOR_CLIENT_RATE="2",
+        FORWARDED_ALLOW_IPS="192.0.2.0/24",
+    ) as own:
+        statuses = [
+            own.post(BODY, x_forwarded_for=f"203.0.113.{last}").status_code for last in range(4)
+        ]
+    assert statuses == [202, 202, 429, 429]

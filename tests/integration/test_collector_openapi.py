@@ -1,0 +1,132 @@
+"""The collector is what its description says, and holds out against whoever reads it closely."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+from sqlalchemy import NullPool, create_engine
+from starlette.routing import Route
+
+from app.collector import openapi, store, web
+from app.payload import Heartbeat, json_schema
+from app.settings import CollectorSettings
+from migrations import migrate
+from tests.collector import BODY, NOWHERE, Collector, of, query, serving
+from tests.conftest import Databases
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+]
+DOCUMENT = openapi.document()
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
+CASES = [
+    (path, method, mode)
+    for path, methods in DOCUMENT["paths"].items()
+    for method in methods
+    for mode in GenerationMode
+    if path != "/v1/openapi.json" or mode is GenerationMode.POSITIVE  # nothing is asked there
+]
+
+
+@pytest.fixture(scope="module")
+def collector(
+    databases: Databases, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Collector]:
+    """A collector that has something to tell."""
+    with databases.copy_of("template1") as url:
+        with create_engine(url, poolclass=NullPool).connect() as connection:
+            migrate(connection, "collector")
+        heartbeats = [Heartbeat.model_validate_json(of(number)) for number in range(30)]
+        with create_engine(url, poolclass=NullPool).begin() as connection:
+            store.insert(connection, heartbeats)
+        log = tmp_path_factory.mktemp("collector") / "log"
+        with serving(url, log) as running:
+            yield running
+        assert running.failures("") == []
+
+
+@pytest.mark.parametrize(("path", "method", "mode"), CASES)
+@settings(
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+def test_whatever_is_asked_the_answer_is_as_described(
+    collector: Collector, path: str, method: str, mode: GenerationMode, data: st.DataObject
+) -> None:
+    operation = SCHEMA[path][method]
+    case = data.draw(operation.as_strategy(generation_mode=mode))
+    case.call_and_validate(base_url=f"http://127.0.0.1:{collector.port}", checks=CHECKS)
+
+
+def test_it_is_served_as_it_is(collector: Collector) -> None:
+    response = collector.client.get("/v1/openapi.json")
+    assert response.headers["content-type"] == "application/json"
+    assert response.json() == json.loads(json.dumps(DOCUMENT))
+    assert DOCUMENT["openapi"].startswith("3.1.")
+
+
+def test_every_route_is_described_but_the_style() -> None:
+    app = web.create_app(store.connect(NOWHERE), CollectorSettings())
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    assert len(routes) == len(app.routes)
+    paths = {route.path for route in routes if not route.path.startswith("/static/")}
+    assert paths == set(DOCUMENT["paths"])
+
+
+def test_the_heartbeat_is_the_payloads_own_schema() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+    told = json.dumps({**schemas["Heartbeat"], "$defs": schemas})
+    own = json_schema()
+    assert schemas["Heartbeat"]["properties"].keys() == own["properties"].keys()
+    assert schemas["Heartbeat"]["additionalProperties"] is False
+    for name, definition in own["$defs"].items():
+        assert schemas[name] == definition
+    assert "$defs/" not in told.replace("#/components/schemas/", "")
+
+
+def test_the_example_that_is_published_fits(collector: Collector) -> None:
+    before = query(collector.url, "SELECT count(*) FROM heartbeat")[0][0]
+    SCHEMA["/v1/heartbeat"]["post"].Case(
+        body=json.loads(BODY), media_type="application/json"
+    ).call_and_validate(base_url=f"http://127.0.0.1:{collector.port}", checks=CHECKS)
+    assert query(collector.url, "SELECT count(*) FROM heartbeat")[0][0] == before + 1
+
+
+def test_each_error_has_the_form_that_is_described(collector: Collector) -> None:
+    url = f"http://127.0.0.1:{collector.port}"
+    operation = SCHEMA["/v1/heartbeat"]["post"]
+    for body, kind, status in (
+        (b"{}", "application/json", 400),
+        (b" " * 20_000, "application/json", 413),
+        (BODY.encode(), "text/plain", 415),
+    ):
+        response = collector.client.post(
+            f"{url}/v1/heartbeat", content=body, headers={"content-type": kind}
+        )
+        assert response.status_code == status
+        assert str(status) in operation.definition.raw["responses"]
+        assert set(response.json()) <= {"error", "details"}

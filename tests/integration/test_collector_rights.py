@@ -1,0 +1,305 @@
+"""Who may see the numbers, who is forgotten, and that nothing tells who called."""
+
+import base64
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from sqlalchemy import NullPool, create_engine, text
+
+from app.collector import daily
+from tests.collector import (
+    BODY,
+    INSTANCE,
+    NOWHERE,
+    Collector,
+    answer,
+    changed,
+    of,
+    query,
+    run,
+    serving,
+)
+
+TOKEN = "op\u00e9n:sesame"  # noqa: S105 - for these tests
+CLOSED = ("/", "/v1/stats.json", "/v1/stats.csv")
+
+
+def everything(url: str) -> str:
+    """Return all that a database holds, as text, the names of what it holds included."""
+    tables = query(
+        url,
+        "SELECT quote_ident(table_name) FROM information_schema.tables"
+        " WHERE table_schema = 'public' AND table_type = 'BASE TABLE'",
+    )
+    assert {("heartbeat",), ("install",), ("daily",), ("measured",)} <= set(tables)
+    return "\n".join(f"{name} {row}" for (name,) in tables for row in query(url, f"TABLE {name}"))
+
+
+# To be forgotten
+
+
+def test_an_install_is_forgotten_with_everything_under_its_id(own: Collector) -> None:
+    other = of(1)
+    for body in (BODY, changed(sent_at="2026-05-03T02:30:00+00:00"), other):
+        assert own.post(body).status_code == 202
+
+    response = own.forget(INSTANCE)
+
+    assert (response.status_code, response.content) == (204, b"")
+    assert INSTANCE not in everything(own.url)
+    assert len(own.rows()) == 1
+    assert query(own.url, "SELECT count(*) FROM install") == [(1,)]
+
+
+def test_an_answer_does_not_tell_whether_there_was_anything(own: Collector) -> None:
+    own.post(BODY)
+    answers = [own.forget(INSTANCE) for _ in range(2)]
+    for response in answers:
+        response.headers.pop("date")
+    assert answers[0].status_code == answers[1].status_code == 204
+    assert answers[0].headers == answers[1].headers
+
+
+def test_the_day_no_longer_counts_who_is_forgotten(own: Collector) -> None:
+    engine = create_engine(own.url, poolclass=NullPool)
+
+    def counted() -> int:
+        with engine.begin() as connection:
+            daily.measure(connection)
+        active = "SELECT coalesce(sum(installs), 0) FROM daily WHERE metric = 'active_2d'"
+        return int(query(own.url, active)[0][0])
+
+    for number in range(3):
+        own.post(of(number))
+    assert counted() == 3
+    own.forget(of(1).partition('"instance_id": "')[2][:36])
+    assert counted() == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "opensesame",
+        INSTANCE.upper(),
+        INSTANCE.replace("-", ""),
+        f"{{{INSTANCE}}}",
+        f"urn:uuid:{INSTANCE}",
+        f"{INSTANCE} ",
+        f"{INSTANCE}\n",
+        INSTANCE[:-1],
+        INSTANCE.replace("0", "\uff10"),
+        "\0",
+        "%",
+    ],
+)
+def test_what_is_no_id_in_its_one_form_is_400(own: Collector, name: str) -> None:
+    own.post(BODY)
+    response = own.client.delete(f"/v1/installs/{quote(name)}")
+    assert response.status_code == 400
+    assert set(response.json()) == {"error"}
+    assert "opensesame" not in response.text
+    assert len(own.rows()) == 1
+
+
+def test_no_id_and_more_than_one_are_404(own: Collector) -> None:
+    for path in ("/v1/installs", "/v1/installs/", f"/v1/installs/{INSTANCE}/x"):
+        assert own.client.delete(path).status_code == 404
+    response = own.client.get(f"/v1/installs/{INSTANCE}")
+    assert (response.status_code, response.headers["allow"]) == (405, "DELETE")
+
+
+def test_what_waits_when_an_install_is_forgotten_does_not_come_back(own: Collector) -> None:
+    statuses: list[int] = []
+    later = [changed(sent_at=f"2026-05-{day:02}T02:30:00+00:00") for day in range(1, 29)]
+    threads = [
+        threading.Thread(target=lambda body=body: statuses.append(own.post(body).status_code))
+        for body in later
+    ]
+    forgetting = threading.Thread(target=lambda: statuses.append(own.forget(INSTANCE).status_code))
+    with create_engine(own.url, poolclass=NullPool).begin() as connection:
+        connection.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
+        for thread in threads:
+            thread.start()
+        time.sleep(1)  # for all of them to wait in the inbox
+        forgetting.start()
+        time.sleep(0.5)
+    for thread in (*threads, forgetting):
+        thread.join()
+    assert sorted(statuses) == [202] * 28 + [204]
+    assert own.rows() == []
+    assert query(own.url, "SELECT count(*) FROM install") == [(0,)]
+
+
+def test_a_heartbeat_after_that_is_a_new_install(own: Collector) -> None:
+    own.post(BODY)
+    own.forget(INSTANCE)
+    assert own.post(BODY).status_code == 202
+    assert len(own.rows()) == 1
+
+
+def test_the_body_of_a_deletion_is_not_read_to_its_end(own: Collector) -> None:
+    with socket.create_connection(("127.0.0.1", own.port)) as connection:
+        first = f"DELETE /v1/installs/{INSTANCE} HTTP/1.1\r\nHost: c\r\n"
+        connection.sendall(f"{first}Transfer-Encoding: chunked\r\n\r\n".encode())
+        assert answer(connection).startswith(b"HTTP/1.1 204")
+
+
+def test_a_database_that_fails_is_503_for_a_deletion_too(own: Collector) -> None:
+    query(own.url, "ALTER TABLE heartbeat RENAME TO hidden")
+    response = own.forget(INSTANCE)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "60")
+    assert own.failures() == ["collector.failed stage=commit error=UndefinedTable"]
+
+
+# The token
+
+
+def basic(user: str, password: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+def test_with_a_token_the_numbers_are_for_those_who_know_it(migrated: str, tmp_path: Path) -> None:
+    def get(path: str, authorization: str | None = None) -> int:
+        headers = [(b"authorization", authorization.encode())] if authorization else []
+        return own.client.get(path, headers=headers).status_code
+
+    with serving(migrated, tmp_path / "log", COLLECTOR_TOKEN=TOKEN) as own:
+        for path in CLOSED:
+            refused = own.client.get(path)
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"].startswith("Basic realm=")
+            assert set(refused.json()) == {"error"}
+            for right in (basic("", TOKEN), basic("anyone", TOKEN), f"Bearer {TOKEN}"):
+                assert get(path, right) == 200
+                assert get(path, right.replace(" ", "  ").replace("B", "b", 1)) == 200
+            for wrong in (
+                basic(TOKEN, ""),
+                basic("anyone", TOKEN[:-1]),
+                basic("anyone", TOKEN + "x"),
+                f"Bearer {TOKEN}x",
+                f"Digest {TOKEN}",
+                "Bearer",
+                "Basic",
+                "Basic !",
+                "Basic \u00e9",
+                TOKEN,
+            ):
+                assert get(path, wrong) == 401
+        assert own.client.head("/").status_code == 401
+        page = own.client.get("/", headers={"authorization": basic("", TOKEN)}).text
+        style = page.partition('href="/static/')[2].partition('"')[0]
+        assert own.client.get(f"/static/{style}").status_code == 200
+        assert own.post(BODY).status_code == 202
+        assert own.forget(INSTANCE).status_code == 204
+        assert own.client.get("/v1/openapi.json").status_code == 200
+    assert own.log() == [f"collector.ready port={own.port}"]
+
+
+def test_without_a_token_the_numbers_are_everybodys(own: Collector) -> None:
+    for path in CLOSED:
+        assert own.client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("COLLECTOR_TOKEN", "", "is empty"),
+        ("COLLECTOR_RETENTION_DAYS", "opensesame", "must be a number"),
+        ("COLLECTOR_RETENTION_DAYS", "-1", "must be greater than or equal to 0"),
+        ("COLLECTOR_RETENTION_DAYS", "", "must be a number"),
+        ("COLLECTOR_CLIENT_RATE", "opensesame", "must be a number"),
+        ("COLLECTOR_CLIENT_RATE", "-1", "must be greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_setting_stops_it_with_one_sentence(
+    variable: str, value: str, problem: str
+) -> None:
+    result = run("web", COLLECTOR_DATABASE_URL=NOWHERE, **{variable: value})
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"{variable} {problem}")
+    assert result.stderr.count("\n") == 1
+    assert "opensesame" not in result.stderr
+
+
+# No trace of a caller
+
+
+CARRIERS = (
+    *("User-Agent", "Cookie", "Referer", "From", "Origin", "X-Request-Id", "X-Kanarie"),
+    *("Authorization", "Accept", "Via", "Traceparent"),
+)
+CANARIES = ("kanarie", "203.0.113.77", "127.0.0.1")
+
+
+def test_whatever_is_sent_and_whatever_fails_no_word_of_a_caller_is_kept(
+    own: Collector,
+) -> None:
+    headers = dict.fromkeys(CARRIERS, "kanarie")
+    headers |= {
+        "X-Forwarded-For": "203.0.113.77",
+        "X-Real-Ip": "203.0.113.77",
+        "Forwarded": "for=203.0.113.77",
+    }
+
+    def call_everything() -> list[int]:
+        bodies = (BODY, changed(kanarie=1), changed(deployment="kanarie\0"), "kanarie", "\ud800")
+        posts = [
+            own.client.post(
+                "/v1/heartbeat?kanarie=203.0.113.77",
+                content=body.encode("utf-8", "surrogatepass"),
+                headers={**headers, "Content-Type": kind},
+            )
+            for body in bodies
+            for kind in ("application/json", "kanarie/203.0.113.77")
+        ]
+        others = [
+            own.client.request(
+                method, f"{path}?version=kanarie&kanarie=203.0.113.77", headers=headers
+            )
+            for method in ("GET", "DELETE", "POST", "KANARIE")
+            for path in (*CLOSED, "/v1/installs/kanarie", "/kanarie", "/static/kanarie")
+        ]
+        others.append(own.client.delete(f"/v1/installs/{INSTANCE}?kanarie", headers=headers))
+        return [response.status_code for response in (*posts, *others)]
+
+    assert max(call_everything()) < 500
+    own.post(BODY)
+    kept = everything(own.url)
+    query(own.url, "ALTER TABLE heartbeat RENAME TO hidden")
+    query(own.url, "ALTER TABLE measured RENAME TO hidden_too")
+    assert 503 in call_everything()
+    query(own.url, "ALTER TABLE hidden RENAME TO heartbeat")
+    query(own.url, "ALTER TABLE hidden_too RENAME TO measured")
+    query(own.url, "ALTER TABLE heartbeat ADD CHECK (false) NOT VALID")
+    assert 500 in call_everything()
+
+    told = "\n".join(own.log())
+    assert "collector.failed" in told
+    for canary in (*CANARIES, INSTANCE, "docker-compose"):
+        assert canary not in told
+    for canary in CANARIES:
+        assert canary not in kept + everything(own.url)
+
+
+BROKEN = """
+from app.collector import intake
+from app.collector.__main__ import main
+
+def fail(body):
+    raise RuntimeError(body)
+
+intake.parse = fail
+main()
+"""
+
+
+def test_a_handler_that_fails_tells_its_kind_and_no_word(migrated: str, tmp_path: Path) -> None:
+    with serving(migrated, tmp_path / "log", [sys.executable, "-c", BROKEN, "serve"]) as own:
+        response = own.post(changed(deployment="kanarie"), user_agent="kanarie")
+        assert (response.status_code, response.json()) == (500, {"error": "The collector failed."})
+    assert own.log()[1:] == ["collector.failed error=RuntimeError"]
