@@ -1,7 +1,8 @@
 """How many heartbeats a second one collector takes, each committed before it is acknowledged.
 
-``python -m bench.ingest`` measures that beside the same server with an application that does nothing
-but answer 202: in turns, on one machine, under the same load. It writes bench/results/ingest.json.
+``python -m bench.ingest`` measures that beside the same server with an application that does
+nothing but answer 202: in turns, on one machine, under the same load, and writes
+bench/results/ingest.json.
 ``python -m bench.ingest PORT`` is that other server.
 """
 
@@ -30,8 +31,8 @@ from app.demo import servers
 from bench.rig import DATA, RigError, with_driver
 from migrations import migrate
 
-ROUNDS = 2
-SECONDS = 4.0
+ROUNDS = 5
+SECONDS = 10.0
 WARM_UP_SECONDS = 1.0
 CONNECTIONS = 64
 GOAL = 0.5

@@ -24,7 +24,8 @@ from app.payload import Heartbeat
 
 CAPACITY = 1_000
 """How many may be waiting, those included whose commit is under way."""
-AT_ONCE = 32
+AT_ONCE = 500
+"""So many are committed together, where they wait; and half, where that is more."""
 ANSWER_SECONDS = 8.0
 """A sender gives up after 10, as it is delivered; it shall hear that the collector cannot."""
 SETTLE_SECONDS = 1.0
@@ -54,7 +55,7 @@ class Inbox:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Write by ``engine``, one connection of it at a time."""
+        """Write by one connection of ``engine``, which is kept."""
         self._engine = engine
         self._entries: SimpleQueue[_Entry | None] = SimpleQueue()
         self._connection: Connection | None = None
@@ -84,7 +85,7 @@ class Inbox:
             UnavailableError: too many wait, or the database fails or does not answer in time.
             RefusedError: the database takes others, and not this one.
         """
-        await self._commit(heartbeat)
+        await self._bring(heartbeat)
 
     async def forget(self, instance_id: UUID) -> None:
         """Return when nothing is left under an id of what was brought before this was asked.
@@ -92,9 +93,9 @@ class Inbox:
         Raises:
             UnavailableError: as ``keep`` does.
         """
-        await self._commit(instance_id)
+        await self._bring(instance_id)
 
-    async def _commit(self, what: Heartbeat | UUID) -> None:
+    async def _bring(self, what: Heartbeat | UUID) -> None:
         if self._unsettled >= CAPACITY:
             raise UnavailableError("The collector is busy.")
         entry = _Entry(what, asyncio.get_running_loop().create_future())
@@ -125,11 +126,13 @@ class Inbox:
                 self._write_each(entries)
             else:
                 self._tell(entries, error)
+        if self._connection:
+            self._connection.close()
 
     def _take(self) -> list[_Entry]:
-        """Wait for entries, and return those that come first; none at the end.
+        """Wait for entries, and return those that came first; none at the end.
 
-        Of many it is half, so that there are senders to listen to while the disk is waited for.
+        Of many it is half: were it all, the disk would wait for the senders, and they for the disk.
         """
         entries: list[_Entry] = []
         entry = self._entries.get()
@@ -157,7 +160,7 @@ class Inbox:
     def _attempt(self, entries: Sequence[_Entry]) -> Exception | None:
         """Commit all of the entries or none, in their order; return what has kept them from it."""
         try:
-            self._commit_all(entries)
+            self._commit(entries)
         except SQLAlchemyError as error:
             log.error("collector.failed stage=commit error=%s", store.cause(error))  # noqa: TRY400
             if isinstance(error, DataError | IntegrityError):
@@ -167,7 +170,7 @@ class Inbox:
             return error
         return None
 
-    def _commit_all(self, entries: Sequence[_Entry]) -> None:
+    def _commit(self, entries: Sequence[_Entry]) -> None:
         if self._connection is None:
             self._connection = self._engine.connect()
         try:

@@ -39,9 +39,10 @@ def routes(inbox: Inbox, limiter: Limiter | None, body_seconds: float) -> list[R
     """
 
     async def heartbeat(request: Request) -> Response:
+        # First of all: who is refused while it still speaks may be cut off before it has heard why.
+        body = await _read(request, body_seconds)
         _take_token(request, limiter)
         _check(request.headers)
-        body = await _read(request, body_seconds)
         await inbox.keep(parse(body))
         return Response(status_code=202)
 
@@ -81,8 +82,6 @@ def _check(headers: Headers) -> None:
         raise HTTPException(415, "Content-Type must be application/json.")
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise HTTPException(415, "Content-Encoding must be identity.")
-    if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
-        raise _too_large()
 
 
 def _too_large() -> HTTPException:
@@ -90,6 +89,8 @@ def _too_large() -> HTTPException:
 
 
 async def _read(request: Request, seconds: float) -> bytes:
+    if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
+        raise _too_large()
     body = bytearray()
     try:
         async with asyncio.timeout(seconds):

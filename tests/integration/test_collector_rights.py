@@ -6,8 +6,10 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 from sqlalchemy import NullPool, create_engine, text
 
@@ -236,6 +238,14 @@ CARRIERS = (
 CANARIES = ("kanarie", "203.0.113.77", "127.0.0.1")
 
 
+def status_of(client: httpx.Client, method: str, path: str, **request: Any) -> int:
+    """Return the answer's status; 0 where a refusal with its body unread cut the answer off."""
+    try:
+        return client.request(method, path, **request).status_code
+    except httpx.ReadError:
+        return 0
+
+
 def test_whatever_is_sent_and_whatever_fails_no_word_of_a_caller_is_kept(
     own: Collector,
 ) -> None:
@@ -249,7 +259,9 @@ def test_whatever_is_sent_and_whatever_fails_no_word_of_a_caller_is_kept(
     def call_everything() -> list[int]:
         bodies = (BODY, changed(kanarie=1), changed(deployment="kanarie\0"), "kanarie", "\ud800")
         posts = [
-            own.client.post(
+            status_of(
+                own.client,
+                "POST",
                 "/v1/heartbeat?kanarie=203.0.113.77",
                 content=body.encode("utf-8", "surrogatepass"),
                 headers={**headers, "Content-Type": kind},
@@ -258,14 +270,17 @@ def test_whatever_is_sent_and_whatever_fails_no_word_of_a_caller_is_kept(
             for kind in ("application/json", "kanarie/203.0.113.77")
         ]
         others = [
-            own.client.request(
-                method, f"{path}?version=kanarie&kanarie=203.0.113.77", headers=headers
+            status_of(
+                own.client,
+                method,
+                f"{path}?version=kanarie&kanarie=203.0.113.77",
+                headers=headers,
             )
             for method in ("GET", "DELETE", "POST", "KANARIE")
             for path in (*CLOSED, "/v1/installs/kanarie", "/kanarie", "/static/kanarie")
         ]
-        others.append(own.client.delete(f"/v1/installs/{INSTANCE}?kanarie", headers=headers))
-        return [response.status_code for response in (*posts, *others)]
+        installs = f"/v1/installs/{INSTANCE}?kanarie"
+        return [*posts, *others, status_of(own.client, "DELETE", installs, headers=headers)]
 
     assert max(call_everything()) < 500
     own.post(BODY)
