@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app import change, database, facts, instance, log, notice, outbox, payload
 from app.delivery import Delivery, lease
+from app.instance import Identity
 from app.outbox import Claim, Record
 from app.payload import Facts
 from app.schedule import OPENS_AT, Day, Obstacle, obstacle, offset, running_day
@@ -95,6 +96,21 @@ def _discarded(rows: Sequence[Row[UUID, date]], reason: str) -> list[Ended]:
 def _log_all(ended: list[Ended]) -> None:
     for level, name, fields in ended:
         log.event(name, level=level, **fields)
+
+
+def _look(
+    connection: Connection, day: Day, *, waive_notice: bool
+) -> tuple[Identity | None, Obstacle | None]:
+    """Return who this install is, and what keeps the day's heartbeat from being written."""
+    known = instance.find(connection)
+    hurdle = obstacle(
+        day,
+        written=outbox.has_day(connection, day.date),
+        last_telemetry_at=known.last_telemetry_at if known else None,
+        noticed_at=notice.given_at(connection, payload.SCHEMA_VERSION),
+        waive_notice=waive_notice,
+    )
+    return known, hurdle
 
 
 class Pipeline:
@@ -177,17 +193,13 @@ class Pipeline:
     def _write(self, *, waive_notice: bool) -> tuple[Day, Obstacle | None]:
         """Facts, instance where it is new, and heartbeat: one transaction, all or nothing."""
         with self.transaction() as connection:
-            outbox.enter(connection)
             now = database.clock(connection)
             day = running_day(now)
-            known = instance.find(connection)
-            hurdle = obstacle(
-                day,
-                written=outbox.has_day(connection, day.date),
-                last_telemetry_at=known.last_telemetry_at if known else None,
-                noticed_at=notice.given_at(connection, payload.SCHEMA_VERSION),
-                waive_notice=waive_notice,
-            )
+            known, hurdle = _look(connection, day, waive_notice=waive_notice)
+            if not hurdle:
+                # What was seen holds from here on: nobody rotates or forgets in between.
+                outbox.enter(connection)
+                known, hurdle = _look(connection, day, waive_notice=waive_notice)
             if hurdle:
                 return day, hurdle
             instance_id = known.id if known else instance.ensure(connection)

@@ -52,7 +52,7 @@ def result_of(status: int) -> Result:
     """Return what an HTTP status means; a redirect is not followed, so it is a refusal."""
     if 200 <= status < 300:  # noqa: PLR2004 - HTTP's success class
         return "sent"
-    return "retryable" if status in RETRYABLE_STATUS or status >= 500 else "rejected"  # noqa: PLR2004
+    return "retryable" if status in RETRYABLE_STATUS or status >= 500 else "rejected"  # noqa: PLR2004 - HTTP's own number
 
 
 def backoff(drains: int, jitter: float) -> timedelta:

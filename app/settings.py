@@ -187,6 +187,15 @@ class Environment(BaseSettings):
         settings._problems = problems
         return settings
 
+    def refuse_what_is_wrong(self) -> None:
+        """Refuse to work by a default where another value was meant.
+
+        Raises:
+            SettingsError: a variable has a wrong value.
+        """
+        for variable, problem in self._problems.items():
+            raise SettingsError(f"{variable} {problem}.")
+
     def require(self, name: str) -> str:
         """Return the URL in the field ``name``.
 
@@ -343,6 +352,12 @@ def _retention(days: int) -> int:
     return days
 
 
+def _token(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value():
+        raise _wrong("is empty: set one, or take the variable away")
+    return value
+
+
 class CollectorSettings(Environment):
     """What the collector reads from the environment."""
 
@@ -351,15 +366,5 @@ class CollectorSettings(Environment):
         400
     )
     collector_client_rate: Annotated[int, Field(ge=0, le=1_000_000)] = 60
-    collector_token: SecretStr | None = None
+    collector_token: Annotated[SecretStr, AfterValidator(_token)] | None = None
     port: Annotated[int, Field(ge=1, le=65_535)] = 8000
-
-    def require_port(self) -> int:
-        """Return the TCP port to listen on.
-
-        Raises:
-            SettingsError: PORT is not the number of a port.
-        """
-        if problem := self._problems.get("PORT"):
-            raise SettingsError(f"PORT {problem}.")
-        return self.port

@@ -21,7 +21,7 @@ from sqlalchemy import text
 
 from app.demo import servers
 from bench import counting, fleet, footprint, latency, report, startup
-from bench.rig import Rig, RigError, rig
+from bench.rig import Rig, RigError, rig, rounded
 
 Say = Callable[[str], None]
 
@@ -58,25 +58,12 @@ def save(name: str, result: dict[str, Any], figure: Figure | None = None) -> Non
     """Write a result, and its picture."""
     mpl.rcParams["svg.hashsalt"] = "consentos-telemetry"
     report.RESULTS.mkdir(exist_ok=True)
-    told = json.dumps(_rounded(result), indent=1)
+    told = json.dumps(rounded(result, 2), indent=1)
     # A list of numbers on one line.
     told = re.sub(r"\[[\d,\s]+\]", lambda found: " ".join(found[0].split()), told)
     (report.RESULTS / f"{name}.json").write_text(f"{told}\n")
     if figure:
         figure.savefig(report.RESULTS / f"{name}.svg", metadata={"Date": None})
-
-
-def _rounded(value: Any) -> Any:
-    """Return a result whose numbers have no more digits than they mean."""
-    match value:
-        case dict():
-            return {key: _rounded(each) for key, each in value.items()}
-        case list():
-            return [_rounded(each) for each in value]
-        case float():
-            return round(value, 2)
-        case _:
-            return value
 
 
 def bench(
@@ -120,7 +107,7 @@ def _measured(name: str) -> dict[str, Any]:
     with console.status(name) as status, rig() as stand:
         result = MEASUREMENTS[name][0](stand, partial(_say, status, name))
     console.print(f"[green]✓[/] {name} ({time.monotonic() - began:.0f} s)")
-    console.print(report.TABLES[name](_rounded(result)))
+    console.print(report.TABLES[name](rounded(result, 2)))
     return result
 
 

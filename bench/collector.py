@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,9 +22,9 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from app.collector import daily, store
 from app.demo import servers
 from app.demo.fleet import Arrival, Fleet
+from bench.rig import ROOT, RigError, rounded, with_driver
 from migrations import migrate
 
-ROOT = Path(__file__).parents[1]
 DATA = ROOT / ".data" / "bench-collector"
 RESULT = ROOT / "bench" / "results" / "collector.json"
 
@@ -36,7 +35,7 @@ WHOLE_DAYS = 3
 but what that leaves of a day once its heartbeats are deleted, the installs: no disk is filled.
 """
 AT_ONCE = 500
-"""As many heartbeats as the collector commits together at most."""
+"""Heartbeats in a transaction: as many as a collector may take together when a thousand wait."""
 COUNTS = 5
 READS = 40
 PATIENCE = 60.0
@@ -55,14 +54,10 @@ _BYTES = text("SELECT pg_total_relation_size(CAST(:name AS regclass))")
 console = Console(highlight=False, soft_wrap=True)
 
 
-class BenchError(Exception):
-    """What was to be measured did not happen; the message is one sentence."""
-
-
 def measure(embedded: servers.Servers, installs: int, until: date) -> dict[str, Any]:
     """Return what a collector of a fleet of so many installs takes, counts, holds and shows."""
     url = _database(embedded.postgres, f"collector_{installs}")
-    engine = create_engine(_driver(url), poolclass=NullPool)
+    engine = create_engine(with_driver(url), poolclass=NullPool)
     with engine.connect() as connection:
         migrate(connection, "collector")
     result: dict[str, Any] = {"installs": installs, "heartbeats": 0}
@@ -126,7 +121,7 @@ def _held(connection: Connection, until: date) -> dict[str, Any]:
     active = daily.movements(connection, until, until, daily.Filter())[until]
     tables = {
         name: {
-            "rows": connection.scalar(text(f"SELECT count(*) FROM {name}")),  # noqa: S608
+            "rows": connection.scalar(text(f"SELECT count(*) FROM {name}")),  # noqa: S608 - our own words
             "bytes": connection.scalar(_BYTES, {"name": name}),
         }
         for name in ("heartbeat", "install", "daily")
@@ -206,14 +201,12 @@ def _ms_of(part: str, name: str) -> Callable[[dict[str, Any]], str]:
 
 
 def _database(maintenance: str, name: str) -> str:
-    engine = create_engine(_driver(maintenance), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    engine = create_engine(
+        with_driver(maintenance), isolation_level="AUTOCOMMIT", poolclass=NullPool
+    )
     with engine.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
     return maintenance.replace("/postgres?", f"/{name}?")
-
-
-def _driver(url: str) -> str:
-    return url.replace("postgresql://", "postgresql+psycopg://", 1)
 
 
 def _vacuum(engine: Engine) -> None:
@@ -237,20 +230,8 @@ def _wait(until: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not until():
         if time.monotonic() > deadline:
-            raise BenchError(f"The collector did not start and count; see {DATA}/serve.log.")
+            raise RigError(f"The collector did not start and count; see {DATA}/serve.log.")
         time.sleep(0.1)
-
-
-def _rounded(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _rounded(each) for key, each in value.items()}
-        case list():
-            return [_rounded(each) for each in value]
-        case float():
-            return round(value, 3)
-        case _:
-            return value
 
 
 def _say(installs: int, doing: str) -> None:
@@ -277,7 +258,7 @@ def main() -> None:
         "whole_days": WHOLE_DAYS,
         "sizes": sizes,
     }
-    RESULT.write_text(f"{json.dumps(_rounded(result), indent=1)}\n")
+    RESULT.write_text(f"{json.dumps(rounded(result, 3), indent=1)}\n")
     console.print(table(result))
     console.print(f"Done in {time.monotonic() - began:.0f} s; the results are in {RESULT}.")
 
@@ -285,6 +266,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (BenchError, servers.ServersError) as error:
+    except (RigError, servers.ServersError) as error:
         console.print(f"[red]✗[/] {error}")
         sys.exit(1)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -23,6 +24,19 @@ from migrations import migrate
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / ".data" / "bench"
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Return a result whose numbers have no more digits than they mean."""
+    match value:
+        case dict():
+            return {key: rounded(each, digits) for key, each in value.items()}
+        case list():
+            return [rounded(each, digits) for each in value]
+        case float():
+            return round(value, digits)
+        case _:
+            return value
 
 
 class RigError(Exception):

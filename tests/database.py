@@ -25,6 +25,12 @@ def run(db: Engine, statement: str, **parameters: object) -> None:
         connection.execute(text(statement), parameters)
 
 
+def waiting_for_locks(db: Engine) -> int:
+    """Return how many sessions wait for what another one has locked."""
+    waits = "datname = current_database() AND wait_event_type = 'Lock'"
+    return int(one(db, f"SELECT count(*) FROM pg_stat_activity WHERE {waits}"))
+
+
 def outbox_row(db: Engine) -> dict[str, Any]:
     """Return the outbox's only row, its payload as the text that is stored."""
     statement = "SELECT *, payload::text AS payload FROM telemetry_outbox"

@@ -33,30 +33,21 @@ def migrate() -> None:
 
 @cli.command()
 def serve(
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "0.0.0.0",  # noqa: S104
+    # It is there to be reached from elsewhere.
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "0.0.0.0",  # noqa: S104 - see above
 ) -> None:
     """Take heartbeats on PORT, and show the numbers, until SIGTERM."""
     settings = CollectorSettings.load()
-    port = settings.require_port()
-    engine = store.connect(settings.require("collector_database_url"))
-    _refuse_what_is_wrong(settings)
-    app = web.create_app(engine, settings)
+    # A default would open what was to be closed, or delete too much.
+    settings.refuse_what_is_wrong()
+    app = web.create_app(store.connect(settings.require("collector_database_url")), settings)
     _log_to_stdout()
     # When uvicorn has shut down it raises the signal that it caught once more: a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    with _listen(host, port) as listener:
-        web.log.info("collector.ready port=%d", port)
+    with _listen(host, settings.port) as listener:
+        web.log.info("collector.ready port=%d", settings.port)
         server(app).run(sockets=[listener])
-
-
-def _refuse_what_is_wrong(settings: CollectorSettings) -> None:
-    """Raise SettingsError where a default would open what was to be closed, or delete too much."""
-    for variable, problem in settings._problems.items():  # noqa: SLF001
-        raise SettingsError(f"{variable} {problem}.")
-    # A secret that is empty is false, like one that is not set.
-    if settings.collector_token is not None and not settings.collector_token:
-        raise SettingsError("COLLECTOR_TOKEN is empty: set one, or take the variable away.")
 
 
 def server(app: ASGIApp) -> uvicorn.Server:

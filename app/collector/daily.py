@@ -120,7 +120,7 @@ _COUNT = text(
     ON CONFLICT (metric, day, version, edition, value) DO UPDATE SET installs = excluded.installs
     -- Hardly anything has changed since a minute ago.
     WHERE daily.installs <> excluded.installs
-    """  # noqa: S608
+    """  # noqa: S608 - see above
 )
 
 _ALONE = text("SELECT pg_advisory_xact_lock(hashtext('consentos-collector daily'))")
@@ -209,25 +209,26 @@ _CELLS = ", ".join(
     for edition in (_OF_EDITION, f"NOT {_OF_EDITION}")
 )
 
+# What is put together below is this module's own words.
 _SPAN = text(
     "SELECT (SELECT min(day) FROM measured) AS first, day, as_of FROM measured"
     " ORDER BY day DESC LIMIT 1"
 )
 _MOVEMENTS = text(
-    "SELECT day, metric, sum(installs)::integer FROM daily"  # noqa: S608
+    "SELECT day, metric, sum(installs)::integer FROM daily"  # noqa: S608 - see above
     " WHERE metric = ANY(:metrics) AND day BETWEEN :since AND :until"
     f" AND {_OF_VERSION} AND {_OF_EDITION} GROUP BY day, metric"
 )
 _VERSIONS = text(
-    f"SELECT day, version, {_CELLS} FROM daily"  # noqa: S608
+    f"SELECT day, version, {_CELLS} FROM daily"  # noqa: S608 - see above
     f" WHERE metric = '{ACTIVE_2D}' AND day BETWEEN :since AND :until GROUP BY day, version"
 )
 _VALUES = text(
-    f"SELECT metric, value, {_CELLS} FROM daily"  # noqa: S608
+    f"SELECT metric, value, {_CELLS} FROM daily"  # noqa: S608 - see above
     " WHERE metric = ANY(:metrics) AND day = :day GROUP BY metric, value"
 )
 _EDITIONS = text(
-    f"SELECT edition, {_CELLS} FROM daily"  # noqa: S608
+    f"SELECT edition, {_CELLS} FROM daily"  # noqa: S608 - see above
     f" WHERE metric = '{ACTIVE_2D}' AND day = :day GROUP BY edition"
 )
 

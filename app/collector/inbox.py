@@ -162,7 +162,8 @@ class Inbox:
         try:
             self._commit(entries)
         except SQLAlchemyError as error:
-            log.error("collector.failed stage=commit error=%s", store.cause(error))  # noqa: TRY400
+            # No traceback: its words may be anybody's.
+            log.error("collector.failed stage=commit error=%s", store.cause(error))  # noqa: TRY400 - see above
             if isinstance(error, DataError | IntegrityError):
                 return RefusedError("The database refuses this heartbeat.")
             return UnavailableError("The database is not available.")

@@ -50,7 +50,7 @@ def _attempt(stage: str, work: Callable[[], None]) -> None:
         work()
     except Exception as error:  # noqa: BLE001 - in a minute it may go well
         # No traceback: its words may be anybody's.
-        log.error("collector.failed stage=%s error=%s", stage, store.cause(error))  # noqa: TRY400
+        log.error("collector.failed stage=%s error=%s", stage, store.cause(error))  # noqa: TRY400 - see above
 
 
 def _measure(engine: Engine) -> None:

@@ -80,7 +80,7 @@ def document() -> Described:
         "info": {
             "title": "ConsentOS telemetry collector",
             "version": "1",
-            "description": "Takes anonymous heartbeats, and tells how many installs there are.",
+            "description": "Takes heartbeats, and tells how many installs there are.",
         },
         "paths": {
             "/v1/heartbeat": {"post": _keep()},

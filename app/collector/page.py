@@ -165,6 +165,7 @@ def read(engine: Engine, asked: _Asked) -> stats.Stats:
                 values=daily.values(connection, until, chosen),
             )
     except SQLAlchemyError as error:
-        log.error("collector.failed error=%s", store.cause(error))  # noqa: TRY400
+        # No traceback: its words may be anybody's.
+        log.error("collector.failed stage=page error=%s", store.cause(error))  # noqa: TRY400 - see above
         raise _RefusalError(503, "The database is not available.") from None
     return stats.tell(numbers, as_of=span.as_of, since=since, until=until, chosen=chosen)

@@ -194,7 +194,7 @@ def percent(part: float, whole: float) -> str:
     share = 100 * part / whole if whole else 0.0
     if 0 < share < 1:
         return "<1%"
-    if 99 < share < 100:  # noqa: PLR2004
+    if 99 < share < 100:  # noqa: PLR2004 - percents
         return ">99%"
     return f"{share:.0f}%"
 

@@ -104,7 +104,7 @@ def mark(connection: Connection, marker: str) -> int:
 def _insert(connection: Connection, table: str, rows: Sequence[Row]) -> None:
     columns = rows[0]
     values = ", ".join(f":{column}" for column in columns)
-    insert = text(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})")  # noqa: S608
+    insert = text(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})")  # noqa: S608 - our own words
     connection.execute(insert, [_storable(row) for row in rows])
 
 

@@ -198,7 +198,7 @@ class Fleet:
         chance, pick = self._rng.random, self._pick
         pace = pick(PACES)
         sites = pick(SITES) * (0.5 + chance())
-        edition: Edition = "ee" if chance() < (0.5 if sites > 30 else 0.06) else "ce"  # noqa: PLR2004
+        edition: Edition = "ee" if chance() < (0.5 if sites > 30 else 0.06) else "ce"  # noqa: PLR2004 - a chance, or what is large
         skew = timedelta(seconds=pick(SKEWS) * (2 * chance() - 1))
         # Who upgrades rarely has rarely taken the newest to begin with.
         version = self._newest(number - self._rng.randint(0, min(pace or 90, 40)))
@@ -219,7 +219,7 @@ class Fleet:
         """Return all that stays as it is when an install grows; its census is still empty."""
         chance, pick = self._rng.random, self._pick
         deployment = pick(DEPLOYMENTS)
-        if edition == "ee" and chance() < 0.4:  # noqa: PLR2004
+        if edition == "ee" and chance() < 0.4:  # noqa: PLR2004 - a chance, or what is large
             deployment = "kubernetes"
         python = pick(PYTHONS)
         if chance() < OWN_LABEL:
@@ -232,8 +232,8 @@ class Fleet:
             python=(*python, self._rng.randint(0, 9)),
             platform=pick(PLATFORMS) if deployment in {"bare-metal", "unknown"} else "linux",
             geoip_header_configured=chance() < (0.6 if deployment == "kubernetes" else 0.2),
-            geoip_maxmind_configured=chance() < (0.45 if sites > 30 else 0.1),  # noqa: PLR2004
-            rate_limit_enabled=chance() < 0.9,  # noqa: PLR2004
+            geoip_maxmind_configured=chance() < (0.45 if sites > 30 else 0.1),  # noqa: PLR2004 - a chance, or what is large
+            rate_limit_enabled=chance() < 0.9,  # noqa: PLR2004 - a chance, or what is large
         )
 
     def _pick(self, weights: Mapping[Choice, int]) -> Choice:

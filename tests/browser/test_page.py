@@ -164,7 +164,7 @@ def test_dark_is_dark_and_light_is_light(
     chromium: Browser,
     collector: Collector,
     scheme: Scheme,
-    is_dark: bool,  # noqa: FBT001
+    is_dark: bool,  # noqa: FBT001 - pytest's parameter
 ) -> None:
     with looking(chromium, collector, scheme=scheme) as page:
         paper, ink = page.evaluate(
@@ -308,7 +308,7 @@ def test_the_numbers_are_those_of_the_document(
 ) -> None:
     told = document(collector, query)
     days = told["days"][::-1]
-    movements: Callable[..., list[list[str]]] = lambda *names: [  # noqa: E731
+    movements: Callable[..., list[list[str]]] = lambda *names: [  # noqa: E731 - as short as its name
         [each["day"], *(shown(each["movements"][name]) for name in names)] for each in days
     ]
     with looking(chromium, collector, f"/{query}") as page:
@@ -325,7 +325,7 @@ def test_the_numbers_are_those_of_the_document(
         days[0]["versions"], days[0]["other_versions"]
     )
     for row, each in zip(adopted, days, strict=False):
-        on = [shown(each["versions"][name]) if name in each["versions"] else "–" for name in names]  # noqa: RUF001
+        on = [shown(each["versions"][name]) if name in each["versions"] else "–" for name in names]  # noqa: RUF001 - what the page says
         assert row[:-1] == [each["day"], *on]
     for rows, name in ((platforms, "platform"), (deployments, "deployment")):
         spread = told["values"][name]

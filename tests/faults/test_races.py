@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.conftest import Clock
-from tests.database import attempts, count, one, outbox_row
+from tests.database import attempts, count, one, outbox_row, waiting_for_locks
 from tests.faults.steps import (
     DAY_BEGINS,
     MORE_THAN_A_LEASE,
@@ -38,18 +38,12 @@ def frozen(process: Process) -> Iterator[None]:
         process.signal(SIGCONT, group=True)
 
 
-def one_waits_for_a_lock(db: Engine) -> bool:
-    """Whether a process waits for what another one has locked."""
-    others = "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    return bool(one(db, f"SELECT count(*) {others}"))
-
-
 def go_on_together(first: Stopped, actor: str, processes: Processes, db: Engine) -> Process:
     """Have another worker run into what the first one has locked, and then let both go on."""
     with frozen(first.process):
         second = processes.start("worker")
         processes.wake(actor)
-        eventually(lambda: one_waits_for_a_lock(db))
+        eventually(lambda: waiting_for_locks(db))
     first.go_on()
     until_worked_off(processes)
     return second
@@ -167,7 +161,7 @@ class TestASettleAndAReclaimAtOnce:
         with frozen(settling.process):
             reclaiming = standing_at("app.outbox:reclaim:return", processes, "sweep")
         settling.go_on()
-        eventually(lambda: one_waits_for_a_lock(db))
+        eventually(lambda: waiting_for_locks(db))
         reclaiming.go_on()
         settling.process.wait_for("telemetry.lease_lost")
         row = outbox_row(db)

@@ -15,9 +15,8 @@ from app.outbox import Claim
 from app.pipeline import Pipeline
 from tests.command import command, commands
 from tests.conftest import Clock
-from tests.database import attempts, count, one, outbox_row, run
+from tests.database import attempts, count, one, outbox_row, run, waiting_for_locks
 from tests.faults.steps import days, eventually, locked, standing_at, without_harm
-from tests.faults.test_races import one_waits_for_a_lock
 from tests.processes import Processes
 from tests.receiver import Receiver, answer
 
@@ -298,6 +297,9 @@ class TestForgetRemotely:
             f"DELETE /v1/installs/{each} HTTP/1.1".encode() for each in sorted([pending, other])
         ]
         assert all(request.body == b"" for request in receiver.requests)
+        assert {name for request in receiver.requests for name in request.headers if name} <= {
+            *("host", "user-agent", "accept", "accept-encoding", "connection", "content-length")
+        }
         assert f"The receiver has deleted everything under {pending}.\n" in ended.out
         assert "A receiver keeps" not in ended.out
         assert [count(db, table) for table in OURS] == [0, 0, 0, 0]
@@ -345,11 +347,6 @@ def nothing_is_pending(db: Engine) -> bool:
 BOTH = 2
 
 
-def waiting_for_locks(db: Engine) -> int:
-    waits = "datname = current_database() AND wait_event_type = 'Lock'"
-    return int(one(db, f"SELECT count(*) FROM pg_stat_activity WHERE {waits}"))
-
-
 def ids(db: Engine) -> list[UUID]:
     found: list[UUID] = one(db, "SELECT coalesce(array_agg(id), '{}') FROM instance")
     return found
@@ -391,7 +388,7 @@ class TestAHeartbeatThatIsJustBeingWritten:
                 )
                 assert written
                 changing = beside.submit(change, db)
-                eventually(lambda: one_waits_for_a_lock(db))
+                eventually(lambda: waiting_for_locks(db))
             changing.result()
         assert nothing_waits_under(former, db)
 
@@ -404,7 +401,7 @@ def test_an_outcome_that_is_just_being_recorded_is_waited_for(
     settling = standing_at("app.instance:stamp:return", processes)
     with ThreadPoolExecutor(1) as beside:
         changing = beside.submit(change, db)
-        eventually(lambda: one_waits_for_a_lock(db))
+        eventually(lambda: waiting_for_locks(db))
         settling.go_on()
         changing.result()
     settling.process.wait_for("telemetry.attempt ")

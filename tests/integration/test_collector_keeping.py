@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
 from app.collector import daily, keeping, store
 from app.payload import Heartbeat
@@ -125,13 +125,13 @@ def test_one_counts_at_a_time_and_no_other_waits_for_it(
     lock = threading.Lock()
     measure = daily.measure
 
-    def slow(connection: object) -> None:
+    def slow(connection: Connection) -> None:
         nonlocal running, most, calls
         with lock:
             running, calls = running + 1, calls + 1
             most = max(most, running)
         time.sleep(0.3)
-        measure(connection)  # type: ignore[arg-type]
+        measure(connection)
         with lock:
             running -= 1
 

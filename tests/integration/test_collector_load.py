@@ -145,6 +145,22 @@ def test_a_full_inbox_refuses_at_once_and_keeps_what_it_has(migrated: str) -> No
     assert query(migrated, "SELECT count(*) FROM heartbeat") == [(inbox.CAPACITY + 1,)]
 
 
+def test_what_waits_when_the_inbox_closes_is_committed(migrated: str) -> None:
+    engine = store.connect(migrated)
+
+    async def fill() -> None:
+        with Inbox(engine) as box:
+            for number in range(20):
+                heartbeat = Heartbeat.model_validate_json(of(number))
+                tasks.append(asyncio.create_task(box.keep(heartbeat)))
+            await asyncio.sleep(0)  # they wait now, and nobody waits for them
+
+    tasks: list[asyncio.Task[None]] = []
+    asyncio.run(fill())
+    engine.dispose()
+    assert query(migrated, "SELECT count(*) FROM heartbeat") == [(20,)]
+
+
 def test_a_full_inbox_is_503_with_a_time_to_come_back(tmp_path: Path, migrated: str) -> None:
     with serving(migrated, tmp_path / "log", [sys.executable, "-c", SMALL, "serve"]) as own:
         bodies = [of(number) for number in range(10)]

@@ -251,7 +251,7 @@ def test_without_its_database_an_answer_says_so(
     response = get(engine, form)
     assert response.status_code == 503
     assert "The database is not available." in response.text
-    assert caplog.messages == ["collector.failed error=OperationalError"]
+    assert caplog.messages == ["collector.failed stage=page error=OperationalError"]
 
 
 def test_what_takes_too_long_is_given_up(empty: Engine) -> None:

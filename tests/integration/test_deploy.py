@@ -78,7 +78,7 @@ def released(
     environment: dict[str, str], database_url: str, role: str, server_url: str
 ) -> dict[str, str]:
     """The environment of a release: the owner's URL, and the URL of the role that is to send."""
-    small = make_url(server_url).set(username=role, password="secret")  # noqa: S106
+    small = make_url(server_url).set(username=role, password="secret")  # noqa: S106 - nobody's
     return {
         **environment,
         "MIGRATION_DATABASE_URL": database_url,

@@ -46,20 +46,6 @@ def noticed(db: Engine) -> None:
     run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
 
 
-def test_a_role_that_may_read_the_listed_columns_and_nothing_else_can_take_it(
-    connection: Connection,
-) -> None:
-    name = connection.exec_driver_sql("SELECT current_database()").scalar_one()
-    connection.exec_driver_sql(f"CREATE ROLE {name}_reader")
-    for table, columns in READ.items():
-        connection.exec_driver_sql(
-            f"GRANT SELECT ({', '.join(columns)}) ON {table} TO {name}_reader"
-        )
-    expected = facts.census(connection)
-    connection.exec_driver_sql(f"SET LOCAL ROLE {name}_reader")
-    assert facts.census(connection) == expected
-
-
 @pytest.mark.parametrize(("table", "column"), COLUMNS)
 def test_a_column_that_is_missing_is_named(connection: Connection, table: str, column: str) -> None:
     connection.exec_driver_sql(f"ALTER TABLE {table} RENAME COLUMN {column} TO moved")

@@ -17,20 +17,13 @@ from tests.command import command
 from tests.conftest import ROLE, Clock, Databases
 from tests.database import one, run
 from tests.faults.steps import DAY_BEGINS, TOMORROW_BEGINS
+from tests.integration.test_facts_access import READ
 from tests.receiver import Receiver, answer
 
 NEW_ROLE = f"{ROLE}_made"
 
-# As the specification of the host lists them.
 COUNTED = {
-    "organisations": {"deleted_at"},
-    "users": {"deleted_at"},
-    "sites": {"id", "organisation_id", "site_group_id", "is_active", "deleted_at"},
-    "site_configs": {"site_id", "tcf_enabled", "blocking_mode", "scan_schedule_cron"},
-    "site_group_configs": {"site_group_id", "tcf_enabled", "blocking_mode"},
-    "org_configs": {"organisation_id", "tcf_enabled", "blocking_mode"},
-    "scan_jobs": {"created_at"},
-    "consent_records": {"consented_at"},
+    **{table: {*columns} for table, columns in READ.items()},
     "instance": {"id", "created_at", "updated_at", "last_telemetry_at"},
 }
 

@@ -56,7 +56,7 @@ def test_one_client_does_not_use_up_anothers() -> None:
         ("opens\u00e9same", "opens\u00e9same", True),
     ],
 )
-def test_a_network_of_64_bits_is_one_client(one: str, other: str, same: bool) -> None:  # noqa: FBT001
+def test_a_network_of_64_bits_is_one_client(one: str, other: str, same: bool) -> None:  # noqa: FBT001 - pytest's parameter
     limiter = Limiter(1)
     limiter.take(one, 0.0)
     assert bool(limiter.take(other, 0.0)) is same

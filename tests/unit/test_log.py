@@ -129,7 +129,7 @@ def test_a_librarys_warning_is_told_with_its_level_and_its_name() -> None:
 
 
 @pytest.mark.parametrize(("level", "told"), [("DEBUG", True), ("INFO", True), ("ERROR", False)])
-def test_dramatiqs_own_lines_follow_the_log_level(level: str, told: bool) -> None:  # noqa: FBT001
+def test_dramatiqs_own_lines_follow_the_log_level(level: str, told: bool) -> None:  # noqa: FBT001 - pytest's parameter
     say = logging.getLogger("dramatiq.worker.WorkerThread").info
     assert bool(written(lambda: say("Worker is ready."), level)) is told
 

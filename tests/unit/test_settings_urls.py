@@ -219,7 +219,7 @@ def test_the_collector_refuses_a_port_that_is_none(
 ) -> None:
     monkeypatch.setenv("PORT", value)
     with pytest.raises(SettingsError, match=r"^PORT must be ") as refusal:
-        CollectorSettings.load().require_port()
+        CollectorSettings.load().refuse_what_is_wrong()
     assert MARKER not in str(refusal.value)
 
 
@@ -227,4 +227,4 @@ def test_the_collector_listens_on_the_port_that_it_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PORT", "65535")
-    assert CollectorSettings.load().require_port() == 65_535
+    assert CollectorSettings.load().port == 65_535
