@@ -70,14 +70,14 @@ _COUNTED = (
 
 _FOUND = text(
     """
-    SELECT relname, relkind IN ('r', 'p') AS is_table, nspname AS schema
+    SELECT relname, relkind IN ('r', 'p') AS is_table, nspname AS schema,
+        (SELECT string_agg(version_num, ',' ORDER BY version_num) FROM alembic_version) AS revision
     FROM unnest(CAST(:tables AS text[])) AS counted (name)
     JOIN pg_class ON pg_class.oid = to_regclass(counted.name)
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
     ORDER BY nspname, relname
     """
 )
-_REVISION = text("SELECT string_agg(version_num, ',' ORDER BY version_num) FROM alembic_version")
 
 
 def host_revision(connection: Connection) -> str | None:
@@ -99,7 +99,7 @@ def host_revision(connection: Connection) -> str | None:
             f"the tables are found in different schemas ({_by_schema(found)}): set the role's"
             " search_path so that ConsentOS's come first"
         )
-    revision: str | None = connection.scalar(_REVISION)
+    revision: str | None = found[0].revision
     return revision
 
 

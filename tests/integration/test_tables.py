@@ -212,7 +212,7 @@ class TestTheAttempts:
         insert(connection, "telemetry_outbox", ROW)
         insert(connection, "telemetry_attempt", ATTEMPT)
         told = refusal(connection, "telemetry_attempt", ATTEMPT)
-        assert told == "telemetry_attempt_outbox_id_n_key"
+        assert told == "telemetry_attempt_pkey"
 
     def test_they_go_with_their_row(self, connection: Connection) -> None:
         other = {**ROW, "id": uuid4(), "day": "2026-05-03"}
