@@ -102,16 +102,16 @@ def _telemetry(connection: Connection, config: Config, to: str) -> tuple[list[st
     try:
         with connection.begin_nested():
             _run(config, to)
-            if to != "head" or not repair.missing(connection):
+            if to != "base" and not (to == "head" and repair.missing(connection)):
                 return [], []
     except (DBAPIError, CommandError) as error:
         if not _half_there(error):
             raise
-    lacking = repair.missing(connection)
     try:
         if to == "base":
             repair.clear(connection)
             return [], []
+        lacking = repair.missing(connection) or ["its revision in telemetry_alembic_version"]
         return lacking, repair.rebuild(connection, lambda: _run(config, to))
     except repair.NotRepairableError as error:
         raise MigrationRefusedError(

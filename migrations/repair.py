@@ -50,18 +50,20 @@ _FOUND = text(
 )
 
 
-def missing(connection: Connection) -> list[str]:
-    """Return what the newest migration makes and the database lacks, such as ``outbox.state``."""
-    found: dict[str, set[str]] = {}
+def found(connection: Connection) -> dict[str, set[str]]:
+    """Return the parts of each table that there is; a trigger that is disabled is none."""
+    tables: dict[str, set[str]] = {}
     for table, part in connection.execute(_FOUND, {"tables": [*TABLES]}):
-        found.setdefault(table, set()).add(part)
-    lacking = [table for table in TABLES if table not in found]
-    lacking += [
-        f"{table}.{part}"
-        for table, parts in PARTS.items()
-        if table in found
-        for part in sorted(parts - found[table])
-    ]
+        tables.setdefault(table, set()).add(part)
+    return tables
+
+
+def missing(connection: Connection) -> list[str]:
+    """Return what the newest migration makes and the database lacks: a table, or ``table.part``."""
+    there = found(connection)
+    lacking = [table for table in TABLES if table not in there]
+    for table in there:
+        lacking += [f"{table}.{part}" for part in sorted(PARTS[table] - there[table])]
     return lacking
 
 
@@ -90,7 +92,7 @@ def rebuild(connection: Connection, upgrade: Callable[[], None]) -> list[str]:
         columns = {None, *_columns(connection, table)}
         for column, statement in grants:
             if column in columns:
-                connection.execute(text(statement))
+                connection.exec_driver_sql(statement)  # a role's name may hold a colon
     return counts
 
 
