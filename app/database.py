@@ -14,8 +14,8 @@ _CLOCK = "consentos-telemetry clock"
 
 _T = TypeVar("_T")
 
-PATIENCE = 10.0
-"""Seconds that the server has for an answer: twice the statement_timeout of the pipeline."""
+PATIENCE = 6.0
+"""Seconds that the server has for an answer: one more than a statement of the pipeline may take."""
 
 PATIENCE_OF_AN_OWNER = 60.0
 """The same for a command that changes tables or waits for the outbox."""

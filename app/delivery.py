@@ -21,7 +21,7 @@ from app.settings import Settings
 LEASE_BEYOND_TIMEOUT = timedelta(seconds=30)
 
 PATIENCE_WITH_DATABASE = (0.5, 1.0, 2.0)
-"""Seconds to wait between tries to commit an outcome; with 5 for each connection, 23.5 in all."""
+"""Seconds to wait between tries to commit an outcome; with 6 for each answer, 27.5 in all."""
 
 SENT_ELSEWHERE = (
     "this day's heartbeat has already been sent, and not from this outbox: either ConsentOS's own"

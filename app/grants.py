@@ -150,12 +150,18 @@ def apply(connection: Connection, role: str, password: str | None) -> bool:
             f"ALTER ROLE {_quoted(role)} PASSWORD '{_verifier(connection, role, password)}'",
             execution_options={"no_parameters": True},
         )
-    if lacking := connection.scalars(_LACKING, _every_right(role)).all():
-        tables = ", ".join(lacking)
+    if tables := ", ".join(lacking(connection, role)):
         raise RoleError(
             f"Nothing could be granted on {tables}: MIGRATION_DATABASE_URL must name their owner."
         )
     return not exists
+
+
+def lacking(connection: Connection, role: str) -> list[str]:
+    """Return the tables on which ``role``, if it exists, lacks a right that it needs."""
+    if _role(connection, role) is None:
+        return []
+    return [*connection.scalars(_LACKING, _every_right(role))]
 
 
 # Postgres only warns where somebody grants what is not theirs to grant.

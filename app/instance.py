@@ -7,10 +7,12 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, case, delete, func, insert, select, text, update
 
-from app.models import CURRENT_INSTANCE, INSTANCE
+from app.models import CURRENT_INSTANCE, INSTANCE, last_telemetry_at
 from app.schedule import CLOCKS_DIFFER
 
-_THE_INSTANCE = CURRENT_INSTANCE.with_only_columns(INSTANCE.c.id, INSTANCE.c.last_telemetry_at)
+_THE_INSTANCE = CURRENT_INSTANCE.with_only_columns(
+    INSTANCE.c.id, last_telemetry_at(CLOCKS_DIFFER).label("last_telemetry_at")
+)
 _ALONE = text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry instance'))")
 
 

@@ -5,7 +5,7 @@ compares the two. They are tables and not classes: an ORM would add 6 MB to a pr
 object.
 """
 
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any, Literal, get_args
 from uuid import UUID
 
@@ -14,10 +14,12 @@ from sqlalchemy import (
     DateTime,
     MetaData,
     Named,
+    ScalarSelect,
     Table,
     Text,
     TypedColumns,
     cast,
+    func,
     select,
 )
 from sqlalchemy.sql import ColumnElement
@@ -105,3 +107,13 @@ ATTEMPT = Table("telemetry_attempt", METADATA, AttemptColumns)
 
 CURRENT_INSTANCE = select(INSTANCE).order_by(INSTANCE.c.created_at, INSTANCE.c.id).limit(1)
 """One row by convention, not by constraint: where there are several, the oldest is the instance."""
+
+
+def last_telemetry_at(tolerance: timedelta) -> ScalarSelect[datetime | None]:
+    """Return when the install last sent, by any row's stamp: ConsentOS's task may stamp another.
+
+    A time that is further ahead than ``tolerance`` counts only where there is no other.
+    """
+    stamp = INSTANCE.c.last_telemetry_at
+    believed = func.max(stamp).filter(stamp <= func.now() + tolerance)
+    return select(func.coalesce(believed, func.max(stamp))).scalar_subquery()

@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from app.models import ATTEMPT, CURRENT_INSTANCE, FINAL, INSTANCE, OUTBOX
+from app.models import ATTEMPT, CURRENT_INSTANCE, FINAL, INSTANCE, OUTBOX, last_telemetry_at
 from app.retry import Delivered, Outcome, Rejected, RetryAt, Verdict, backoff
 from app.schedule import CLOCKS_DIFFER, Day
 
@@ -165,12 +165,11 @@ def claim(connection: Connection, lease: timedelta, *, day: date | None = None) 
     return Claim(row.id, row.day, token, row.payload, row.instance_id, row.drains)
 
 
-_last_telemetry_at = CURRENT_INSTANCE.with_only_columns(
-    INSTANCE.c.last_telemetry_at
-).scalar_subquery()
-_sent_already = _last_telemetry_at.between(
-    _row.expires_at - timedelta(hours=24), _now + CLOCKS_DIFFER
-).is_(True)
+_sent_already = (
+    last_telemetry_at(CLOCKS_DIFFER)
+    .between(_row.expires_at - timedelta(hours=24), _now + CLOCKS_DIFFER)
+    .is_(True)
+)
 """The install has sent the row's day, by whatever program, by the rule of ``schedule.obstacle``."""
 _sent_by_us = exists().where(_attempt.outbox_id == _row.id, _attempt.outcome == "sent")
 

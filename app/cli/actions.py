@@ -10,7 +10,7 @@ from typing import Annotated
 import psycopg
 import typer
 from rich.console import Console
-from sqlalchemy import Engine, make_url
+from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 from app import control, database, log
@@ -106,14 +106,21 @@ def migrate_command(
         typer.confirm(
             "This deletes the outbox, its attempts and the notice. Go on?", abort=True, err=True
         )
+    role = _url(settings).username
     with _as_admin(settings) as engine, engine.connect() as connection:
         done = migrate(connection, "telemetry", "base" if down else "head")
+        lacking = rights.lacking(connection, role) if role and not down else []
     at = f"at {done.after}" if done.before == done.after else f"{done.before} -> {done.after}"
     typer.echo(f"telemetry: {at}")
     if done.missing:
         typer.echo(f"mended, because it was missing: {', '.join(done.missing)}")
     for sentence in done.kept:
         typer.echo(sentence)
+    if lacking:
+        complain(
+            f"The role {role} lacks rights on {', '.join(lacking)}: now run"
+            f" `python -m app grants --role {role} --apply`."
+        )
 
 
 @app.command()
@@ -154,11 +161,15 @@ def grants(
         complain(f"DATABASE_URL must find the tables: end it with ?options=-csearch_path%3D{path}.")
 
 
+def _url(settings: Settings) -> URL:
+    """Return DATABASE_URL, or a URL that names nothing if it is not set."""
+    url = settings.database_url
+    return make_url(url.get_secret_value()) if url else URL.create("postgresql")
+
+
 def _password(settings: Settings, role: str) -> str | None:
     """Return the password that DATABASE_URL has for the role, if it names that role."""
-    if settings.database_url is None:
-        return None
-    url = make_url(settings.database_url.get_secret_value())
+    url = _url(settings)
     return url.password if url.username == role else None
 
 

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, make_url
 
 from app import database
 from app.payload import json_schema
@@ -37,7 +37,7 @@ def test_every_command_has_a_help_that_teaches() -> None:
         assert words in told(overview)
     teaches = dict(zip(COMMANDS, map(told, helped), strict=True))
     for name, words in (
-        ("status", "--check --json an hour after it was due"),
+        ("status", "--check --json an hour after it was due, probe restarts the process"),
         ("preview", "store nothing, send nothing whether telemetry is on or off --diff --json"),
         ("audit", "[ID DAY last] newest first exact bytes --json --verify Exits with 1"),
         (
@@ -169,6 +169,20 @@ class TestMigrate:
         assert inspect(db).get_table_names() == []
         run(db, CONSENTOS_0005)
         assert command(here, "migrate").code == 0
+
+    def test_names_the_command_that_gives_the_role_what_a_restore_without_rights_has_lost(
+        self, administered: dict[str, str], db: Engine
+    ) -> None:
+        role = make_url(administered["DATABASE_URL"]).username
+        run(db, f"REVOKE ALL ON telemetry_attempt, telemetry_notice FROM {role}")
+        ended = command(administered, "migrate")
+        assert (ended.code, ended.out) == (0, "telemetry: at 0002\n")
+        assert ended.sentence == (
+            f"The role {role} lacks rights on telemetry_attempt, telemetry_notice: now run"
+            f" `python -m app grants --role {role} --apply`."
+        )
+        assert command(administered, "grants", "--role", str(role), "--apply").code == 0
+        assert command(administered, "migrate").err == ""
 
     def test_mends_what_a_partial_restore_left_and_says_what_it_did(
         self, administered: dict[str, str], db: Engine

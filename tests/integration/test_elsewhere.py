@@ -84,6 +84,15 @@ def test_the_clock_of_consentos_may_be_ahead_by_minutes(
     assert outbox_row(db)["state"] == "discarded"
 
 
+def test_the_stamp_of_a_second_instance_row_counts_as_well(
+    pipeline: Pipeline, receiver: Receiver, db: Engine
+) -> None:
+    run(db, "INSERT INTO instance VALUES (gen_random_uuid(), now(), now(), '2026-05-02T02:30:02Z')")
+    pipeline.drain()
+    assert receiver.connections == 0
+    assert outbox_row(db)["state"] == "discarded"
+
+
 def test_an_explicit_send_does_not_send_what_another_program_has_sent(
     pipeline: Pipeline, receiver: Receiver, db: Engine
 ) -> None:
