@@ -25,6 +25,8 @@ class Status:
     reason: str | None
     warnings: tuple[str, ...]
     endpoint: str
+    version: str
+    edition: str
     schedule: str
     instance_id: UUID | None
     noticed_at: datetime | None
@@ -137,6 +139,8 @@ def status(pipeline: Pipeline) -> Status:
         reason=gate.reason if isinstance(gate, Disabled) else None,
         warnings=settings.warnings,
         endpoint=settings.endpoint_without_query,
+        version=settings.app_version,
+        edition=settings.edition,
         schedule=f"daily at {OPENS_AT:%H:%M} UTC",
         instance_id=known.id if known else None,
         noticed_at=noticed_at,

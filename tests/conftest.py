@@ -232,6 +232,7 @@ def environment(
     variables = {
         "DATABASE_URL": url.render_as_string(hide_password=False),
         "ENVIRONMENT": "production",
+        "APP_VERSION": "0.2.0",
         "TELEMETRY_ENDPOINT": receiver.url,
         "TELEMETRY_SPREAD_SECONDS": "0",
         "TELEMETRY_TIMEOUT_SECONDS": "5",
