@@ -1,5 +1,7 @@
 """Which proxy a POST takes: read as other tools read it, and never a reason to send nothing."""
 
+import ssl
+
 import httpx
 import pytest
 from hypothesis import example, given
@@ -10,6 +12,7 @@ from tests.unit.environment import MARKER, load, reason, told
 
 ENDPOINT = "https://telemetry.example.com/v1/heartbeat"
 PROXY = "http://proxy.corp:3128"
+CONTEXT = ssl.create_default_context()
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_a_proxy_for_all_stands_in_for_one_that_cannot_be_understood() -> None:
 def test_whatever_is_taken_for_a_proxy_is_one_to_the_client(value: str) -> None:
     for given_value in (value, f"http://{value}", f"socks5://u:{value}@h:1"):
         if url := proxy_url(given_value):
-            httpx.AsyncClient(proxy=httpx.Proxy(url), trust_env=False)
+            httpx.AsyncClient(proxy=httpx.Proxy(url), trust_env=False, verify=CONTEXT)
 
 
 @pytest.mark.parametrize(
