@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -158,8 +159,18 @@ def _once(method: str, target: Target, body: bytes, *, at: datetime, stopping: E
     )
 
 
+_opened: ContextVar[list[asyncio.WriteTransport]] = ContextVar("opened")
+"""The connections that the exchange at hand has opened."""
+
+
 class _Loop(asyncio.SelectorEventLoop):
     """A loop whose name look-ups hold nothing up: its executor would be joined at exit."""
+
+    async def create_connection(self, *arguments: Any, **options: Any) -> Any:
+        """Connect, and keep in mind what is to be closed when the exchange is over."""
+        transport, protocol = await super().create_connection(*arguments, **options)
+        _opened.get().append(transport)
+        return transport, protocol
 
     async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> Any:
         """Resolve in a thread of its own, which a process does not wait for."""
@@ -194,6 +205,17 @@ def tls_context() -> ssl.SSLContext:
 
 
 async def _exchange(method: str, target: Target, body: bytes) -> tuple[int, str | None]:
+    """Ask once; no connection outlives the answer."""
+    _opened.set([])
+    try:
+        return await _ask(method, target, body)
+    finally:
+        # httpx leaves one open that a SOCKS proxy refused, or was too slow to accept.
+        for transport in _opened.get():
+            transport.abort()
+
+
+async def _ask(method: str, target: Target, body: bytes) -> tuple[int, str | None]:
     headers = {
         **({"Content-Type": "application/json"} if body else {}),
         "User-Agent": f"consentos-telemetry/{target.schema}",
