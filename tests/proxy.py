@@ -1,4 +1,4 @@
-"""Real proxies on loopback, HTTP and SOCKS 5, which lead every request to one port."""
+"""Real proxies on loopback, HTTP, SOCKS 5 and plain tunnels, which all lead to one port."""
 
 import asyncio
 import ssl
@@ -18,6 +18,7 @@ class Proxy:
     port: int = 0
     asked: list[str] = field(default_factory=list)
     logins: list[tuple[str, str]] = field(default_factory=list)
+    _ends: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def http(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -44,13 +45,24 @@ class Proxy:
         writer.write(b"\x05\x00\x00\x01" + bytes(6))
         await self._lead(reader, writer)
 
+    async def tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._lead(reader, writer)
+
     async def _lead(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes = b""
     ) -> None:
         answers, onward = await asyncio.open_connection("127.0.0.1", self.leads_to)
+        self._ends += [writer, onward]
         onward.write(head)
         with suppress(OSError):
             await asyncio.gather(_pass_on(reader, onward), _pass_on(answers, writer))
+
+    async def hang_up(self) -> None:
+        """Close every connection, and wait until that is done."""
+        for end in self._ends:
+            end.transport.abort()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _word(reader: asyncio.StreamReader) -> bytes:
@@ -68,18 +80,19 @@ async def _pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> 
 
 @contextmanager
 def proxying(kind: str, leads_to: int, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
-    """Run a proxy, ``http`` or ``socks``, on a free port until the block ends."""
+    """Run a proxy, ``http``, ``socks`` or ``tunnel``, on a free port until the block ends."""
     proxy = Proxy(leads_to)
     up, loop = Event(), asyncio.new_event_loop()
     ended = asyncio.Event()
 
     async def serve() -> None:
-        talk = {"http": proxy.http, "socks": proxy.socks}[kind]
+        talk = {"http": proxy.http, "socks": proxy.socks, "tunnel": proxy.tunnel}[kind]
         server = await asyncio.start_server(talk, "127.0.0.1", 0, ssl=tls)
         proxy.port = server.sockets[0].getsockname()[1]
         up.set()
         await ended.wait()
         server.close()
+        await proxy.hang_up()
 
     def run() -> None:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
