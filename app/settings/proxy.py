@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from app.settings.urls import host_and_port, is_address, is_host
 
@@ -40,23 +40,23 @@ def choose(environment: Mapping[str, str], endpoint: str) -> Choice:
     given = {name.lower(): (name, value) for name, value in variables(environment).items()}
     target = urlsplit(endpoint)
     warnings = []
-    url = None
     for name in (f"{target.scheme}_proxy", "all_proxy"):
-        if url is None and name in given:
-            variable, value = given[name]
-            url = proxy_url(value)
-            if url is None:
-                warnings.append(f"{variable} is not a proxy's URL that can be understood: ignored")
-    if url and "no_proxy" in given:
-        variable, value = given["no_proxy"]
-        host = (target.hostname or "").rstrip(".")
-        port = target.port or DEFAULT_PORTS[target.scheme]
-        exempted = [exempts(entry, host, port) for entry in re.split(r"[\s,]+", value) if entry]
-        if None in exempted:
-            warnings.append(f"{variable} has an entry that cannot be understood: ignored")
-        if True in exempted:
-            url = None
-    return Choice(url, tuple(warnings))
+        variable, value = given.get(name, ("", ""))
+        if url := proxy_url(value):
+            exempted = _exempted(given.get("no_proxy", ("", ""))[1], target)
+            if None in exempted:
+                spelt = given["no_proxy"][0]
+                warnings.append(f"{spelt} has an entry that is not understood: it is ignored")
+            return Choice(None if True in exempted else url, tuple(warnings))
+        if value:
+            warnings.append(f"{variable} is not a proxy URL that is understood: it is ignored")
+    return Choice(None, tuple(warnings))
+
+
+def _exempted(no_proxy: str, target: SplitResult) -> set[bool | None]:
+    host = (target.hostname or "").rstrip(".")
+    port = target.port or DEFAULT_PORTS[target.scheme]
+    return {exempts(entry, host, port) for entry in re.split(r"[\s,]+", no_proxy) if entry}
 
 
 def proxy_url(value: str) -> str | None:

@@ -154,7 +154,7 @@ class Postgres:
         """What is the same for everyone who works on these tables, whatever their login."""
         options = dict(self.options)
         places = [
-            f"{host.lower()}:{port or 5432}"
+            f"{host.lower()}:{int(port or 5432)}"
             for host, port in zip(self.hosts, self.ports, strict=True)
         ]
         name = options.get("dbname") or unquote(self.path[1:]) or options.get("user") or self.user

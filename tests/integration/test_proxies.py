@@ -63,7 +63,10 @@ def post(endpoint: str, **environment: str) -> Outcome:
             patch.setenv(name, value)
         settings = Settings.load()
         target = sender.Target(
-            settings.telemetry_endpoint, schema=1, timeout=5, proxy=settings.proxy
+            endpoint=settings.telemetry_endpoint,
+            schema=1,
+            timeout=settings.telemetry_timeout_seconds,
+            proxy=settings.proxy,
         )
         return sender.post(target, BODY, at=datetime.now(UTC), stopping=Event())
 
@@ -214,6 +217,20 @@ def test_a_socks_proxy_that_answers_nonsense_is_a_failure_to_try_again(
     assert receiver.requests == []
 
 
+def test_a_proxy_that_is_silent_is_left_at_the_deadline_and_hung_up_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for scheme in ("socks5", "http"):
+            silent = f"{scheme}://127.0.0.1:{server.getsockname()[1]}"
+            assert (
+                post(NAMED, TELEMETRY_TIMEOUT_SECONDS="0.5", ALL_PROXY=silent).error == "deadline"
+            )
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(5)
+                while connection.recv(65_536):  # times out where the other end stays open
+                    pass
+
+
 @pytest.mark.usefixtures("environment")
 def test_a_heartbeat_takes_the_proxy_and_tells_nobody_its_password(
     http_proxy: Proxy,
@@ -258,5 +275,5 @@ def test_status_names_a_proxy_that_cannot_be_understood_and_does_not_repeat_it(
     wrong = {"HTTP_PROXY": "ftp://s3cret-CANARY", "TELEMETRY_ENDPOINT": "http://localhost/"}
     ended = command({**environment, **wrong}, "status", "--json")
     (warning,) = ended.json["warnings"]
-    assert warning.startswith("HTTP_PROXY is not a proxy's URL")
+    assert warning.startswith("HTTP_PROXY is not a proxy URL")
     assert "CANARY" not in ended.out + ended.err

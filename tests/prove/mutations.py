@@ -404,6 +404,15 @@ MUTATIONS = (
     ),
     Mutation(
         5,
+        "each try through a silent SOCKS proxy leaves a connection open",
+        "app/sender.py",
+        "            transport.abort()",
+        "            transport.get_extra_info(None)",
+        "integration/test_proxies.py"
+        "::test_a_proxy_that_is_silent_is_left_at_the_deadline_and_hung_up_on",
+    ),
+    Mutation(
+        5,
         "white space around a URL makes it useless",
         "app/settings/words.py",
         "value.strip() if isinstance(value, str) else value",

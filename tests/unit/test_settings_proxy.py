@@ -78,7 +78,7 @@ def test_a_proxy_that_cannot_be_understood_is_named_and_ignored_and_not_repeated
     assert settings.proxy is None
     assert reason(settings) is None
     (warning,) = settings.warnings
-    assert warning.startswith(f"{variable} is not a proxy's URL")
+    assert warning.startswith(f"{variable} is not a proxy URL")
     assert MARKER not in told(settings)
 
 
