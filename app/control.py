@@ -81,6 +81,7 @@ def erase(engine: Engine, settings: Settings) -> list[UUID]:
         endpoint=settings.telemetry_endpoint,
         schema=payload.SCHEMA_VERSION,
         timeout=settings.telemetry_timeout_seconds,
+        proxy=settings.proxy,
     )
     for each in ids:
         outcome = sender.erase(target, each)

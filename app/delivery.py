@@ -90,6 +90,7 @@ class Delivery:
             endpoint=settings.telemetry_endpoint,
             schema=json.loads(body)["telemetry_schema"],
             timeout=settings.telemetry_timeout_seconds,
+            proxy=settings.proxy,
         )
         outcome = sender.deliver(
             target,

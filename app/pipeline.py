@@ -328,6 +328,8 @@ class Pipeline:
             schema=schema,
             sends=",".join(name for name, _ in payload.fields()),
             new=self._new_fields(connection),
+            version=self.settings.app_version,
+            edition=self.settings.edition,
             to=self.settings.endpoint_without_query,
             daily=f"{OPENS_AT:%H:%M} UTC",
             first=running_day(now).closes,

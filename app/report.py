@@ -32,6 +32,8 @@ class Status:
     reason: str | None
     warnings: tuple[str, ...]
     endpoint: str
+    version: str
+    edition: str
     schedule: str
     instance_id: UUID | None
     noticed_at: datetime | None
@@ -138,6 +140,8 @@ def status(pipeline: Pipeline) -> Status:
         reason=gate.reason if isinstance(gate, Disabled) else None,
         warnings=(*settings.warnings, *seen.ahead, *stale),
         endpoint=settings.endpoint_without_query,
+        version=settings.app_version,
+        edition=settings.edition,
         schedule=f"daily at {OPENS_AT:%H:%M} UTC",
         instance_id=seen.known.id if seen.known else None,
         noticed_at=believed(seen.noticed_at, seen.now),

@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
-from dataclasses import dataclass, replace
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -38,6 +39,7 @@ from app.retry import Outcome, result_of
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # Python's way to say: not here
 
 import httpx  # noqa: E402
+from socksio.exceptions import SOCKSError  # noqa: E402
 
 TRIES = 3
 PATIENCE = timedelta(seconds=3)
@@ -53,11 +55,15 @@ longest wait."""
 
 @dataclass(frozen=True)
 class Target:
-    """Where a body goes, and how: ``timeout`` is the total deadline of one POST in seconds."""
+    """Where a body goes, and how: ``timeout`` is the total deadline of one POST in seconds.
+
+    ``proxy`` is the URL of the proxy to take, which may hold a password, or None for none.
+    """
 
     endpoint: str
     schema: int
     timeout: float
+    proxy: str | None = field(default=None, repr=False)
 
 
 def deliver(
@@ -139,7 +145,7 @@ def _once(method: str, target: Target, body: bytes, *, at: datetime, stopping: E
         status, asked = request.result()
     except CancelledError:
         error = "stopped" if stopping.is_set() else "deadline"
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as failure:
+    except Exception as failure:  # noqa: BLE001 - the client's libraries raise what they like
         error = _kind(failure)
     elapsed = time.monotonic() - started
     if status is not None:
@@ -153,8 +159,18 @@ def _once(method: str, target: Target, body: bytes, *, at: datetime, stopping: E
     )
 
 
+_opened: ContextVar[list[asyncio.WriteTransport]] = ContextVar("opened")
+"""The connections that the exchange at hand has opened."""
+
+
 class _Loop(asyncio.SelectorEventLoop):
     """A loop whose name look-ups hold nothing up: its executor would be joined at exit."""
+
+    async def create_connection(self, *arguments: Any, **options: Any) -> Any:
+        """Connect, and keep in mind what is to be closed when the exchange is over."""
+        transport, protocol = await super().create_connection(*arguments, **options)
+        _opened.get().append(transport)
+        return transport, protocol
 
     async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> Any:
         """Resolve in a thread of its own, which a process does not wait for."""
@@ -189,6 +205,17 @@ def tls_context() -> ssl.SSLContext:
 
 
 async def _exchange(method: str, target: Target, body: bytes) -> tuple[int, str | None]:
+    """Ask once; no connection outlives the answer."""
+    _opened.set([])
+    try:
+        return await _ask(method, target, body)
+    finally:
+        # httpx leaves one open that a SOCKS proxy refused, or was too slow to accept.
+        for transport in _opened.get():
+            transport.abort()
+
+
+async def _ask(method: str, target: Target, body: bytes) -> tuple[int, str | None]:
     headers = {
         **({"Content-Type": "application/json"} if body else {}),
         "User-Agent": f"consentos-telemetry/{target.schema}",
@@ -196,12 +223,18 @@ async def _exchange(method: str, target: Target, body: bytes) -> tuple[int, str 
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
+    # The environment names a proxy by rules that httpx reads otherwise: settings have chosen it.
+    proxy = target.proxy and httpx.Proxy(
+        target.proxy, ssl_context=tls_context() if target.proxy.startswith("https:") else None
+    )
     # A client for each POST keeps no cookie and no connection; its own time-outs would start anew
     # with each byte.
     async with (
         asyncio.timeout(target.timeout),
         httpx.AsyncClient(
             verify=tls_context(),
+            proxy=proxy or None,
+            trust_env=False,
             timeout=None,  # noqa: S113 - see above
             follow_redirects=False,
         ) as client,
@@ -239,10 +272,7 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionRefusedError, "refused"),
     (ConnectionResetError, "reset"),
     (httpx.ProtocolError, "protocol"),
-    # The endpoint is a URL that httpx takes; a proxy from the environment may be none.
-    (httpx.InvalidURL, "proxy"),
-    (ValueError, "proxy"),
-    (ImportError, "proxy"),
+    (SOCKSError, "proxy"),
 )
 
 

@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, text
 
 from app import database
 from app.demo import consentos, servers
+from app.settings import Settings
 from migrations import migrate
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +47,7 @@ class RigError(Exception):
 RUNNING = "day > DATE '2020-01-01'"
 """Tells the running day from the made-up ones."""
 
-NAMESPACE, QUEUE = "consentos-telemetry", "telemetry"
+QUEUE = "telemetry"
 
 
 def line(name: str) -> str:
@@ -76,7 +77,8 @@ class Install:
         from dramatiq.brokers.redis import RedisBroker  # noqa: PLC0415
 
         with Redis.from_url(self.env["REDIS_URL"]) as client:
-            broker = RedisBroker(client=client, namespace=NAMESPACE, middleware=[])
+            namespace = Settings.model_validate({"DATABASE_URL": self.url}).namespace
+            broker = RedisBroker(client=client, namespace=namespace, middleware=[])
             broker.enqueue(Message(QUEUE, actor, (), {}, {}))
 
     def make_it_the_past(self, days: int) -> None:

@@ -2,17 +2,21 @@
 
 import os
 import shutil
+import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from uuid import uuid4
 
 import pytest
 import redis
+import trustme
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 import tests.guard.sitecustomize  # noqa: F401 - cuts the tests off from the network
-from app import database, grants
+from app import database, grants, sender
 from app.demo import consentos, servers
 from app.pipeline import Pipeline
 from app.settings import Settings
@@ -213,6 +217,46 @@ def receiver() -> Iterator[Receiver]:
         yield listening
 
 
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """An authority that nobody knows, unless SSL_CERT_FILE names its certificate."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def over_tls(receiver: Receiver, authority: trustme.CA) -> Iterator[str]:
+    """The address of the receiver over TLS, with a certificate for it and collector.invalid."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "collector.invalid").configure_cert(context)
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        server = context.wrap_socket(plain, server_side=True)
+
+        def serve() -> None:
+            while server.fileno() != -1:  # a handshake that fails ends an accept, not the server
+                receiver.serve(server)
+
+        Thread(target=serve, daemon=True).start()
+        sender.tls_context.cache_clear()  # a new process reads its environment anew
+        yield f"https://127.0.0.1:{server.getsockname()[1]}/v1/heartbeat"
+        sender.tls_context.cache_clear()
+        server.close()
+
+
+@pytest.fixture
+def over_ipv6(receiver: Receiver) -> Iterator[str]:
+    """The address of the receiver on the loopback of IPv6."""
+    try:
+        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        thread = Thread(target=receiver.serve, args=(server,))
+        thread.start()
+        yield f"http://[::1]:{server.getsockname()[1]}/v1/heartbeat"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
 @pytest.fixture
 def redis_url(embedded: servers.Servers | None) -> str:
     """A Redis without a key in it."""
@@ -232,6 +276,7 @@ def environment(
     variables = {
         "DATABASE_URL": url.render_as_string(hide_password=False),
         "ENVIRONMENT": "production",
+        "APP_VERSION": "0.2.0",
         "TELEMETRY_ENDPOINT": receiver.url,
         "TELEMETRY_SPREAD_SECONDS": "0",
         "TELEMETRY_TIMEOUT_SECONDS": "5",

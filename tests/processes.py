@@ -15,7 +15,8 @@ from dramatiq.brokers.redis import RedisBroker
 from honcho.environ import parse_procfile
 from redis import Redis
 
-from workers.broker import NAMESPACE, QUEUE
+from app.settings import Settings
+from workers.broker import QUEUE
 
 ROOT = Path(__file__).parents[1]
 GUARD = ROOT / "tests" / "guard"
@@ -43,6 +44,11 @@ def minimal(environment: Mapping[str, str], trace: Path | None = None) -> dict[s
         **({"GUARD_TRACE": str(trace)} if trace else {}),
         **environment,
     }
+
+
+def namespace(environment: Mapping[str, str]) -> str:
+    """Return the prefix of an install's keys in Redis."""
+    return Settings.model_validate({"DATABASE_URL": environment["DATABASE_URL"]}).namespace
 
 
 def line(name: str, procfile: str = "Procfile") -> str:
@@ -138,10 +144,16 @@ class Processes:
         )
         return Stopped(process, reached)
 
+    @property
+    def queue(self) -> str:
+        """The key of the queue that the processes share."""
+        return f"{namespace(self.environment)}:{QUEUE}"
+
     def wake(self, actor: str) -> None:
         """Send an actor its message, as the scheduler does."""
         with Redis.from_url(self.environment["REDIS_URL"]) as client:
-            broker = RedisBroker(client=client, namespace=NAMESPACE, middleware=[])
+            own = namespace(self.environment)
+            broker = RedisBroker(client=client, namespace=own, middleware=[])
             broker.enqueue(Message(QUEUE, actor, (), {}, {}))
 
     def end(self) -> None:

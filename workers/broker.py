@@ -28,7 +28,7 @@ from redis.retry import Retry
 from app import log
 from app.settings import Disabled, Settings, SettingsError
 
-NAMESPACE = "consentos-telemetry"
+CLIENT_NAME = "consentos-telemetry"
 QUEUE = "telemetry"
 
 REDIS_TIMEOUT = 2
@@ -65,7 +65,7 @@ def build() -> RedisBroker:
     # periodiq reads cron lines in the local zone, and pendulum keeps the zone it found first.
     pendulum.set_local_timezone(pendulum.UTC)
     try:
-        settings().require("database_url")
+        namespace = settings().namespace
         client = _client(settings().require("redis_url"))
     except SettingsError as error:
         raise SystemExit(f"consentos-telemetry: {error}") from None
@@ -73,7 +73,7 @@ def build() -> RedisBroker:
     middleware = [PeriodiqMiddleware(skip_delay=math.inf), Announcement()]
     broker = Broker(  # type: ignore[no-untyped-call]
         client=client,
-        namespace=NAMESPACE,
+        namespace=namespace,
         middleware=middleware,
         # In a million requests; ours are a tenth of what an idle worker of Dramatiq's makes.
         maintenance_chance=10 * DEFAULT_MAINTENANCE_CHANCE,
@@ -112,7 +112,7 @@ class Consumer(_RedisConsumer):
 
         Every waiting worker is woken by BRPOPLPUSH of a queue onto itself, and nothing is taken.
         """
-        queue = f"{NAMESPACE}:{self.queue_name}"
+        queue = f"{self.broker.namespace}:{self.queue_name}"
         try:
             with _connection(self.broker.client.connection_pool) as connection:
                 connection.send_command("BRPOPLPUSH", queue, queue, IDLE_SECONDS)
@@ -166,7 +166,7 @@ def _client(url: str) -> redis.Redis:
             health_check_interval=30,
             # A connection that broke while idle is made anew; a silent Redis is not asked twice.
             retry=Retry(ConstantBackoff(0.1), 2, supported_errors=(redis.ConnectionError,)),
-            client_name=NAMESPACE,
+            client_name=CLIENT_NAME,
         )
         pool.connection_class(**pool.connection_kwargs)  # does not connect, but knows its options
     except (TypeError, ValueError, redis.RedisError):
@@ -213,6 +213,11 @@ class Announcement(dramatiq.Middleware):
         if isinstance(gate, Disabled):
             log.event("disabled", reason=gate.reason)
         else:
-            log.event("enabled", endpoint=settings().endpoint_without_query)
+            log.event(
+                "enabled",
+                endpoint=settings().endpoint_without_query,
+                version=settings().app_version,
+                edition=settings().edition,
+            )
         for warning in settings().warnings:
             log.event("warning", level=logging.WARNING, reason=warning)

@@ -21,7 +21,7 @@ from dramatiq.errors import BrokerError
 from redis.exceptions import RedisError
 
 from app import log
-from workers.broker import NAMESPACE, QUEUE, build, stopping
+from workers.broker import QUEUE, build, stopping
 
 MOST_WAITING = 100
 """Wake-ups that may wait for a worker; with no worker at all, Redis is not to be filled."""
@@ -60,7 +60,7 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
             return None
         try:
             # Not the broker's own count: it has in it what was fetched and never acknowledged.
-            if self.broker.client.llen(f"{NAMESPACE}:{QUEUE}") >= MOST_WAITING:
+            if self.broker.client.llen(f"{self.broker.namespace}:{QUEUE}") >= MOST_WAITING:
                 return "no worker takes what waits"
             super().send_actors([actor], now)
         except (BrokerError, RedisError) as failure:

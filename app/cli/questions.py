@@ -71,6 +71,8 @@ def _settings_facts(settings: Settings) -> dict[str, Any]:
         "reason": gate.reason if isinstance(gate, Disabled) else None,
         "warnings": settings.warnings,
         "endpoint": settings.endpoint_without_query,
+        "version": settings.app_version,
+        "edition": settings.edition,
     }
 
 
@@ -81,6 +83,8 @@ def _settings_rows(settings: Settings) -> Iterator[tuple[str, str]]:
     for warning in settings.warnings:
         yield "warning", f"[yellow]{escape(warning)}[/]"
     yield "endpoint", escape(settings.endpoint_without_query)
+    yield "version", settings.app_version
+    yield "edition", settings.edition
 
 
 def _status_rows(now: Status) -> Iterator[tuple[str, str]]:

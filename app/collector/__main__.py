@@ -14,7 +14,8 @@ from starlette.types import ASGIApp
 
 import migrations
 from app.collector import store, web
-from app.settings import CollectorSettings, SettingsError
+from app.settings import SettingsError
+from app.settings.collector import CollectorSettings
 
 MAX_HEAD_BYTES = 8 * 1024
 

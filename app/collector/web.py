@@ -21,7 +21,7 @@ from app.collector.inbox import Inbox, RefusedError, UnavailableError
 from app.collector.intake import NotAHeartbeat
 from app.collector.keeping import keeping
 from app.collector.limit import Limiter
-from app.settings import CollectorSettings
+from app.settings.collector import CollectorSettings
 
 BODY_SECONDS = 10.0
 RETRY = {"Retry-After": "60"}

@@ -65,7 +65,8 @@ class TestOneByOne:
             processes.start(other)
         (request,) = receiver.wait_for(1)
         worker.wait_for("telemetry.attempt")
-        assert worker.lines("telemetry.enabled")
+        (enabled,) = worker.lines("telemetry.enabled")
+        assert " version=0.2.0 edition=ce" in enabled
         assert worker.lines("telemetry.queued")
         assert worker.lines("telemetry.payload") == [f"telemetry.payload {request.body.decode()}"]
 

@@ -12,7 +12,6 @@ from tests.conftest import Clock
 from tests.database import attempts, outbox_row, run
 from tests.processes import READY, Process, Processes, Stopped
 from tests.receiver import Receiver
-from workers.broker import NAMESPACE, QUEUE
 
 TODAY, TOMORROW = "2026-05-02", "2026-05-03"
 """The day that most of these tests are about, and the next."""
@@ -78,7 +77,7 @@ def standing_at(
 def worked_off(processes: Processes) -> bool:
     """Whether no wake-up waits, and none is being worked on."""
     with Redis.from_url(processes.environment["REDIS_URL"]) as client:
-        return not client.exists(f"{NAMESPACE}:{QUEUE}.msgs")
+        return not client.exists(f"{processes.queue}.msgs")
 
 
 def until_worked_off(processes: Processes) -> None:

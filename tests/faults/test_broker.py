@@ -31,7 +31,7 @@ from tests.faults.steps import (
 )
 from tests.processes import WAYS, Process, Processes
 from tests.receiver import Receiver, answer, late
-from workers.broker import NAMESPACE, QUEUE
+from workers.broker import QUEUE
 from workers.scheduler import MOST_WAITING
 
 EVE = "2026-05-01T12:00:00Z"
@@ -39,8 +39,6 @@ A_MINUTE = 65
 """Seconds within which a minute has certainly begun."""
 
 FIVE_SECONDS = timedelta(seconds=5)
-WAITING = f"{NAMESPACE}:{QUEUE}"
-MESSAGES = f"{WAITING}.msgs"
 
 Trouble = Callable[[], AbstractContextManager[object]]
 """Has Redis be in trouble until the block ends."""
@@ -54,8 +52,9 @@ either_way = pytest.mark.parametrize("way", WAYS)
 class Admin:
     """Redis as its administrator sees it, over a connection that outlasts all the others."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, processes: Processes) -> None:
         self.ask: Callable[..., Any] = client.execute_command
+        self._processes = processes
 
     @contextmanager
     def crowded(self) -> Iterator[None]:
@@ -105,16 +104,16 @@ class Admin:
 
     def waiting(self) -> int:
         """Return how many wake-ups wait for a worker."""
-        return int(self.ask("LLEN", WAITING))
+        return int(self.ask("LLEN", self._processes.queue))
 
     def unfinished(self) -> int:
         """Return how many wake-ups wait, or are being worked on."""
-        return int(self.ask("HLEN", MESSAGES))
+        return int(self.ask("HLEN", f"{self._processes.queue}.msgs"))
 
     def put(self, message: str) -> None:
         """Queue what need not be a message."""
-        self.ask("HSET", MESSAGES, "an id", message)
-        self.ask("RPUSH", WAITING, "an id")
+        self.ask("HSET", f"{self._processes.queue}.msgs", "an id", message)
+        self.ask("RPUSH", self._processes.queue, "an id")
 
 
 @pytest.fixture(autouse=True)
@@ -125,9 +124,9 @@ def quick(breakable: Servers, processes: Processes) -> None:
 
 
 @pytest.fixture
-def admin(redis_url: str) -> Iterator[Admin]:
+def admin(redis_url: str, processes: Processes) -> Iterator[Admin]:
     with redis.Redis.from_url(redis_url, single_connection_client=True) as client:
-        yield Admin(client)
+        yield Admin(client, processes)
 
 
 @pytest.fixture

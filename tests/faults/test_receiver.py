@@ -2,13 +2,12 @@
 
 import resource
 import socket
-import ssl
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from threading import Event, Thread
+from threading import Event
 
 import psutil
 import pytest
@@ -183,30 +182,6 @@ def test_a_slow_resolver_is_not_waited_for() -> None:
     assert seconds < DEADLINE + 0.5
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def over_tls(receiver: Receiver, authority: trustme.CA) -> Iterator[str]:
-    """The address of a server on loopback that speaks TLS, with a certificate for that address."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    with socket.create_server(("127.0.0.1", 0)) as plain:
-        server = context.wrap_socket(plain, server_side=True)
-
-        def serve() -> None:
-            while server.fileno() != -1:  # a handshake that fails ends an accept, not the server
-                receiver.serve(server)
-
-        Thread(target=serve, daemon=True).start()
-        sender.tls_context.cache_clear()  # a new process reads its environment anew
-        yield f"https://127.0.0.1:{server.getsockname()[1]}/v1/heartbeat"
-        sender.tls_context.cache_clear()
-        server.close()
-
-
 def test_a_certificate_that_nobody_vouches_for_is_a_failure_to_try_again(
     over_tls: str, receiver: Receiver
 ) -> None:
@@ -226,28 +201,6 @@ def test_an_operators_own_authority_is_trusted_by_ssl_cert_file(
         outcome, _ = post(over_tls)
     assert outcome.result == "sent"
     assert receiver.requests[0].body == BODY
-
-
-def test_a_proxy_is_used_as_elsewhere(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{receiver.port}")
-    outcome, _ = post("http://collector.invalid/v1/heartbeat")
-    assert outcome.result == "sent"
-    assert receiver.requests[0].head.startswith(b"POST http://collector.invalid/v1/heartbeat ")
-
-
-@pytest.fixture
-def over_ipv6(receiver: Receiver) -> Iterator[str]:
-    """The address of the receiver on the loopback of IPv6."""
-    try:
-        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
-    except OSError:
-        pytest.skip("this machine has no IPv6")
-    with server:
-        thread = Thread(target=receiver.serve, args=(server,))
-        thread.start()
-        yield f"http://[::1]:{server.getsockname()[1]}/v1/heartbeat"
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
 
 
 def tries(db: Engine) -> list[tuple[str | None, int | None, str | None]]:

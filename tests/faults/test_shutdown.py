@@ -31,7 +31,6 @@ from tests.faults.steps import (
 )
 from tests.processes import HONCHO, READY, WAYS, Process, Processes, line
 from tests.receiver import Receiver, answer, stay_silent
-from workers.broker import NAMESPACE, QUEUE
 
 CONTAINER = ["unshare", "--pid", "--fork", "--kill-child"]
 """Starts a command as the first process of a process namespace, as a container does."""
@@ -88,7 +87,7 @@ def untouched(db: Engine) -> bool:
 def waiting(processes: Processes) -> int:
     """Return how many wake-ups no worker has fetched."""
     with redis.Redis.from_url(processes.environment["REDIS_URL"]) as client:
-        return int(client.execute_command("LLEN", f"{NAMESPACE}:{QUEUE}"))
+        return int(client.execute_command("LLEN", processes.queue))
 
 
 class TestWithAPostOnItsWay:

@@ -33,7 +33,6 @@ from tests.faults.steps import (
 )
 from tests.processes import Process, Processes
 from tests.receiver import Receiver, answer, late
-from workers.broker import NAMESPACE, QUEUE
 
 THREE_DAYS_LATER = "2026-05-05T09:00:00Z"
 JUST_AFTER_HALF_PAST_TWO = "2026-05-02T02:30:02Z"
@@ -41,10 +40,10 @@ BEFORE_THE_TICK = timedelta(seconds=5)
 A_FEW_SECONDS = timedelta(seconds=20)
 
 
-def waiting(redis_url: str) -> set[tuple[str, str]]:
+def waiting(processes: Processes) -> set[tuple[str, str]]:
     """Return the wake-ups that no worker has done yet, each with its minute in UTC."""
-    with Redis.from_url(redis_url) as client:
-        messages = [json.loads(each) for each in client.hvals(f"{NAMESPACE}:{QUEUE}.msgs")]
+    with Redis.from_url(processes.environment["REDIS_URL"]) as client:
+        messages = [json.loads(each) for each in client.hvals(f"{processes.queue}.msgs")]
     times = [datetime.fromisoformat(each["options"]["scheduled_at"]) for each in messages]
     minutes = [f"{at.astimezone(UTC):%Y-%m-%dT%H:%M}" for at in times]
     return {(each["actor_name"], at) for each, at in zip(messages, minutes, strict=True)}
@@ -152,12 +151,12 @@ class TestAsleep:
     ],
 )
 def test_the_scheduler_wakes_the_heartbeat_at_half_past_two_utc(
-    processes: Processes, redis_url: str, zone: str, half_past_two: str
+    processes: Processes, zone: str, half_past_two: str
 ) -> None:
     begin = ahead(f"{half_past_two}:00Z", -timedelta(seconds=2))
     scheduler = processes.start("scheduler", TZ=zone, GUARD_CLOCK=begin)
-    eventually(lambda: ("heartbeat", half_past_two) in waiting(redis_url))
-    eventually(lambda: ("sweep", half_past_two) in waiting(redis_url))
+    eventually(lambda: ("heartbeat", half_past_two) in waiting(processes))
+    eventually(lambda: ("sweep", half_past_two) in waiting(processes))
     assert without_harm(scheduler)
 
 
@@ -169,13 +168,13 @@ def test_the_scheduler_wakes_the_heartbeat_at_half_past_two_utc(
     ],
 )
 def test_the_scheduler_does_not_wake_the_heartbeat_at_half_past_two_local_time(
-    processes: Processes, redis_url: str, zone: str, half_past_two_there: str
+    processes: Processes, zone: str, half_past_two_there: str
 ) -> None:
     begin = ahead(f"{half_past_two_there}:00Z", -timedelta(seconds=2))
     scheduler = processes.start("scheduler", TZ=zone, GUARD_CLOCK=begin)
-    eventually(lambda: ("sweep", half_past_two_there) in waiting(redis_url))
+    eventually(lambda: ("sweep", half_past_two_there) in waiting(processes))
     # The actors of a tick are sent in this order: heartbeat, sweep.
-    assert {actor for actor, _ in waiting(redis_url)} == {"sweep"}
+    assert {actor for actor, _ in waiting(processes)} == {"sweep"}
     assert without_harm(scheduler)
 
 

@@ -33,6 +33,8 @@ def test_a_fresh_install_is_on_and_says_when_it_will_first_send(
     assert (shown.code, shown.err, told.code) == (0, "", 0)
     assert line(shown, "telemetry") == "on"
     assert line(shown, "endpoint") == receiver.url
+    assert line(shown, "version") == "0.2.0"
+    assert line(shown, "edition") == "ce"
     assert line(shown, "schedule") == "daily at 02:30 UTC"
     assert line(shown, "instance").startswith("none yet")
     assert line(shown, "notice") == "not given yet"
@@ -45,6 +47,8 @@ def test_a_fresh_install_is_on_and_says_when_it_will_first_send(
         "reason": None,
         "warnings": [],
         "endpoint": receiver.url,
+        "version": "0.2.0",
+        "edition": "ce",
         "schedule": "daily at 02:30 UTC",
         "instance_id": None,
         "noticed_at": None,

@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from app.collector import intake, store, web
 from app.collector.__main__ import server
 from app.payload import Heartbeat
-from app.settings import CollectorSettings
+from app.settings.collector import CollectorSettings
 from tests.collector import (
     BODY,
     EXAMPLE,

@@ -21,7 +21,7 @@ from app.collector import inbox, store
 from app.collector.inbox import Inbox, UnavailableError
 from app.demo import servers
 from app.payload import Heartbeat
-from app.settings import CollectorSettings
+from app.settings.collector import CollectorSettings
 from tests.collector import BODY, INSTANCE, JSON, Collector, changed, head, of, query, serving
 from tests.faults.breakable import Server
 

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from app.collector import openapi, store, web
 from app.payload import Heartbeat, json_schema
-from app.settings import CollectorSettings
+from app.settings.collector import CollectorSettings
 from migrations import migrate
 from tests.collector import BODY, NOWHERE, Collector, of, query, serving
 from tests.conftest import Databases

@@ -135,6 +135,7 @@ class TestTheNotice:
             "/v1/heartbeat",
             "02:30",
             "TELEMETRY_ENABLED=false",
+            " version=0.2.0 edition=ce ",
         ):
             assert word in told
         assert "first=2026-05-03T02:30:00+00:00" in told

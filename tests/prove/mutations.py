@@ -68,7 +68,7 @@ MUTATIONS = (
     Mutation(
         1,
         "a word that is none means on",
-        "app/settings.py",
+        "app/settings/__init__.py",
         "            if variable not in _FALLBACKS and variable not in _CONNECTIONS:",
         "            if variable in ():",
         "unit/test_settings.py::test_any_other_word_for_enabled_is_off",
@@ -76,10 +76,19 @@ MUTATIONS = (
     Mutation(
         1,
         "a misspelt name is not noticed",
-        "app/settings.py",
+        "app/settings/__init__.py",
         "        yield from self._misspelt\n",
         "",
         "unit/test_settings.py::test_any_other_name_of_telemetry_is_off",
+    ),
+    Mutation(
+        1,
+        "an environment with a runner's quotes or comment in it means on",
+        "app/settings/__init__.py",
+        "elif not PLAIN_WORD.fullmatch(self.environment):",
+        "elif not self.environment:",
+        "unit/test_settings.py"
+        "::test_an_environment_that_is_not_one_plain_word_is_off_and_is_not_repeated",
     ),
     Mutation(
         1,
@@ -421,6 +430,49 @@ MUTATIONS = (
     # 5. It never hurts its host
     Mutation(
         5,
+        "two installs on one Redis share their wake-ups",
+        "app/settings/__init__.py",
+        'return f"consentos-telemetry-{sha256(database.encode()).hexdigest()[:8]}"',
+        'return f"consentos-telemetry-{sha256(database[:0].encode()).hexdigest()[:8]}"',
+        "acceptance/test_sharing.py"
+        "::test_workers_of_another_install_take_none_of_this_ones_wake_ups",
+    ),
+    Mutation(
+        5,
+        "each try through a silent SOCKS proxy leaves a connection open",
+        "app/sender.py",
+        "            transport.abort()",
+        "            transport.get_extra_info(None)",
+        "integration/test_proxies.py"
+        "::test_a_proxy_that_is_silent_is_left_at_the_deadline_and_hung_up_on",
+    ),
+    Mutation(
+        5,
+        "white space around a URL makes it useless",
+        "app/settings/words.py",
+        "value.strip() if isinstance(value, str) else value",
+        "value",
+        "unit/test_settings_urls.py::test_white_space_around_any_url_is_dropped",
+    ),
+    Mutation(
+        5,
+        "of several hosts the first has to be alive",
+        "app/settings/urls.py",
+        """            options.append(("host", ",".join(self.hosts)))""",
+        """            options.append(("host", ",".join([host] * len(self.hosts))))""",
+        "integration/test_connecting.py::test_a_database_is_reached_by_every_spelling",
+    ),
+    Mutation(
+        5,
+        "Celery's URL of a Redis over TLS is refused",
+        "app/settings/urls.py",
+        "return SecretStr(_CELERYS_WORD.sub(lambda word: word[1].lower(), url))",
+        "return SecretStr(url)",
+        "acceptance/test_sharing.py"
+        "::test_a_redis_that_celery_reaches_over_tls_is_reached_by_the_same_url",
+    ),
+    Mutation(
+        5,
         "a failure leaves its actor",
         "workers/actors.py",
         '        log.event("failed", level=logging.WARNING, stage=stage, error=log.cause(error))\n',
@@ -568,6 +620,50 @@ MUTATIONS = (
         '.get("version") == settings.app_version:',
         "integration/test_host_revision.py"
         "::test_a_version_that_stays_behind_an_upgrade_is_warned_about_every_day_until_it_is_set",
+    ),
+    Mutation(
+        6,
+        "the HTTP client reads NO_PROXY itself, and fails at what it does not understand",
+        "app/sender.py",
+        """            proxy=proxy or None,
+            trust_env=False,
+""",
+        "",
+        "integration/test_proxies.py::test_no_entry_of_no_proxy_keeps_a_post_from_leaving",
+    ),
+    Mutation(
+        6,
+        "a network in NO_PROXY is not understood",
+        "app/settings/proxy.py",
+        "return is_address(host) and ip_address(host) in addresses",
+        "return False",
+        "integration/test_proxies.py::test_no_proxy_leads_past_the_proxy",
+    ),
+    Mutation(
+        6,
+        "a proxy that cannot be understood is ignored without a word",
+        "app/settings/__init__.py",
+        "        yield from self._proxy.warnings\n",
+        "",
+        "unit/test_settings_proxy.py"
+        "::test_a_proxy_that_cannot_be_understood_is_named_and_ignored_and_not_repeated",
+    ),
+    Mutation(
+        6,
+        "a version that is not set is sent as 0.0.0-dev without a word",
+        "app/settings/__init__.py",
+        'if "app_version" not in self.model_fields_set:',
+        "if False:",
+        "unit/test_settings.py"
+        "::test_a_version_that_is_not_set_earns_a_warning_and_telemetry_stays_on",
+    ),
+    Mutation(
+        6,
+        "the v of a git tag makes a version unknown",
+        "app/settings/__init__.py",
+        'str(value).removeprefix("v")',
+        "str(value)",
+        "unit/test_settings.py::test_a_version_is_sent_without_the_v_of_its_git_tag",
     ),
     Mutation(
         6,

@@ -8,10 +8,13 @@ MARKER = "7731"
 """Stands in every wrong value, and must stand in nothing that is told about it."""
 
 
+RELEASED = {"ENVIRONMENT": "production", "APP_VERSION": "1.2.3"}
+
+
 def load(**variables: str | None) -> Settings:
-    """Read the environment with ``variables`` (None is not set); it is production by default."""
+    """Read the environment with ``variables`` (None is not set), beside those of a release."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"ENVIRONMENT": "production", **variables}.items():
+        for name, value in {**RELEASED, **variables}.items():
             if value is not None:
                 patch.setenv(name, value)
         return Settings.load()

@@ -1,5 +1,6 @@
 """Off means off: the gate, and what is told about a value without repeating it."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.payload import Deployment, Version
 from app.settings import Enabled, Settings
+from app.settings.collector import CollectorSettings
 from tests.unit.environment import MARKER, load, reason, told
 
 SWITCHES = (
@@ -27,18 +29,18 @@ def test_telemetry_is_on_in_production_with_nothing_else_set() -> None:
     assert load().warnings == ()
 
 
-@pytest.mark.parametrize("value", ["true", "1", "yes", "on", "True", "TRUE", "Yes", "ON"])
-def test_telemetry_enabled_says_on_in_four_words_of_any_case(value: str) -> None:
+@pytest.mark.parametrize("value", ["true", "1", "yes", "on", "t", "y", "True", "TRUE", "ON", "Y"])
+def test_telemetry_enabled_says_on_in_six_words_of_any_case(value: str) -> None:
     assert reason(load(TELEMETRY_ENABLED=value)) is None
 
 
-@pytest.mark.parametrize("value", ["false", "0", "no", "off", "False", "FALSE", "No", "OFF"])
-def test_telemetry_enabled_says_off_in_four_words_of_any_case(value: str) -> None:
+@pytest.mark.parametrize("value", ["false", "0", "no", "off", "f", "n", "False", "OFF", "F", "N"])
+def test_telemetry_enabled_says_off_in_six_words_of_any_case(value: str) -> None:
     assert reason(load(TELEMETRY_ENABLED=value)) == "TELEMETRY_ENABLED is false"
 
 
 @pytest.mark.parametrize(
-    "value", ["", " ", "\t", " true", "true ", "2", "t", "y", "enable", "ture"]
+    "value", ["", " ", "\t", " true", "true ", "2", "tr", "ye", "enable", "ture", '"true"']
 )
 def test_any_other_word_for_enabled_is_off(value: str) -> None:
     off = reason(load(TELEMETRY_ENABLED=value)) or ""
@@ -66,9 +68,30 @@ def test_an_environment_that_is_not_set_is_development() -> None:
     assert reason(load(ENVIRONMENT=None)) == "ENVIRONMENT is not set, which means development"
 
 
-@pytest.mark.parametrize("value", ["production", "staging", "Production", "prod", "testing", "eu"])
+@pytest.mark.parametrize(
+    "value", ["production", "staging", "Production", "prod", "testing", "eu-1.prod_a", "2"]
+)
 def test_every_other_environment_is_on(value: str) -> None:
     assert reason(load(ENVIRONMENT=value)) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(f'"{MARKER}"', f"'{MARKER}'", f"{MARKER} # live", f"{MARKER} ", f" {MARKER}"),
+        *(f"{MARKER}\n", f"{MARKER}\r", f"-{MARKER}", f".{MARKER}", f"{MARKER}=", f"é{MARKER}"),
+        *(f'"dev{MARKER}', f"${{{MARKER}}}", "#", "\u0662"),
+    ],
+)
+def test_an_environment_that_is_not_one_plain_word_is_off_and_is_not_repeated(value: str) -> None:
+    settings = load(ENVIRONMENT=value)
+    assert (reason(settings) or "").startswith("ENVIRONMENT must be one plain word")
+    assert MARKER not in f"{settings.gate!r}{settings.warnings}"
+
+
+@pytest.mark.parametrize("value", ['"production"', "production # live", "production "])
+def test_what_a_runner_left_beside_production_is_off(value: str) -> None:
+    assert reason(load(ENVIRONMENT=value))
 
 
 def test_every_reason_for_off_is_told_at_once() -> None:
@@ -222,6 +245,33 @@ def test_the_edition_is_enterprise_where_a_package_ee_can_be_found(
     assert "ee" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("value", "version"),
+    [
+        ("v0.2.0", "0.2.0"),
+        ("0.2.0", "0.2.0"),
+        ("v1.0.0-rc.1", "1.0.0-rc.1"),
+        ("V0.2.0", "0.0.0-dev"),
+        ("vv0.2.0", "0.0.0-dev"),
+        ("v", "0.0.0-dev"),
+        ("0.2", "0.0.0-dev"),
+        ("", "0.0.0-dev"),
+    ],
+)
+def test_a_version_is_sent_without_the_v_of_its_git_tag(value: str, version: str) -> None:
+    settings = load(APP_VERSION=value)
+    assert settings.app_version == version
+    assert bool(settings.warnings) is (version == "0.0.0-dev")
+
+
+def test_a_version_that_is_not_set_earns_a_warning_and_telemetry_stays_on() -> None:
+    settings = load(APP_VERSION=None)
+    assert settings.gate == Enabled()
+    assert settings.app_version == "0.0.0-dev"
+    (warning,) = settings.warnings
+    assert warning.startswith("APP_VERSION is not set, so 0.0.0-dev is sent")
+
+
 labels = st.from_regex(r"[\w.-]{0,34}\n?", fullmatch=True)
 versions = st.from_regex(r"\d{1,6}\.\d{1,6}\.\d{1,6}(-(dev|rc))?(\.\d+)?\n?", fullmatch=True)
 
@@ -235,6 +285,15 @@ def test_whatever_is_accepted_as_a_label_or_a_version_fits_the_payload(
     settings = load(CONSENTOS_DEPLOYMENT=deployment, APP_VERSION=version)
     TypeAdapter(Deployment).validate_python(settings.consentos_deployment)
     TypeAdapter(Version).validate_python(settings.app_version)
+
+
+def test_the_readme_has_a_row_for_each_variable_and_for_no_other() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    table = readme.partition("\n## Environment\n")[2].partition("\n\nA wrong")[0]
+    names = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
+    shown = {name for cell in names for name in re.findall(r"`([A-Z_]+)`", cell)}
+    collectors = {name.upper() for name in CollectorSettings.model_fields}
+    assert shown - collectors == {name.upper() for name in Settings.model_fields}
 
 
 def test_no_env_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

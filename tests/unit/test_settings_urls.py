@@ -1,15 +1,19 @@
 """Endpoint, database and Redis: every spelling in use is understood, and no secret is told."""
 
+import re
+import ssl
 import traceback
 from urllib.parse import quote
 
 import httpx
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
-from app.settings import CollectorSettings, SettingsError
+from app.settings import SettingsError
+from app.settings.collector import CollectorSettings
 from tests.unit.environment import MARKER, load, reason, told
 
 CONNECTIONS = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL")
@@ -51,9 +55,8 @@ def test_an_endpoint_is_any_http_url_with_a_host(url: str) -> None:
         ),
         *(f"https://[{MARKER}]/", f"https://[::1/{MARKER}", f"https://a..b/{MARKER}"),
         *(
-            f" https://{MARKER}/",
-            f"https://{MARKER}/ ",
-            f"https://{MARKER}/\n",
+            f"https://host {MARKER}/",
+            f"https://host\n{MARKER}/",
             f"https://é{MARKER}/",
         ),
         *(f"https://host\\{MARKER}/", f"https://%68ost/{MARKER}", f"https://{'a' * 64}/{MARKER}"),
@@ -161,6 +164,126 @@ def test_a_password_that_is_not_quoted_is_read_as_consentos_reads_it(password: s
     url = f"postgresql+asyncpg://u:{password}@h:5432/d"
     read = load(DATABASE_URL=url).require("database_url")
     assert make_url(read) == make_url(url).set(drivername="postgresql+psycopg")
+
+
+@pytest.mark.parametrize(
+    ("given_url", "url"),
+    [
+        ("postgresql://u@h1:5432,h2:5433/d", "//u@/d?host=h1,h2&port=5432,5433"),
+        ("postgresql://u:p@h1,h2/d", "//u:p@/d?host=h1,h2"),
+        ("postgresql://h1,h2:5433/d", "///d?host=h1,h2&port=,5433"),
+        ("postgres://[::1]:5432,[fd00::2]/d", "///d?host=::1,fd00::2&port=5432,"),
+        (
+            "postgresql+asyncpg://u@h1:1,h2:2/d?target_session_attrs=read-write",
+            "//u@/d?host=h1,h2&port=1,2&target_session_attrs=read-write",
+        ),
+        ("postgresql+asyncpg://u@/d?host=h1:1&host=h2:2", "//u@/d?host=h1,h2&port=1,2"),
+        ("postgresql+asyncpg://u@/d?host=h1&host=h2", "//u@/d?host=h1,h2"),
+        ("postgresql:///d?host=h1,h2&port=5433", "///d?host=h1,h2&port=5433,5433"),
+        ("postgresql:///d?host=h&port=5433", "//h:5433/d"),
+        ("postgresql://u@%2Fvar%2Frun%2Fpg:5433/d", "//u@/d?host=/var/run/pg&port=5433"),
+        ("postgresql://u@%2Fvar%2Frun%2Fpg/d", "//u@/d?host=/var/run/pg"),
+        ("postgresql:///d?host=/var/run/pg&port=5433", "///d?host=/var/run/pg&port=5433"),
+        ("postgresql://:5433/d?host=/var/run/pg", "///d?host=/var/run/pg&port=5433"),
+        ("postgresql://u@:5433/d", "//u@:5433/d"),
+        ("postgresql://h/d?host=/var/run/a:b", "///d?host=/var/run/a:b"),
+        ("postgresql:///d?host=@pg", "///d?host=@pg"),
+    ],
+)
+def test_several_hosts_and_sockets_become_the_form_that_sqlalchemy_takes(
+    given_url: str, url: str
+) -> None:
+    read = load(DATABASE_URL=given_url).require("database_url")
+    assert make_url(read) == make_url(f"postgresql+psycopg:{url}")
+    assert load(DATABASE_URL=read).require("database_url") == read
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("postgresql://h:0/d", "postgresql://h1:1,h2:65536/d", "postgresql://h1,h2:port/d"),
+        *("postgresql:///d?host=h1,h2,h3&port=1,2", "postgresql:///d?host=h1:1&host=h2&port=3"),
+        *("postgresql://h/d?port=one", "postgresql://h/d?port=1,2"),
+    ],
+)
+def test_ports_that_do_not_fit_their_hosts_are_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL must be "):
+        load(DATABASE_URL=url).require("database_url")
+
+
+@pytest.mark.parametrize("around", [" {} ", "\n{}", "{}\n", "\t{}\r\n"])
+def test_white_space_around_any_url_is_dropped(
+    around: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = around.format("postgres://u@h/d")
+    settings = load(
+        DATABASE_URL=database,
+        MIGRATION_DATABASE_URL=database,
+        REDIS_URL=around.format("redis://h/0"),
+        TELEMETRY_ENDPOINT=around.format("https://example.com/v1"),
+    )
+    assert reason(settings) is None
+    assert settings.require("database_url") == "postgresql+psycopg://u@h/d"
+    assert settings.require_admin() == "postgresql+psycopg://u@h/d"
+    assert settings.require("redis_url") == "redis://h/0"
+    assert settings.telemetry_endpoint == "https://example.com/v1"
+    monkeypatch.setenv("COLLECTOR_DATABASE_URL", database)
+    collector = CollectorSettings.load()
+    assert collector.require("collector_database_url") == "postgresql+psycopg://u@h/d"
+
+
+CHECKS = {
+    **dict.fromkeys(["CERT_NONE", "cert_none", "none", "None", "NONE"], ssl.CERT_NONE),
+    **dict.fromkeys(["CERT_OPTIONAL", "cert_optional", "optional"], ssl.CERT_OPTIONAL),
+    **dict.fromkeys(["CERT_REQUIRED", "cert_required", "required"], ssl.CERT_REQUIRED),
+}
+
+
+@pytest.mark.parametrize(("word", "check"), CHECKS.items())
+@pytest.mark.parametrize("query", ["?ssl_cert_reqs={}", "?db=1&ssl_cert_reqs={}&timeout=3"])
+def test_celerys_words_for_checking_a_certificate_are_understood(
+    word: str, check: ssl.VerifyMode, query: str
+) -> None:
+    url = load(REDIS_URL=f"rediss://:p@h:6380/0{query.format(word)}").require("redis_url")
+    options = redis.connection.parse_url(url)
+    made = redis.SSLConnection(ssl_cert_reqs=options["ssl_cert_reqs"])
+    assert made.cert_reqs == check
+
+
+def namespace(url: str) -> str:
+    return load(DATABASE_URL=url).namespace
+
+
+def test_a_namespace_is_ours_with_eight_hex_digits() -> None:
+    assert re.fullmatch("consentos-telemetry-[0-9a-f]{8}", namespace("postgresql://u@h/d"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("postgresql://h/d", "postgres://another:p@h:5432/d", "postgresql+asyncpg://u@H/d?ssl=1"),
+        *("postgresql://u@h/d?sslmode=require", "postgresql:///d?host=h&port=5432"),
+        *("postgresql://h/d?options=-csearch_path%3Dpublic", " postgresql://h/%64\n"),
+    ],
+)
+def test_whoever_works_on_the_same_tables_has_the_same_namespace(url: str) -> None:
+    assert namespace(url) == namespace("postgresql://u@h/d")
+
+
+def test_another_host_port_database_or_schema_has_another_namespace() -> None:
+    urls = [
+        *("postgresql://u@h/d", "postgresql://u@h2/d", "postgresql://u@h:5433/d"),
+        *("postgresql://u@h/d2", "postgresql://u@h,h2/d", "postgresql://u@h2,h/d"),
+        *("postgresql://u@h", "postgresql://d2@h:5434", "postgresql://u@h/D"),
+        *("postgresql://u@h/d?options=-csearch_path%3Da,public", "postgresql:///d?host=/h"),
+        "postgresql://u@h/d?options=-c%20statement_timeout%3D1s%20-c%20search_path%3Db",
+    ]
+    assert len({namespace(url) for url in urls}) == len(urls)
+
+
+def test_a_namespace_needs_a_database() -> None:
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL is not set\.$"):
+        assert load().namespace
 
 
 @pytest.mark.parametrize("url", ["redis://h", "rediss://u:p%40@h:6380/1", "redis://[::1]/0?a=b"])

@@ -10,25 +10,22 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from hashlib import sha256
 from importlib.util import find_spec
-from ipaddress import ip_address
 from typing import Annotated, Literal, Self
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.settings import proxy as proxies
+from app.settings.proxy import Choice
+from app.settings.urls import Endpoint, Postgres, PostgresUrl, RedisUrl, is_loopback
+from app.settings.words import WRONG, Boolean, Lower, Upper, word
+
 DEFAULT_ENDPOINT = "https://telemetry.consentos.dev/v1/heartbeat"
-LAST_PORT = 65_535
 QUIET_ENVIRONMENTS = frozenset({"development", "dev", "local", "test", ""})
+PLAIN_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class SettingsError(Exception):
@@ -45,121 +42,6 @@ class Disabled:
     """Telemetry is off, for ``reason``: a sentence without any of the operator's values."""
 
     reason: str
-
-
-def _wrong(sentence: str) -> PydanticCustomError:
-    return PydanticCustomError("setting", "{sentence}", {"sentence": sentence})
-
-
-def _boolean(value: object) -> bool:
-    match str(value).lower():
-        case "true" | "1" | "yes" | "on":
-            return True
-        case "false" | "0" | "no" | "off":
-            return False
-    raise _wrong("must be true or false (1/0, yes/no and on/off will do)")
-
-
-def _split(url: str) -> SplitResult:
-    """Split a URL whose port is a number; the library's own errors repeat parts of the value."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise _wrong("is not a URL that can be understood")
-    return parts
-
-
-_URL_CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]{1,2048}")
-# A name whose last label is a number is an address, or nothing (WHATWG URL, "ends in a number").
-_HOST_NAME = re.compile(
-    r"(?=.{1,253}$)(?!.*(?:^|\.)[0-9]+\.?$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
-)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _endpoint(value: str) -> str:
-    if not _URL_CHARACTERS.fullmatch(value):
-        raise _wrong("must be a URL of at most 2048 plain ASCII characters, without spaces")
-    url = _split(value)
-    if url.scheme not in {"http", "https"}:
-        raise _wrong("must begin with https:// or http://")
-    if "@" in url.netloc:
-        raise _wrong("must not carry a user name or a password")
-    host = url.hostname or ""
-    if not (_HOST_NAME.fullmatch(host) or _is_address(host)):
-        raise _wrong("must name a host")
-    return value
-
-
-# The password may hold anything but "@", as SQLAlchemy and so ConsentOS read it.
-_POSTGRES_URL = re.compile(
-    r"(?:postgres|postgresql|postgresql\+asyncpg|postgresql\+psycopg)://"
-    r"(?P<login>[^@]*@)?"
-    r"(?P<place>(?:\[[0-9a-fA-F:.]+\]|[^/:\[\]?]*)(?::(?P<port>[0-9]{1,5}))?(?:/[^?]*)?)"
-    r"(?:\?(?P<query>.*))?"
-)
-_ASYNCPG_ONLY = frozenset(
-    {
-        "async_fallback",
-        "command_timeout",
-        "direct_tls",
-        "max_cacheable_statement_size",
-        "max_cached_statement_lifetime",
-        "prepared_statement_cache_size",
-        "prepared_statement_name_func",
-        "statement_cache_size",
-        "timeout",
-    }
-)
-
-
-def _postgres_url(value: SecretStr) -> SecretStr:
-    """Turn every spelling that ConsentOS and Procfile platforms use into SQLAlchemy's psycopg."""
-    url = _POSTGRES_URL.fullmatch(value.get_secret_value())
-    if not url or int(url["port"] or 0) > LAST_PORT:
-        raise _wrong("must be a URL like postgresql://user:password@host:5432/database")
-    query = [
-        # asyncpg says `ssl` where libpq says `sslmode`, with the same words but for `true`.
-        ("sslmode", "require" if word == "true" else word) if name == "ssl" else (name, word)
-        for name, word in parse_qsl(url["query"] or "", keep_blank_values=True)
-        if name not in _ASYNCPG_ONLY
-    ]
-    words = f"?{urlencode(query)}" if query else ""
-    return SecretStr(f"postgresql+psycopg://{url['login'] or ''}{url['place']}{words}")
-
-
-def _redis_url(value: SecretStr) -> SecretStr:
-    url = value.get_secret_value()
-    if not url.startswith(("redis://", "rediss://")):
-        raise _wrong("must begin with redis:// or rediss://")
-    _split(url)
-    return value
-
-
-def _word(pattern: str, form: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value, re.ASCII):
-            raise _wrong(f"must be {form}")
-        return value
-
-    return AfterValidator(check)
-
-
-Boolean = Annotated[bool, BeforeValidator(_boolean)]
-PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
-Upper = BeforeValidator(lambda value: str(value).upper())
-Lower = BeforeValidator(lambda value: str(value).lower())
 
 
 class Environment(BaseSettings):
@@ -213,9 +95,9 @@ class Environment(BaseSettings):
 
 def _sentence(kind: str, message: str) -> str:
     """Say what is wrong; pydantic's own words serve only where they cannot repeat the value."""
+    if kind == WRONG:
+        return message
     match kind:
-        case "setting":
-            return message
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
             return message.replace("Input should", "must")
         case "literal_error":
@@ -235,19 +117,19 @@ class Settings(Environment):
     do_not_track: str = ""
     environment: str = "development"
     # Its query may carry a token, so it is not shown.
-    telemetry_endpoint: Annotated[str, AfterValidator(_endpoint)] = Field(
-        default=DEFAULT_ENDPOINT, repr=False
-    )
+    telemetry_endpoint: Endpoint = Field(default=DEFAULT_ENDPOINT, repr=False)
     telemetry_timeout_seconds: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 10.0
     telemetry_spread_seconds: Annotated[int, Field(ge=0, le=3600)] = 900
     telemetry_retention_days: Annotated[int, Field(ge=0, le=36_500)] = 365
     consentos_deployment: Annotated[
-        str, _word(r"[a-z0-9][a-z0-9-]{0,31}", "1 to 32 of a-z, 0-9 and -")
+        str, word(r"[a-z0-9][a-z0-9-]{0,31}", "1 to 32 of a-z, 0-9 and -")
     ] = "unknown"
     consentos_edition: Annotated[Literal["ce", "ee"], Lower] | None = None
     app_version: Annotated[
         str,
-        _word(
+        # ConsentOS's git tags begin with it.
+        BeforeValidator(lambda value: str(value).removeprefix("v")),
+        word(
             r"\d{1,5}\.\d{1,5}\.\d{1,5}(-dev|-(alpha|beta|rc)\.\d{1,5})?",
             "N.N.N, optionally with -dev, -alpha.N, -beta.N or -rc.N",
         ),
@@ -257,6 +139,7 @@ class Settings(Environment):
     rate_limit_enabled: Boolean = True
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], Upper] = "INFO"
 
+    _proxies: Mapping[str, str] = PrivateAttr(default_factory=lambda: proxies.variables(os.environ))
     _misspelt: tuple[str, ...] = PrivateAttr(default_factory=lambda: tuple(_misspelt(os.environ)))
 
     def require_admin(self) -> str:
@@ -279,10 +162,12 @@ class Settings(Environment):
             yield "TELEMETRY_ENABLED is false"
         if self.do_not_track.lower() not in {"", "0", "false"}:
             yield "DO_NOT_TRACK is set"
-        if self.environment.strip().lower() in QUIET_ENVIRONMENTS:
-            given = "environment" in self.model_fields_set
-            kind = "names a development one" if given else "is not set, which means development"
-            yield f"ENVIRONMENT {kind}"
+        if "environment" not in self.model_fields_set:
+            yield "ENVIRONMENT is not set, which means development"
+        elif self.environment.strip().lower() in QUIET_ENVIRONMENTS:
+            yield "ENVIRONMENT names a development one"
+        elif not PLAIN_WORD.fullmatch(self.environment):
+            yield "ENVIRONMENT must be one plain word, without quotes, blanks or a comment"
         for variable, problem in self._problems.items():
             if variable not in _FALLBACKS and variable not in _CONNECTIONS:
                 yield f"{variable} {problem}"
@@ -291,15 +176,37 @@ class Settings(Environment):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the operator should know although telemetry can work."""
-        fallbacks = tuple(
-            f"{variable} {self._problems[variable]}; {instead} instead"
-            for variable, instead in _FALLBACKS.items()
-            if variable in self._problems
-        )
+        return tuple(self._warnings())
+
+    def _warnings(self) -> Iterator[str]:
+        for variable, instead in _FALLBACKS.items():
+            if variable in self._problems:
+                yield f"{variable} {self._problems[variable]}; {instead} instead"
+        if "app_version" not in self.model_fields_set:
+            yield "APP_VERSION is not set, so 0.0.0-dev is sent: set it to ConsentOS's version"
         url = urlsplit(self.telemetry_endpoint)
-        if url.scheme == "http" and not _is_loopback(url.hostname or ""):
-            return (*fallbacks, "TELEMETRY_ENDPOINT is plain http: anyone on the way can read it")
-        return fallbacks
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            yield "TELEMETRY_ENDPOINT is plain http: anyone on the way can read it"
+        yield from self._proxy.warnings
+
+    @property
+    def proxy(self) -> str | None:
+        """The URL of the proxy that a POST takes, if it takes one; it may hold a password."""
+        return self._proxy.url
+
+    @property
+    def _proxy(self) -> Choice:
+        return proxies.choose(self._proxies, self.telemetry_endpoint)
+
+    @property
+    def namespace(self) -> str:
+        """The prefix of this install's keys in Redis: of its own for each database and schema.
+
+        Raises:
+            SettingsError: DATABASE_URL is wrong or not set.
+        """
+        database = Postgres.read(self.require("database_url")).identity
+        return f"consentos-telemetry-{sha256(database.encode()).hexdigest()[:8]}"
 
     @property
     def endpoint_without_query(self) -> str:
@@ -335,36 +242,3 @@ def _misspelt(names: Iterable[str]) -> Iterator[str]:
             shown = re.sub(r"[^A-Za-z0-9_]", "?", name)[:64]
             hint = get_close_matches(name.upper(), _SWITCHES, n=1, cutoff=0.0)
             yield f"{shown} is not a variable of telemetry (did you mean {hint[0]}?)"
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
-
-
-LEAST_RETENTION_DAYS = 32
-"""An install is counted as lost on the day on which it has been silent for 30: until the day after
-that one it must not be deleted."""
-
-
-def _retention(days: int) -> int:
-    if 0 < days < LEAST_RETENTION_DAYS:
-        raise _wrong(f"must be 0, which keeps all, or {LEAST_RETENTION_DAYS} or more")
-    return days
-
-
-def _token(value: SecretStr) -> SecretStr:
-    if not value.get_secret_value():
-        raise _wrong("is empty: set one, or take the variable away")
-    return value
-
-
-class CollectorSettings(Environment):
-    """What the collector reads from the environment."""
-
-    collector_database_url: PostgresUrl | None = None
-    collector_retention_days: Annotated[int, Field(ge=0, le=36_500), AfterValidator(_retention)] = (
-        400
-    )
-    collector_client_rate: Annotated[int, Field(ge=0, le=1_000_000)] = 60
-    collector_token: Annotated[SecretStr, AfterValidator(_token)] | None = None
-    port: Annotated[int, Field(ge=1, le=65_535)] = 8000

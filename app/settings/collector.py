@@ -1,0 +1,37 @@
+"""What the collector reads from the environment."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from app.settings import Environment
+from app.settings.urls import LAST_PORT, PostgresUrl
+from app.settings.words import wrong
+
+LEAST_RETENTION_DAYS = 32
+"""An install is counted as lost on the day on which it has been silent for 30: until the day after
+that one it must not be deleted."""
+
+
+def _retention(days: int) -> int:
+    if 0 < days < LEAST_RETENTION_DAYS:
+        raise wrong(f"must be 0, which keeps all, or {LEAST_RETENTION_DAYS} or more")
+    return days
+
+
+def _token(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value():
+        raise wrong("is empty: set one, or take the variable away")
+    return value
+
+
+class CollectorSettings(Environment):
+    """The collector's variables."""
+
+    collector_database_url: PostgresUrl | None = None
+    collector_retention_days: Annotated[int, Field(ge=0, le=36_500), AfterValidator(_retention)] = (
+        400
+    )
+    collector_client_rate: Annotated[int, Field(ge=0, le=1_000_000)] = 60
+    collector_token: Annotated[SecretStr, AfterValidator(_token)] | None = None
+    port: Annotated[int, Field(ge=1, le=LAST_PORT)] = 8000
