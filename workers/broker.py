@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from threading import Event, Thread
 from types import FrameType
 from typing import Any
@@ -56,6 +57,7 @@ def connect() -> RedisBroker:
     if master := parent_process():
         _stop_once()
         _stop_without(master)
+        Finalize(None, logging.shutdown, exitpriority=0)  # a fork runs nothing of atexit's
     return build()
 
 
