@@ -71,6 +71,11 @@ class _Handler(logging.Handler):
         """Have no lock."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write a record without the lock that the original takes here."""
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record as one line; one that cannot be formatted is reported as a failure."""
         try:
