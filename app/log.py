@@ -56,10 +56,7 @@ class _Line(logging.Formatter):
 
 
 class _Handler(logging.Handler):
-    """Hands each record to a LineWriter.
-
-    It has no lock: a signal handler that logs would wait for the one whom it has interrupted.
-    """
+    """Hands each record to a LineWriter, without a lock: a signal handler may log at any line."""
 
     def __init__(self, writer: LineWriter) -> None:
         """Write to ``writer``."""
@@ -67,12 +64,8 @@ class _Handler(logging.Handler):
         self._writer = writer
         self._ended = False
 
-    def createLock(self) -> None:  # noqa: N802 - logging's name
-        """Have no lock."""
-        self.lock = None
-
     def handle(self, record: logging.LogRecord) -> bool:
-        """Write a record without the lock that the original takes here."""
+        """Write a record; the original holds a lock meanwhile, and others would wait for it."""
         self.emit(record)
         return True
 
@@ -88,7 +81,7 @@ class _Handler(logging.Handler):
         """Give the last lines a moment, and report on stderr how many could not be written."""
         super().close()
         if not self._ended and (unwritten := self._writer.end()):
-            _say_on_stderr(_loss(unwritten))
+            _write_to_stderr(_loss(unwritten))
         self._ended = True
 
 
@@ -101,8 +94,13 @@ def _loss(lines: int) -> bytes:
     return _encoded(_event("failed", {"stage": "log", "error": f"{what} could not be written"}))
 
 
-def _say_on_stderr(line: bytes) -> None:
-    """Write a line on the real stderr, unless that is closed, or would block."""
+def complain(sentence: str) -> None:
+    """Say on the real stderr why a process ends."""
+    _write_to_stderr(_encoded(sentence))
+
+
+def _write_to_stderr(line: bytes) -> None:
+    """Write a line to the real stderr, unless that is closed, or would block."""
     if sys.__stderr__ is not None:
         with suppress(OSError):
             descriptor = sys.__stderr__.fileno()

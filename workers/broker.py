@@ -70,7 +70,8 @@ def build() -> RedisBroker:
         settings().require("database_url")
         client = _client(settings().require("redis_url"))
     except SettingsError as error:
-        raise SystemExit(f"consentos-telemetry: {error}") from None
+        log.complain(f"consentos-telemetry: {error}")
+        raise SystemExit(1) from None
     # The age of a wake-up means nothing, and it is told by two clocks that may disagree.
     middleware = [PeriodiqMiddleware(skip_delay=math.inf), Announcement()]
     broker = Broker(  # type: ignore[no-untyped-call]
