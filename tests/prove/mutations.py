@@ -551,9 +551,9 @@ MUTATIONS = (
     Mutation(
         5,
         "a socket takes the place of a closed stdout",
-        "app/streams.py",
-        "            os.open(os.devnull, os.O_RDWR)",
-        "            pass",
+        "app/log.py",
+        "    streams.ensure()\n",
+        "",
         f"{STDOUT}::test_is_not_where_the_next_socket_is_opened",
     ),
     # 6. No silent failure
