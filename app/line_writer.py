@@ -26,7 +26,7 @@ class LineWriter:
     """
 
     def __init__(self, descriptor: int, report: Callable[[int], bytes]) -> None:
-        """Write to ``descriptor``; ``report`` makes the line that tells how many were lost."""
+        """Write to ``descriptor``; ``report`` makes the line that reports how many were lost."""
         self._descriptor = descriptor
         self._report = report
         self._lines: SimpleQueue[tuple[bytes, Event]] = SimpleQueue()
@@ -50,7 +50,7 @@ class LineWriter:
             self._behind = True
 
     def end(self) -> int:
-        """Give waiting lines a last moment; return how many lines were neither written nor told."""
+        """Give waiting lines a last moment; return how many lines were neither written nor reported."""
         deadline = time.monotonic() + PATIENCE
         while self._waiting and time.monotonic() < deadline:
             time.sleep(_A_MOMENT)

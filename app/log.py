@@ -112,7 +112,7 @@ def setup(level: str, stream: TextIO | None = None) -> None:
     """Send the log to ``stream``, by default the process's real stdout, each record in one write.
 
     Dramatiq puts a pipe to its master's stderr in the place of ``sys.stdout``; ``sys.__stdout__``
-    is the real one. Where stdout is closed the log goes to stderr, and where that is closed too,
+    is the real one. If stdout is closed, the log goes to stderr; if that is closed too, it goes
     nowhere. ``level`` never hides an event. Libraries speak from WARNING on, for their lower
     levels hold URLs, statements and rows; Dramatiq's own lines follow ``level``.
     """

@@ -57,7 +57,7 @@ def connect() -> RedisBroker:
     if master := parent_process():
         _stop_once()
         _stop_without(master)
-        Finalize(None, logging.shutdown, exitpriority=0)  # a fork runs nothing of atexit's
+        Finalize(None, logging.shutdown, exitpriority=0)  # a fork runs no atexit function
     return build()
 
 

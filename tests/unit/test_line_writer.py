@@ -125,7 +125,7 @@ def test_a_blocked_log_takes_no_more_than_so_much_memory(pipe: Pipe, writer: Lin
     assert peak < 4_000_000
 
 
-def test_a_reader_that_has_gone_raises_nothing_and_the_next_one_is_told_of_the_loss(
+def test_a_reader_that_has_gone_raises_nothing_and_the_loss_is_reported_to_the_next_one(
     pipe: Pipe, writer: LineWriter
 ) -> None:
     pipe.hang_up()

@@ -171,7 +171,7 @@ def test_a_line_is_in_the_pipe_when_the_call_returns(pipe: Pipe) -> None:
     assert piped(pipe, lambda: log.event("queued", id="7f")) == b"telemetry.queued id=7f\n"
 
 
-def test_what_cannot_be_encoded_is_told_in_ascii(pipe: Pipe) -> None:
+def test_what_cannot_be_encoded_is_escaped(pipe: Pipe) -> None:
     line = piped(pipe, lambda: logging.getLogger("library").warning("a name: \udcff"))
     assert line == rb"WARNING library: a name: \udcff" + b"\n"
 
