@@ -50,7 +50,7 @@ class LineWriter:
             self._behind = True
 
     def end(self) -> int:
-        """Give waiting lines a last moment; return how many lines were neither written nor reported."""
+        """Give waiting lines a last moment; return how many are neither written nor reported."""
         deadline = time.monotonic() + PATIENCE
         while self._waiting and time.monotonic() < deadline:
             time.sleep(_A_MOMENT)
