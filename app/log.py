@@ -1,25 +1,33 @@
 """The lines an operator greps: one an event on stdout, its name first, ``key=value`` after it."""
 
-import io
 import json
 import logging
+import os
 import re
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, TextIO
+
+from app import streams
+from app.line_writer import LineWriter, is_writable
 
 _logger = logging.getLogger("telemetry")
 
 
 def event(name: str, *, level: int = logging.INFO, **fields: object) -> None:
     """Log ``telemetry.<name>``; a value is one word, or quoted as JSON, or ``-`` for none."""
-    words = [f"telemetry.{name}", *(f"{key}={_word(value)}" for key, value in fields.items())]
-    _logger.log(level, " ".join(words))
+    _logger.log(level, _event(name, fields))
 
 
 def payload(body: str) -> None:
     """Log the exact body that a receiver has accepted, and nothing after it."""
     _logger.info("telemetry.payload %s", body)
+
+
+def _event(name: str, fields: Mapping[str, object]) -> str:
+    return " ".join([f"telemetry.{name}", *(f"{key}={_word(fields[key])}" for key in fields)])
 
 
 def _word(value: object) -> str:
@@ -47,26 +55,87 @@ class _Line(logging.Formatter):
         return " ".join(line.split())
 
 
-def _unbuffered(stdout: TextIO | None) -> TextIO:
-    """Return a stream in which a signal's handler may write while another line is being written."""
-    assert stdout is not None  # noqa: S101 - only a window without a console has none
-    raw = io.FileIO(stdout.fileno(), "w", closefd=False)
-    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
+class _Handler(logging.Handler):
+    """Hands each record to a LineWriter, without a lock: a signal handler may log at any line."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        """Write to ``writer``."""
+        super().__init__()
+        self._writer = writer
+        self._ended = False
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write a record; the original holds a lock meanwhile, and others would wait for it."""
+        self.emit(record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record as one line; one that cannot be formatted is reported as a failure."""
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - the words and arguments of any library
+            line = _event("failed", {"stage": "log", "error": cause(error)})
+        self._writer.write(_encoded(line))
+
+    def close(self) -> None:
+        """Give the last lines a moment, and report on stderr how many could not be written."""
+        super().close()
+        if not self._ended and (unwritten := self._writer.end()):
+            _write_to_stderr(_loss(unwritten))
+        self._ended = True
+
+
+def _encoded(line: str) -> bytes:
+    return f"{line}\n".encode(errors="backslashreplace")
+
+
+def _loss(lines: int) -> bytes:
+    what = "1 line" if lines == 1 else f"{lines} lines"
+    return _encoded(_event("failed", {"stage": "log", "error": f"{what} could not be written"}))
+
+
+def complain(sentence: str) -> None:
+    """Say on the real stderr why a process ends."""
+    _write_to_stderr(_encoded(sentence))
+
+
+def _write_to_stderr(line: bytes) -> None:
+    """Write a line to the real stderr, unless that is closed, or would block."""
+    if sys.__stderr__ is not None:
+        with suppress(OSError):
+            descriptor = sys.__stderr__.fileno()
+            if is_writable(descriptor, seconds=0):
+                os.write(descriptor, line)
 
 
 def setup(level: str, stream: TextIO | None = None) -> None:
     """Send the log to ``stream``, by default the process's real stdout, each record in one write.
 
     Dramatiq puts a pipe to its master's stderr in the place of ``sys.stdout``; ``sys.__stdout__``
-    is the real one. ``level`` never hides an event. Libraries speak from WARNING on, for their
-    lower levels hold URLs, statements and rows; Dramatiq's own lines follow ``level``.
+    is the real one. If stdout is closed, the log goes to stderr; if that is closed too, it goes
+    nowhere. ``level`` never hides an event. Libraries speak from WARNING on, for their lower
+    levels hold URLs, statements and rows; Dramatiq's own lines follow ``level``.
     """
-    handler = logging.StreamHandler(stream or _unbuffered(sys.__stdout__))
+    streams.ensure()
+    closed = sys.__stdout__ is None and stream in {None, sys.stdout}
+    handler = _handler(sys.__stderr__ if closed else stream or sys.__stdout__)
     handler.setFormatter(_Line("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     wanted = logging.getLevelNamesMapping()[level]
     _logger.setLevel(min(wanted, logging.INFO))
     logging.getLogger("dramatiq").setLevel(wanted)
+    if closed:
+        reason = "stdout is closed, so the log goes to stderr"
+        event("warning", level=logging.WARNING, reason=reason)
+
+
+def _handler(stream: TextIO | None) -> logging.Handler:
+    if stream is None:
+        return logging.NullHandler()
+    try:
+        return _Handler(LineWriter(stream.fileno(), _loss))
+    except OSError:  # a stream in memory
+        return logging.StreamHandler(stream)
 
 
 # Postgres's own messages that name nothing but tables, columns and limits, by SQLSTATE.

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from threading import Event, Thread
 from types import FrameType
 from typing import Any
@@ -56,6 +57,7 @@ def connect() -> RedisBroker:
     if master := parent_process():
         _stop_once()
         _stop_without(master)
+        Finalize(None, logging.shutdown, exitpriority=0)  # a fork runs no atexit function
     return build()
 
 
@@ -68,7 +70,8 @@ def build() -> RedisBroker:
         namespace = settings().namespace
         client = _client(settings().require("redis_url"))
     except SettingsError as error:
-        raise SystemExit(f"consentos-telemetry: {error}") from None
+        log.complain(f"consentos-telemetry: {error}")
+        raise SystemExit(1) from None
     # The age of a wake-up means nothing, and it is told by two clocks that may disagree.
     middleware = [PeriodiqMiddleware(skip_delay=math.inf), Announcement()]
     broker = Broker(  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import typer
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from app import log
+from app import log, streams
 from app.control import NotErasedError
 from app.grants import RoleError, RoleNameError
 from app.pipeline import CollectError
@@ -58,6 +58,7 @@ def explained() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line."""
+    streams.ensure()
     try:
         app()
     except CommandError as error:

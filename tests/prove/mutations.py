@@ -29,6 +29,8 @@ CONTROL = "integration/test_cli_control.py"
 ELSEWHERE = "integration/test_elsewhere.py"
 FUTURE = "integration/test_future.py"
 ACCESS = "integration/test_facts_access.py"
+LINES = "unit/test_line_writer.py"
+STDOUT = "faults/test_stdout.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -197,6 +199,22 @@ MUTATIONS = (
         'if sent and row["payload"] not in told:',
         "if sent and not told:",
         f"{VERIFY}::test_what_has_left_must_be_logged_even_where_its_row_was_not_sent_in_time",
+    ),
+    Mutation(
+        2,
+        "a line is handed over and not waited for",
+        "app/line_writer.py",
+        "if not self._behind and not written.wait(PATIENCE):",
+        "if not self._behind and not written.wait(0):",
+        f"{LINES}::test_a_line_is_out_when_the_call_returns",
+    ),
+    Mutation(
+        2,
+        "what a non-blocking stdout does not take is dropped",
+        "app/line_writer.py",
+        "            is_writable(self._descriptor, seconds=None)\n            return 0\n",
+        "            return len(some)\n",
+        f"{LINES}::test_lines_that_had_to_wait_come_whole_and_in_order",
     ),
     # 3. One a day
     Mutation(
@@ -611,6 +629,46 @@ MUTATIONS = (
         "faults/test_database.py"
         "::test_a_connection_that_stays_open_and_answers_nothing_is_given_up_and_work_goes_on",
     ),
+    Mutation(
+        5,
+        "every line waits for a reader who is not there",
+        "app/line_writer.py",
+        "            self._behind = True\n",
+        "            pass\n",
+        f"{LINES}::test_a_blocked_reader_is_waited_for_once",
+    ),
+    Mutation(
+        5,
+        "the log waits for its reader without end",
+        "app/line_writer.py",
+        "not written.wait(PATIENCE)",
+        "not written.wait()",
+        f"{STDOUT}::test_does_not_hold_up_the_stop_of_a_scheduler",
+    ),
+    Mutation(
+        5,
+        "a blocked log keeps every line",
+        "app/line_writer.py",
+        "if self._waiting >= MOST_WAITING:",
+        "if self._waiting < 0:",
+        f"{LINES}::test_a_blocked_log_takes_no_more_than_so_much_memory",
+    ),
+    Mutation(
+        5,
+        "with stdout closed there is no log",
+        "app/log.py",
+        "    closed = sys.__stdout__ is None and stream in {None, sys.stdout}\n",
+        "    closed = False\n",
+        f"{STDOUT}::test_has_the_log_go_to_stderr_and_the_heartbeat_out",
+    ),
+    Mutation(
+        5,
+        "a socket takes the place of a closed stdout",
+        "app/log.py",
+        "    streams.ensure()\n",
+        "",
+        f"{STDOUT}::test_is_not_where_the_next_socket_is_opened",
+    ),
     # 6. No silent failure
     Mutation(
         6,
@@ -704,6 +762,22 @@ MUTATIONS = (
         "elif needed is None or (needed and column not in needed):",
         "elif needed is None:",
         f"{GRANTS}::test_tells_each_right_that_is_not_needed",
+    ),
+    Mutation(
+        6,
+        "lines of the log that were dropped are not reported",
+        "app/line_writer.py",
+        "                self._report_loss()\n",
+        "",
+        f"{LINES}::test_lines_beyond_the_most_that_may_wait_are_reported_as_lost",
+    ),
+    Mutation(
+        6,
+        "a worker ends without a word about unread lines",
+        "workers/broker.py",
+        "        Finalize(None, logging.shutdown, exitpriority=0)",
+        "        pass",
+        f"{STDOUT}::test_lines_that_nobody_has_read_by_the_end_are_reported_on_stderr",
     ),
     # 7. The broker may lose anything
     Mutation(

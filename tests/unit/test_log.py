@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
 from app import log
+from tests.pipe import Pipe
 from tests.unit.environment import MARKER
 from tests.unit.published import EXAMPLE
 
@@ -146,6 +148,46 @@ def test_each_line_is_one_write() -> None:
     log.event("queued", id="7f")
     log.payload("{}")
     assert writes == ["telemetry.queued id=7f\n", "telemetry.payload {}\n"]
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Pipe]:
+    """A pipe with room in it."""
+    opened = Pipe(tmp_path / "stdout")
+    yield opened
+    opened.close()
+
+
+def piped(pipe: Pipe, *steps: Callable[[], object]) -> bytes:
+    """Return what is in a pipe that is a process's stdout, after some steps."""
+    with pipe.path.open("w") as stdout:
+        log.setup("INFO", stdout)
+        for step in steps:
+            step()
+        return pipe.read()
+
+
+def test_a_line_is_in_the_pipe_when_the_call_returns(pipe: Pipe) -> None:
+    assert piped(pipe, lambda: log.event("queued", id="7f")) == b"telemetry.queued id=7f\n"
+
+
+def test_what_cannot_be_encoded_is_escaped(pipe: Pipe) -> None:
+    line = piped(pipe, lambda: logging.getLogger("library").warning("a name: \udcff"))
+    assert line == rb"WARNING library: a name: \udcff" + b"\n"
+
+
+def test_a_record_that_cannot_be_formatted_is_a_failure_in_one_line(pipe: Pipe) -> None:
+    line = piped(pipe, lambda: logging.getLogger("library").warning("%d", MARKER))
+    assert line == b"telemetry.failed stage=log error=TypeError\n"
+
+
+def test_lost_lines_are_reported_as_a_failure_when_there_is_a_reader_again(pipe: Pipe) -> None:
+    def say() -> None:
+        log.event("queued", id="7f")
+
+    report = b'telemetry.failed stage=log error="2 lines could not be written"\n'
+    lines = piped(pipe, pipe.hang_up, say, say, pipe.open, say)
+    assert lines == b"telemetry.queued id=7f\n" + report
 
 
 @pytest.mark.parametrize(
