@@ -35,7 +35,11 @@ def deployment() -> str:
     ConfigMap by a hash of its values.
     """
     found = rendered()["Deployment"]
-    del found["metadata"]["labels"], found["spec"]["selector"], found["spec"]["template"]["metadata"]
+    del (
+        found["metadata"]["labels"],
+        found["spec"]["selector"],
+        found["spec"]["template"]["metadata"],
+    )
     return HEADER + yaml.safe_dump(found, sort_keys=False, width=100)
 
 
