@@ -10,7 +10,7 @@ from typing import Annotated
 import psycopg
 import typer
 from rich.console import Console
-from sqlalchemy import Engine, make_url
+from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 from app import control, database, log
@@ -133,27 +133,29 @@ def grants(
     if not apply:
         typer.echo(f"BEGIN;\n{statements}COMMIT;")
         return
-    password = _password(settings, role)
+    url = _url_of(settings, role)
+    password = url.password if url else None
     with _as_admin(settings) as engine, database.transaction(engine.connect()) as connection:
         made = rights.apply(connection, role, password)
         excess = rights.excess(connection, role)
+        unsearched = rights.unsearched(connection, role)
         schemas = rights.schemas(connection)
     typer.echo(_made(role, made=made, password=password is not None))
     for what in rights.listed():
         typer.echo(f"granted: {what}")
     for what in excess:
         complain(f"{role} {what}, which telemetry does not need: take it from the role or PUBLIC.")
-    if schemas != ["public"]:
+    if unsearched and not (url and "search_path" in str(url.query.get("options"))):
         path = ",".join(schemas)
         complain(f"DATABASE_URL must find the tables: end it with ?options=-csearch_path%3D{path}.")
 
 
-def _password(settings: Settings, role: str) -> str | None:
-    """Return the password that DATABASE_URL has for the role, if it names that role."""
+def _url_of(settings: Settings, role: str) -> URL | None:
+    """Return DATABASE_URL if it names the role."""
     if settings.database_url is None:
         return None
     url = make_url(settings.database_url.get_secret_value())
-    return url.password if url.username == role else None
+    return url if url.username == role else None
 
 
 def _made(role: str, *, made: bool, password: bool) -> str:
