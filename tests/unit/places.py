@@ -56,6 +56,13 @@ def reason(environment: Mapping[str, str]) -> str | None:
     return gate.reason if isinstance(gate, Disabled) else None
 
 
+def warnings(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what a process warns of in exactly this environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.environ", dict(environment))
+        return Settings.load().warnings
+
+
 def with_lines(page: str, written: Mapping[str, str]) -> str:
     """Return a file in which an operator has set variables, in the words of the file.
 

@@ -522,6 +522,20 @@ def test_no_file_holds_a_password(path: Path) -> None:
     assert set(re.findall(r"://\w+:([^@\s]+)@", path.read_text())) <= {"…"}
 
 
+@pytest.mark.parametrize("name", [*sorted(OWN), *re.findall(r"--values (\S+)", PAGE.read_text())])
+def test_git_ignores_what_an_operator_writes(name: str) -> None:
+    assert name in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_page_makes_every_file_with_a_password_readable_by_its_owner_alone() -> None:
+    page = PAGE.read_text()
+    made = dict(re.findall(r"install -m 0600 (\S+) +(\S+)", page))
+    assert {"env.example": ".env", "admin.env.example": "admin.env"}.items() <= made.items()
+    assert {"deploy/systemd/env.example", "deploy/systemd/admin.example"} <= made.keys()
+    readme = (ROOT / "README.md").read_text()
+    assert readme.index("umask 077") < readme.index("cat > .env")
+
+
 # The operator's page
 
 
@@ -563,7 +577,8 @@ def test_the_command_line_understands_what_the_page_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # for what an export would write
     words = command.replace("DAY", "2026-05-02")
-    words = {"migrate --down": words, "grants --apply": "grants --role x --apply"}.get(words, words)
+    if words in {"grants", "grants --apply"}:
+        words += " --role x"
     assert understood(["python", "-m", "app", *shlex.split(words)])
 
 

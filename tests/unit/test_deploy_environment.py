@@ -1,25 +1,34 @@
 """A variable that is set in its documented place reaches the process, and off is off."""
 
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import helm_python
 import pytest
+import yaml
 
+from deploy import generate
 from tests.processes import ROOT
 from tests.unit.places import (
     ADMIN,
+    DEPLOY,
     FILLED_IN,
     PLACES,
+    SECRETS,
     SWITCH,
     Compose,
     Given,
     Helm,
+    Kustomize,
     Override,
     Place,
+    Systemd,
     of_a_unit,
     reason,
+    warnings,
 )
 
 _COLLECTORS = re.compile(r"COLLECTOR_.*|PORT")
@@ -75,10 +84,11 @@ def test_a_variable_reaches_the_process(name: str, place: Place, given: Given) -
         assert given.sender[name] == value(name)
 
 
-def test_the_owners_url_does_not_reach_the_process_that_sends(place: Place, given: Given) -> None:
-    if place.name in {"honcho", "compose override"}:
-        pytest.skip("one file for everything, or somebody wrote it for the sender")
+@pytest.mark.parametrize("place", [Compose(), Helm(), Kustomize(), Systemd()], ids=lambda p: p.name)
+def test_the_owners_url_does_not_reach_the_process_that_sends(place: Place, tmp_path: Path) -> None:
+    given = place.given(tmp_path, {})
     assert ADMIN not in given.sender
+    assert given.owner[ADMIN] == FILLED_IN[ADMIN]
 
 
 def test_telemetry_is_on_once_its_operator_has_filled_in_the_example(
@@ -87,6 +97,7 @@ def test_telemetry_is_on_once_its_operator_has_filled_in_the_example(
     given = place.given(tmp_path, {})
     assert reason(given.sender) is None
     assert reason(given.owner) is None
+    assert [each for each in warnings(given.sender) if not each.startswith("APP_VERSION")] == []
 
 
 def test_the_example_says_what_it_is_and_leaves_the_edition_to_nobody(
@@ -150,10 +161,10 @@ class TestCompose:
 
 
 class TestHelm:
-    @pytest.mark.parametrize("name", [*NAMES, "SOMETHING_ELSE"])
+    @pytest.mark.parametrize(
+        "name", [name for name in (*NAMES, "ANOTHER") if name not in {*SECRETS, ADMIN}]
+    )
     def test_null_is_refused(self, name: str, tmp_path: Path) -> None:
-        if name in FILLED_IN and name != "APP_VERSION":
-            pytest.skip("in a Secret")
         with pytest.raises(helm_python.HelmValuesError, match=name):
             Helm().given(tmp_path, {name: "null"})
 
@@ -185,3 +196,74 @@ def test_a_unit_reads_its_file_as_systemd_does() -> None:
         "EMPTY": "",
         "ESCAPED": "a b",
     }
+
+
+def examples(page: str, language: str) -> list[str]:
+    """Return the blocks of a page in a language, without their indentation."""
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", text)
+
+
+class TestThePages:
+    def test_turn_the_chart_off_in_its_own_values(self) -> None:
+        (example,) = [each for each in examples("telemetry.md", "yaml") if each.startswith("env:")]
+        data = generate.rendered(**helm_python.values_from_yaml(example))["ConfigMap"]["data"]
+        assert data[SWITCH] == "false"
+        assert reason({**FILLED_IN, **data}) == "TELEMETRY_ENABLED is false"
+
+    def test_install_the_chart_with_values_that_it_takes_and_that_are_on(self) -> None:
+        (example,) = [each for each in examples("operate.md", "yaml") if "repository" in each]
+        data = generate.rendered(**helm_python.values_from_yaml(example))["ConfigMap"]["data"]
+        assert reason({**FILLED_IN, **data}) is None
+        assert {"APP_VERSION", "CONSENTOS_EDITION"} <= {*data}
+
+    def test_turn_the_kustomization_off_by_a_literal_that_it_has(self) -> None:
+        (example,) = [each for each in examples("telemetry.md", "yaml") if "literals" in each]
+        (generator,) = yaml.safe_load(example)["configMapGenerator"]
+        shipped = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
+        assert generator["name"] == shipped["configMapGenerator"][0]["name"]
+        assert generator["literals"] == ["TELEMETRY_ENABLED=false"]
+        assert "TELEMETRY_ENABLED=true" in shipped["configMapGenerator"][0]["literals"]
+
+    def test_set_on_heroku_and_dokku_what_a_file_sets_elsewhere(self) -> None:
+        commands = "\n".join(examples("operate.md", "bash")).replace("\\\n", " ")
+        installs = [
+            line for line in commands.splitlines() if "config:set" in line and SWITCH not in line
+        ]
+        assert [line.split()[0] for line in installs] == ["heroku", "dokku"]
+        for line in installs:
+            variables = dict(re.findall(r"\b([A-Z_]+)=(\S+)", line))
+            assert variables.keys() <= {*NAMES}
+            assert variables["CONSENTOS_DEPLOYMENT"] == line.split()[0]
+            assert reason({**FILLED_IN, **variables}) is None
+            assert {"APP_VERSION", "CONSENTOS_EDITION", "ENVIRONMENT"} <= variables.keys()
+
+    @pytest.mark.parametrize("page", ["operate.md", "telemetry.md", "../README.md"])
+    def test_name_no_version_of_consentos_below_the_first_that_works(self, page: str) -> None:
+        text = (ROOT / "docs" / page).read_text()
+        assert not re.findall(r"APP_VERSION[=:] *\"?v?0\.[01]\.", text)
+
+    @pytest.mark.parametrize(
+        "image", ["registry.example:5000/consentos/api:v0.2.0", "consentos-api:v0.2.0"]
+    )
+    def test_take_the_version_from_consentos_own_container(
+        self, image: str, tmp_path: Path
+    ) -> None:
+        found = [
+            lines
+            for block in examples("operate.md", "bash")
+            for lines in re.findall(r"(?m)^TAG=.*\nsed -i .*$", block)
+        ]
+        assert len(found) == 2
+        stub = tmp_path / "docker"
+        stub.write_text(f"#!/bin/sh\necho {image}\n")
+        stub.chmod(0o755)
+        for lines in found:
+            shutil.copy(DEPLOY / "env.example", tmp_path / ".env")
+            subprocess.run(
+                ["sh", "-ec", lines],
+                cwd=tmp_path,
+                env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+                check=True,
+            )
+            assert "\nAPP_VERSION=v0.2.0\n" in (tmp_path / ".env").read_text()
