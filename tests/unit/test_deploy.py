@@ -536,6 +536,13 @@ def test_the_page_makes_every_file_with_a_password_readable_by_its_owner_alone()
     assert readme.index("umask 077") < readme.index("cat > .env")
 
 
+@pytest.mark.parametrize("page", [PAGE, ROOT / "README.md"], ids=lambda path: path.name)
+def test_a_page_installs_the_honcho_that_the_tests_use(page: Path) -> None:
+    (locked,) = re.findall(r"(?m)^honcho==(\S+)", (ROOT / "requirements-dev.txt").read_text())
+    named = re.findall(r"pip install '?(honcho[^'\s]*)", page.read_text())
+    assert [name.replace("[export]", "") for name in named] == [f"honcho=={locked}"]
+
+
 # The operator's page
 
 
