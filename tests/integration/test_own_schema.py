@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -13,7 +14,7 @@ from app import database
 from app.demo import consentos
 from tests.command import PASSWORD, command
 from tests.database import one, run
-from tests.processes import ROOT
+from tests.processes import ROOT, Processes
 from tests.receiver import Receiver
 
 _, _, SECTION = (
@@ -87,7 +88,11 @@ def told_by_alembic(db: Engine, metadata: MetaData) -> list[str]:
 
 
 def test_every_command_works_where_the_tables_have_a_schema_of_their_own(
-    variables: dict[str, str], consentos_db: Engine, role: str, receiver: Receiver
+    variables: dict[str, str],
+    consentos_db: Engine,
+    role: str,
+    receiver: Receiver,
+    tmp_path: Path,
 ) -> None:
     db = consentos_db
     known = reflected(db)
@@ -104,6 +109,13 @@ def test_every_command_works_where_the_tables_have_a_schema_of_their_own(
     assert told_by_alembic(db, known) == []
     places = "SELECT string_agg(DISTINCT relnamespace::regnamespace::text, ',') FROM pg_class"
     assert one(db, f"{places} WHERE relkind = 'r' AND relname LIKE 'telemetry%'") == "telemetry"
+
+    processes = Processes(environment, tmp_path)
+    try:
+        processes.start("solo").wait_for("telemetry.notice")
+    finally:
+        processes.end()
+    assert one(db, "SELECT count(*) FROM telemetry.telemetry_notice") == 1
 
     status = succeeds("status")
     assert "no more than it needs" in status
