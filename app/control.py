@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, text
 
 from app import database, instance, notice, outbox, payload, sender
+from app.schedule import believed
 from app.settings import Settings
 
 
@@ -46,8 +47,9 @@ def rotate(engine: Engine, *, enabled: bool) -> Rotated:
         known = instance.find(connection)
         former = instance.remove(connection)
         current = instance.ensure(connection) if known and enabled else None
-        if known and known.last_telemetry_at and current:
-            instance.stamp(connection, current, known.last_telemetry_at)
+        sent_at = believed(known.last_telemetry_at, database.clock(connection)) if known else None
+        if sent_at and current:
+            instance.stamp(connection, current, sent_at)
         discarded = outbox.discard_all(connection)
         in_flight = _in_flight(connection)
     return Rotated(former, current, [row.day for row in discarded], in_flight)

@@ -3,16 +3,29 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from time import monotonic
+from typing import Any, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, NullPool, create_engine, text
+from psycopg.abc import PQGen
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 _CLOCK = "consentos-telemetry clock"
+
+_T = TypeVar("_T")
+
+PATIENCE = 10.0
+"""Seconds that the server has for an answer: twice the statement_timeout of the pipeline."""
+
+PATIENCE_OF_AN_OWNER = 60.0
+"""The same for a command that changes tables or waits for the outbox."""
 
 _BEGIN = text(
     "SELECT now(),"
     " set_config('statement_timeout', '5s', true),"
     " set_config('lock_timeout', '1s', true),"
+    # Rows that a policy hides are not zero: where one would apply, Postgres now reports an error.
+    " set_config('row_security', 'off', true),"
     " set_config('idle_in_transaction_session_timeout', '30s', true),"
     # What has left is on record though the server crashes, whatever else may be lost in a crash.
     " set_config('synchronous_commit', coalesce("
@@ -24,13 +37,35 @@ _BEGIN = text(
 )
 
 
-def engine(url: str) -> Engine:
+class _Bounded(psycopg.Connection[Any]):
+    """A connection on which no exchange takes for ever.
+
+    A server that is frozen, or a proxy that keeps a dead connection open, answers nothing and
+    breaks nothing: neither the server's own time-outs nor TCP's notice that.
+    """
+
+    patience = PATIENCE
+
+    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
+        """Wait for the server as psycopg does, but at most ``patience`` seconds."""
+        deadline = monotonic() + (timeout or self.patience)
+        try:
+            return super().wait(gen, interval, timeout or self.patience)
+        except psycopg.OperationalError:
+            if monotonic() >= deadline:
+                self.pgconn.finish()  # whatever it may still answer belongs to nothing
+            raise
+
+
+def engine(url: str, *, patience: float = PATIENCE) -> Engine:
     """Return an engine that connects for each transaction and lets go after it.
+
+    ``patience`` is how many seconds the server has for each answer.
 
     Raises:
         sqlalchemy.exc.ArgumentError: ``url`` cannot be parsed.
     """
-    return create_engine(
+    made = create_engine(
         url,
         poolclass=NullPool,
         # Waiting for a lock and then looking again sees what its holder has committed.
@@ -50,6 +85,14 @@ def engine(url: str) -> Engine:
             "prepare_threshold": None,
         },
     )
+
+    @event.listens_for(made, "do_connect")
+    def connect(_dialect: Any, _record: Any, cargs: list[Any], cparams: dict[str, Any]) -> Any:
+        bounded = _Bounded.connect(*cargs, **cparams)
+        bounded.patience = patience
+        return bounded
+
+    return made
 
 
 def alive(connection: Connection) -> Connection:

@@ -14,8 +14,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from app import database, instance, log, outbox, sender
-from app.outbox import Begun, Claim
-from app.retry import Outcome, RetryAt, judge
+from app.outbox import Begun, Claim, Refusal
+from app.retry import Delivered, Outcome, RetryAt, judge
 from app.settings import Settings
 
 LEASE_BEYOND_TIMEOUT = timedelta(seconds=30)
@@ -23,12 +23,27 @@ LEASE_BEYOND_TIMEOUT = timedelta(seconds=30)
 PATIENCE_WITH_DATABASE = (0.5, 1.0, 2.0)
 """Seconds to wait between tries to commit an outcome; with 5 for each connection, 23.5 in all."""
 
+SENT_ELSEWHERE = (
+    "this day's heartbeat has already been sent, and not from this outbox: either ConsentOS's own"
+    " telemetry task is on, or the database has lost a row (a failover, a restored backup)"
+)
+RECORD_LOST = (
+    "this process has sent this day's heartbeat, and the database has lost the record of it (a"
+    " failover, a restored backup)"
+)
+
 Transaction = Callable[[], AbstractContextManager[Connection]]
 
 
 def lease(settings: Settings) -> timedelta:
     """Return how long a row is held from its claim, and from each attempt's beginning."""
     return timedelta(seconds=settings.telemetry_timeout_seconds) + LEASE_BEYOND_TIMEOUT
+
+
+def sent_elsewhere(last_telemetry_at: datetime | None, stamped_at: datetime | None) -> str:
+    """Say who has sent a day's heartbeat that the outbox does not have as sent."""
+    ours = stamped_at is not None and last_telemetry_at == stamped_at
+    return RECORD_LOST if ours else SENT_ELSEWHERE
 
 
 @dataclass(frozen=True)
@@ -50,17 +65,21 @@ class Delivery:
         *,
         stopping: Event,
         let_go: Callable[[], None],
+        stamped_at: datetime | None = None,
     ) -> None:
         """Take a claim to deliver; ``stopping`` ends the waits, and lets no attempt begin.
 
         ``let_go`` is called before each POST: no connection is to be held through it.
+        ``stamped_at`` is what this process stamped the instance with last, if it did.
         """
         self._claim = claim
         self._settings = settings
         self._transaction = transaction
         self._stopping = stopping
         self._let_go = let_go
+        self.stamped_at = stamped_at
         self._attempt: Begun
+        self._refusal: Refusal | None = None
         self._recorded: Outcome | None = None
         self._unstamped: DBAPIError | None = None
 
@@ -81,6 +100,8 @@ class Delivery:
         )
         if outcome:
             self._settle(outcome)
+        elif self._refusal == "sent elsewhere":
+            self._discard()
         elif not self._end(self._give_back).held:
             self._log_lost_lease()
 
@@ -94,7 +115,8 @@ class Delivery:
                 lease(self._settings),
                 endpoint=self._settings.endpoint_without_query,
             )
-        if begun is None:
+        if not isinstance(begun, Begun):
+            self._refusal = begun
             return None
         self._let_go()
         self._attempt = begun
@@ -149,6 +171,7 @@ class Delivery:
         try:
             with connection.begin_nested():
                 instance.stamp(connection, self._claim.instance_id, self._attempt.at)
+            self.stamped_at = self._attempt.at
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise
@@ -161,11 +184,31 @@ class Delivery:
         held = outbox.settle(connection, self._claim, verdict, error)
         return Ended(held, verdict.at if held and isinstance(verdict, RetryAt) else None)
 
+    def _discard(self) -> None:
+        """End the row unsent: another program has sent the day's heartbeat."""
+        stamps: list[datetime | None] = []
+
+        def end(connection: Connection) -> Ended:
+            known = instance.find(connection)
+            stamps.append(known.last_telemetry_at if known else None)
+            return Ended(outbox.discard(connection, self._claim))
+
+        if not self._end(end).held:
+            self._log_lost_lease()
+            return
+        id_, day = self._claim.id, self._claim.day
+        log.event("discarded", id=id_, day=day, reason="sent elsewhere")
+        reason = sent_elsewhere(stamps[-1], self.stamped_at)
+        log.event("warning", level=logging.WARNING, reason=reason, day=day)
+
     def _give_back(self, connection: Connection) -> Ended:
         """Leave the row to another drain: the next try was not to begin.
 
-        What a receiver has answered before still holds: its Retry-After, and the backoff.
+        What a receiver has answered before still holds: its success under a lease that was lost
+        since, its Retry-After, and the backoff.
         """
+        if self._refusal == "sent before":
+            return Ended(outbox.settle(connection, self._claim, Delivered(), None))
         if self._recorded is None:
             return Ended(outbox.release(connection, self._claim))
         return self._judge(connection, self._recorded)

@@ -1,6 +1,10 @@
-"""The only reader of ConsentOS's tables: one statement, and no raw count gets past this module."""
+"""The only reader of ConsentOS's tables: no raw count gets past this module."""
 
-from sqlalchemy import Connection, text
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
 
 from app.payload import Census, Counts, bucket
 
@@ -44,10 +48,66 @@ _CENSUS = text(
         (SELECT count(*) FROM (
             SELECT FROM live WHERE mode = 'opt_in' LIMIT 10000) AS b) AS auto_blocking_sites,
         (SELECT count(*) FROM (
-            SELECT FROM live WHERE cron <> '' LIMIT 10000) AS n) AS scanner_scheduled_sites,
+            SELECT FROM live WHERE cron IS NOT NULL LIMIT 10000) AS n) AS scanner_scheduled_sites,
         current_setting('server_version_num')::integer AS server_version_num
     """
 )
+
+
+class NotConsentOSError(Exception):
+    """A table that would be counted is not ConsentOS's own; ``sentence`` names it."""
+
+    def __init__(self, sentence: str) -> None:
+        """Keep the sentence, which holds nothing but names of tables and schemas."""
+        super().__init__(sentence)
+        self.sentence = sentence
+
+
+_COUNTED = (
+    "organisations", "users", "sites", "site_configs", "site_group_configs", "org_configs",
+    "scan_jobs", "consent_records", "alembic_version",
+)  # fmt: skip
+
+_FOUND = text(
+    """
+    SELECT relname, relkind IN ('r', 'p') AS is_table, nspname AS schema,
+        (SELECT string_agg(version_num, ',' ORDER BY version_num) FROM alembic_version) AS revision
+    FROM unnest(CAST(:tables AS text[])) AS counted (name)
+    JOIN pg_class ON pg_class.oid = to_regclass(counted.name)
+    JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    ORDER BY nspname, relname
+    """
+)
+
+
+def host_revision(connection: Connection) -> str | None:
+    """Return the revision of ConsentOS's database: what its ``alembic_version`` holds, if anything.
+
+    Looks first whether the tables that ``census`` counts are ConsentOS's: a view may hide rows, and
+    a table of another schema that is found first is another program's.
+
+    Raises:
+        NotConsentOSError: one of them is not.
+        sqlalchemy.exc.DBAPIError: there is no ``alembic_version``, or it may not be read.
+    """
+    found = connection.execute(_FOUND, {"tables": [*_COUNTED]}).all()
+    for relation in found:
+        if not relation.is_table:
+            raise NotConsentOSError(f"{relation.schema}.{relation.relname} is not a table")
+    if len({relation.schema for relation in found}) > 1:
+        raise NotConsentOSError(
+            f"the tables are found in different schemas ({_by_schema(found)}): set the role's"
+            " search_path so that ConsentOS's come first"
+        )
+    revision: str | None = found[0].revision
+    return revision
+
+
+def _by_schema(found: Iterable[Row[*tuple[Any, ...]]]) -> str:
+    places: dict[str, list[str]] = defaultdict(list)
+    for relation in found:
+        places[relation.schema].append(relation.relname)
+    return "; ".join(f"{schema}: {', '.join(names)}" for schema, names in places.items())
 
 
 def census(connection: Connection) -> Census:

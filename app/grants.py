@@ -24,12 +24,17 @@ RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "org_configs": {"SELECT": ("organisation_id", "tcf_enabled", "blocking_mode")},
     "scan_jobs": {"SELECT": ("created_at",)},
     "consent_records": {"SELECT": ("consented_at",)},
+    "alembic_version": {"SELECT": ("version_num",)},
     "instance": {
         "SELECT": ("id", "created_at", "updated_at", "last_telemetry_at"),
         "INSERT": ("id", "created_at", "updated_at"),
         "UPDATE": ("updated_at", "last_telemetry_at"),
     },
-    "telemetry_notice": {"SELECT": WHOLE, "INSERT": ("schema", "noticed_at")},
+    "telemetry_notice": {
+        "SELECT": WHOLE,
+        "INSERT": ("schema", "noticed_at"),
+        "UPDATE": ("noticed_at",),
+    },
     "telemetry_outbox": {
         "SELECT": WHOLE,
         "INSERT": (
@@ -40,6 +45,7 @@ RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "created_at",
             "next_attempt_at",
             "expires_at",
+            "host_revision",
         ),
         "UPDATE": (
             "state",

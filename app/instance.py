@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, delete, func, insert, select, text, update
+from sqlalchemy import Connection, case, delete, func, insert, select, text, update
 
 from app.models import CURRENT_INSTANCE, INSTANCE
+from app.schedule import CLOCKS_DIFFER
 
 _THE_INSTANCE = CURRENT_INSTANCE.with_only_columns(INSTANCE.c.id, INSTANCE.c.last_telemetry_at)
 _ALONE = text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry instance'))")
@@ -52,12 +53,12 @@ def stamp(connection: Connection, instance_id: UUID, at: datetime) -> None:
     """Record that this instance has delivered a heartbeat, in an attempt that began ``at``.
 
     The beginning lies within the heartbeat's own day; its answer may come in the next, and later
-    than that of another attempt: what is stamped never goes back.
+    than that of another attempt: what is stamped never goes back, unless it lies in the future.
     """
+    later = func.greatest(INSTANCE.c.last_telemetry_at, at)
+    ahead = INSTANCE.c.last_telemetry_at > func.now() + CLOCKS_DIFFER
     connection.execute(
         update(INSTANCE)
         .where(INSTANCE.c.id == instance_id)
-        .values(
-            last_telemetry_at=func.greatest(INSTANCE.c.last_telemetry_at, at), updated_at=func.now()
-        )
+        .values(last_telemetry_at=case((ahead, at), else_=later), updated_at=func.now())
     )

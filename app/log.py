@@ -80,6 +80,7 @@ _UNMIGRATED = "the tables of telemetry are missing; run `python -m app migrate` 
 _CONNECTION_TROUBLE = (
     (r"password authentication failed|no password supplied", "the database refuses the password"),
     (r'FATAL: +(database|role) ".*" does not exist', "the database or its role does not exist"),
+    (r"timeout expired", "the database does not answer"),
     (r"FATAL: .*(too many|connection slots)", "the database has no connection left"),
     (r"invalid \S+ value", "the database's URL has an option with a wrong value"),
     (r"root certificate|certificate verify", "the database's certificate cannot be verified"),
@@ -93,6 +94,8 @@ def cause(error: BaseException) -> str:
     """
     # Read by name: the scheduler, which logs too, loads no database driver.
     origin: Any = getattr(error, "orig", None) or error
+    if sentence := getattr(origin, "sentence", None):
+        return str(sentence)
     state = getattr(origin, "sqlstate", None)
     if state in _NAMES_ONLY:
         told = str(origin.diag.message_primary)

@@ -1,6 +1,6 @@
-"""The tables: ConsentOS's ``instance``, and the three of telemetry that migration 0001 makes.
+"""The tables: ConsentOS's ``instance``, and the three of telemetry that the migrations make.
 
-Constraints, indexes and the trigger that freezes a row are written out in the migration; a test
+Constraints, indexes and the trigger that freezes a row are written out in the migrations; a test
 compares the two. They are tables and not classes: an ORM would add 6 MB to a process that maps no
 object.
 """
@@ -10,10 +10,8 @@ from typing import Any, Literal, get_args
 from uuid import UUID
 
 from sqlalchemy import (
-    BigInteger,
     Column,
     DateTime,
-    Identity,
     MetaData,
     Named,
     Table,
@@ -83,14 +81,14 @@ class OutboxColumns(TypedColumns):
     lease_until: Named[datetime | None] = Column(_TIME)
     finished_at: Named[datetime | None] = Column(_TIME)
     last_error: Named[str | None] = Column(Text)
+    host_revision: Named[str | None] = Column(Text)
 
 
 class AttemptColumns(TypedColumns):
     """One POST, recorded before it starts; without an outcome the process died in it."""
 
-    id: Named[int] = Column(BigInteger, Identity(always=True), primary_key=True)
-    outbox_id: Named[UUID]
-    n: Named[int]
+    outbox_id: Named[UUID] = Column(primary_key=True)
+    n: Named[int] = Column(primary_key=True, autoincrement=False)
     started_at: Named[datetime] = Column(_TIME)
     finished_at: Named[datetime | None] = Column(_TIME)
     outcome: Named[str | None] = Column(Text)

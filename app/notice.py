@@ -6,6 +6,7 @@ from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from app.models import NOTICE
+from app.schedule import CLOCKS_DIFFER
 
 
 def given_at(connection: Connection, schema: int) -> datetime | None:
@@ -14,11 +15,18 @@ def given_at(connection: Connection, schema: int) -> datetime | None:
 
 
 def record(connection: Connection, schema: int) -> bool:
-    """Record that the notice is given now; False where another process was first."""
+    """Record that the notice is given now; False where another process was first.
+
+    A recorded time that lies in the future is replaced.
+    """
     statement = (
         insert(NOTICE)
         .values(schema=schema, noticed_at=func.now())
-        .on_conflict_do_nothing()
+        .on_conflict_do_update(
+            index_elements=[NOTICE.c.schema],
+            set_={"noticed_at": func.now()},
+            where=NOTICE.c.noticed_at > func.now() + CLOCKS_DIFFER,
+        )
         .returning(NOTICE.c.schema)
     )
     return connection.scalar(statement) is not None

@@ -8,7 +8,7 @@ whoever has lost the lease leaves it as it is.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
@@ -18,12 +18,12 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
+    case,
     delete,
     exists,
     func,
     insert,
     literal,
-    or_,
     select,
     text,
     type_coerce,
@@ -33,9 +33,21 @@ from sqlalchemy.dialects import postgresql
 
 from app.models import ATTEMPT, CURRENT_INSTANCE, FINAL, INSTANCE, OUTBOX
 from app.retry import Delivered, Outcome, Rejected, RetryAt, Verdict, backoff
+from app.schedule import CLOCKS_DIFFER, Day
 
 _now = func.now()
 _row, _attempt = OUTBOX.c, ATTEMPT.c
+
+# The rules set no time that is further ahead: a later one comes from a clock that was ahead once,
+# and is not believed. A wait is at most a Retry-After of 6 hours, a lease 90 s, a day 24 hours.
+_no_such_wait = _now + timedelta(hours=7)
+_no_such_lease = _now + timedelta(minutes=10)
+_no_such_day = _now + timedelta(hours=25)
+
+_due_at = case((_row.next_attempt_at > _no_such_wait, _now), else_=_row.next_attempt_at)
+_asked_to_wait = and_(_row.not_before > _now, _row.not_before <= _no_such_wait)
+_held = and_(_row.lease_until > _now, _row.lease_until <= _no_such_lease)
+
 _of_this_instance = _row.instance_id == (
     CURRENT_INSTANCE.with_only_columns(INSTANCE.c.id).scalar_subquery()
 )
@@ -46,6 +58,7 @@ class Claim:
     """A row taken for one drain, by a token that every later change must show."""
 
     id: UUID
+    day: date
     token: UUID
     body: str
     instance_id: UUID
@@ -56,9 +69,14 @@ class Claim:
 class Begun:
     """An attempt on record, and the database's time at which it may start."""
 
-    attempt_id: int
+    outbox_id: UUID
     n: int
     at: datetime
+
+
+Refusal = Literal["not held", "sent elsewhere", "sent before"]
+"""Why no attempt may begin: the row is not ours to send any more, another program has sent the
+day's heartbeat, or an earlier attempt of this row has, and did not get to settle it."""
 
 
 def has_day(connection: Connection, day: date) -> bool:
@@ -79,23 +97,24 @@ def hold(connection: Connection) -> None:
 def write(
     connection: Connection,
     *,
-    day: date,
+    day: Day,
     instance_id: UUID,
     body: str,
     next_attempt_at: datetime,
-    expires_at: datetime,
+    host_revision: str | None,
 ) -> UUID | None:
     """Store a day's heartbeat; return its id, or None where the day has one already."""
     statement = (
         postgresql.insert(OUTBOX)
         .values(
             id=uuid4(),
-            day=day,
+            day=day.date,
             instance_id=instance_id,
             payload=body,
             created_at=_now,
             next_attempt_at=next_attempt_at,
-            expires_at=expires_at,
+            expires_at=day.closes,
+            host_revision=host_revision,
         )
         .on_conflict_do_nothing(index_elements=[_row.day])
         .returning(_row.id)
@@ -106,7 +125,7 @@ def write(
 def until_due(connection: Connection) -> timedelta | None:
     """Return how long until the next pending row may be claimed, or None where there is none."""
     return connection.scalar(
-        select(type_coerce(func.min(_row.next_attempt_at) - _now, Interval)).where(
+        select(type_coerce(func.min(_due_at) - _now, Interval)).where(
             _row.state == "pending", _row.expires_at > _now, _of_this_instance
         )
     )
@@ -119,14 +138,13 @@ def claim(connection: Connection, lease: timedelta, *, day: date | None = None) 
     that the receiver asked for.
     """
     token = uuid4()
-    due: ColumnElement[bool] = _row.next_attempt_at <= _now
+    due: ColumnElement[bool] = _due_at <= _now
     if day is not None:
-        asked = or_(_row.not_before.is_(None), _row.not_before <= _now)
-        due = and_(_row.day == day, asked)
+        due = and_(_row.day == day, _asked_to_wait.is_not(True))
     chosen = (
         select(_row.id)
         .where(_row.state == "pending", due, _row.expires_at > _now, _of_this_instance)
-        .order_by(_row.next_attempt_at)
+        .order_by(_due_at)
         .limit(1)
         .with_for_update(skip_locked=True)
         .cte("chosen")
@@ -140,25 +158,41 @@ def claim(connection: Connection, lease: timedelta, *, day: date | None = None) 
             lease_token=token,
             lease_until=_now + lease,
         )
-        .returning(_row.id, _row.payload, _row.instance_id, _row.drains)
+        .returning(_row.id, _row.day, _row.payload, _row.instance_id, _row.drains)
     ).one_or_none()
-    return Claim(row.id, token, row.payload, row.instance_id, row.drains) if row else None
+    if row is None:
+        return None
+    return Claim(row.id, row.day, token, row.payload, row.instance_id, row.drains)
 
 
-def begin(connection: Connection, claim: Claim, lease: timedelta, *, endpoint: str) -> Begun | None:
+_last_telemetry_at = CURRENT_INSTANCE.with_only_columns(
+    INSTANCE.c.last_telemetry_at
+).scalar_subquery()
+_sent_already = _last_telemetry_at.between(
+    _row.expires_at - timedelta(hours=24), _now + CLOCKS_DIFFER
+).is_(True)
+"""The install has sent the row's day, by whatever program, by the rule of ``schedule.obstacle``."""
+_sent_by_us = exists().where(_attempt.outbox_id == _row.id, _attempt.outcome == "sent")
+
+
+def begin(
+    connection: Connection, claim: Claim, lease: timedelta, *, endpoint: str
+) -> Begun | Refusal:
     """Record an attempt and renew the lease, just before the attempt starts.
 
-    None, and nothing recorded, where the lease is lost, the row has expired, or its instance id
-    is no longer this install's.
+    Records nothing and returns why if the lease is lost, the row has expired, its instance id is
+    no longer this install's, or the day's heartbeat has been sent already.
     """
     leased = (
         update(OUTBOX)
         .where(
             _row.id == claim.id,
             _row.lease_token == claim.token,
-            _row.lease_until > _now,
+            _held,
             _row.expires_at > _now,
             _of_this_instance,
+            ~_sent_already,
+            ~_sent_by_us,
         )
         .values(attempts=_row.attempts + 1, lease_until=_now + lease)
         .returning(_row.id, _row.attempts)
@@ -170,16 +204,27 @@ def begin(connection: Connection, claim: Claim, lease: timedelta, *, endpoint: s
             ["outbox_id", "n", "started_at", "endpoint"],
             select(leased.c.id, leased.c.attempts, _now, literal(endpoint)),
         )
-        .returning(_attempt.id, _attempt.n, _attempt.started_at)
+        .returning(_attempt.outbox_id, _attempt.n, _attempt.started_at)
     ).one_or_none()
-    return Begun(*row) if row else None
+    return Begun(*row) if row else _why_not(connection, claim)
+
+
+def _why_not(connection: Connection, claim: Claim) -> Refusal:
+    held = connection.execute(
+        select(_sent_by_us.label("before"), _sent_already.label("elsewhere")).where(
+            _row.id == claim.id, _row.lease_token == claim.token
+        )
+    ).one_or_none()
+    if held and held.before:
+        return "sent before"
+    return "sent elsewhere" if held and held.elsewhere else "not held"
 
 
 def record(connection: Connection, attempt: Begun, outcome: Outcome) -> None:
     """Complete the attempt with its outcome, whoever holds the row by now."""
     connection.execute(
         update(ATTEMPT)
-        .where(_attempt.id == attempt.attempt_id)
+        .where(_attempt.outbox_id == attempt.outbox_id, _attempt.n == attempt.n)
         .values(
             finished_at=_now,
             outcome=outcome.result,
@@ -215,6 +260,11 @@ def release(connection: Connection, claim: Claim) -> bool:
     return _end_lease(connection, claim, state="pending")
 
 
+def discard(connection: Connection, claim: Claim) -> bool:
+    """End the claim without an attempt: the heartbeat will not be sent; False as in ``settle``."""
+    return _end_lease(connection, claim, state="discarded", finished_at=_now)
+
+
 def _end_lease(connection: Connection, claim: Claim, **result: object) -> bool:
     ended = connection.execute(
         update(OUTBOX)
@@ -231,7 +281,7 @@ def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
     """
     lapsed = connection.execute(
         select(_row.id, _row.drains, _now)
-        .where(_row.state == "sending", _row.lease_until <= _now)
+        .where(_row.state == "sending", ~_held)
         .with_for_update(skip_locked=True)
     ).all()
     for id_, drains, now in lapsed:
@@ -262,6 +312,11 @@ def discard_all(connection: Connection) -> Sequence[Row[UUID, date]]:
 def discard_foreign(connection: Connection) -> Sequence[Row[UUID, date]]:
     """End the pending rows under an instance id that is no longer this install's."""
     return _finish(connection, "discarded", _of_this_instance.is_not(True))
+
+
+def discard_future(connection: Connection) -> Sequence[Row[UUID, date]]:
+    """End the pending rows of a day that is still to come: the clock was ahead when it began."""
+    return _finish(connection, "discarded", _row.expires_at > _no_such_day)
 
 
 def _finish(
@@ -332,6 +387,12 @@ Record = dict[str, Any]
 def of_day(connection: Connection, day: date) -> Record | None:
     """Return the day's row, or None where it has none."""
     return next(iter(_read(connection, select(OUTBOX).where(_row.day == day))), None)
+
+
+def of_another_host_revision(connection: Connection, revision: str | None) -> Record | None:
+    """Return the latest day's row that was written at another revision of ConsentOS, or None."""
+    other = select(OUTBOX).where(_row.host_revision != revision).order_by(_row.day.desc()).limit(1)
+    return next(iter(_read(connection, other)), None)
 
 
 def last_sent(connection: Connection) -> Record | None:

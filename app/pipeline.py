@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from datetime import date, timedelta
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
 from functools import cached_property
 from threading import Event, local
 from typing import Self
@@ -21,11 +21,12 @@ from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import DBAPIError
 
 from app import change, database, facts, instance, log, notice, outbox, payload
-from app.delivery import Delivery, lease
+from app.delivery import Delivery, lease, sent_elsewhere
+from app.facts import NotConsentOSError
 from app.instance import Identity
 from app.outbox import Claim, Record
 from app.payload import Facts
-from app.schedule import OPENS_AT, Day, Obstacle, obstacle, offset, running_day
+from app.schedule import OPENS_AT, Day, Obstacle, believed, obstacle, offset, running_day
 from app.settings import Disabled, Enabled, Settings
 
 WAIT_FOR_SECOND = timedelta(seconds=59)
@@ -39,14 +40,35 @@ OFF_SWITCH = "TELEMETRY_ENABLED=false"
 
 
 class CollectError(Exception):
-    """ConsentOS's tables could not be counted; ``orig`` is the database's own error."""
+    """ConsentOS's tables could not be counted; ``orig`` says why."""
 
     stage = "collect"
 
     def __init__(self, orig: BaseException | None) -> None:
-        """Keep the database's error, so that the log can name what is missing."""
+        """Keep the error, so that the log can name what is missing."""
         super().__init__("ConsentOS's tables cannot be counted")
         self.orig = orig
+
+
+@contextmanager
+def _counting() -> Iterator[None]:
+    """Turn what keeps ConsentOS's tables from being read into one error."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise CollectError(error.orig) from error
+    except NotConsentOSError as error:
+        raise CollectError(error) from error
+
+
+def host_revision(connection: Connection) -> str | None:
+    """Return the revision of ConsentOS's database, after a look at whether it is ConsentOS's.
+
+    Raises:
+        CollectError: it is not, or its revision cannot be read.
+    """
+    with _counting():
+        return facts.host_revision(connection)
 
 
 def collect(connection: Connection, settings: Settings) -> Facts:
@@ -55,10 +77,8 @@ def collect(connection: Connection, settings: Settings) -> Facts:
     Raises:
         CollectError: they cannot be counted.
     """
-    try:
+    with _counting():
         census = facts.census(connection)
-    except DBAPIError as error:
-        raise CollectError(error.orig) from error
     return Facts(
         census=census,
         version=settings.app_version,
@@ -98,19 +118,65 @@ def _log_all(ended: list[Ended]) -> None:
         log.event(name, level=level, **fields)
 
 
-def _look(
-    connection: Connection, day: Day, *, waive_notice: bool
-) -> tuple[Identity | None, Obstacle | None]:
-    """Return who this install is, and what keeps the day's heartbeat from being written."""
+@dataclass(frozen=True)
+class Outlook:
+    """Who this install is, and what keeps the running day's heartbeat from being written."""
+
+    now: datetime
+    day: Day
+    known: Identity | None
+    noticed_at: datetime | None
+    obstacle: Obstacle | None
+
+    @property
+    def last_telemetry_at(self) -> datetime | None:
+        """When the install last sent, by whatever program, as it is stored."""
+        return self.known.last_telemetry_at if self.known else None
+
+    @property
+    def ahead(self) -> tuple[str, ...]:
+        """Warnings about the stored times that lie in the future."""
+        stored = {
+            "instance.last_telemetry_at": self.last_telemetry_at,
+            "telemetry_notice.noticed_at": self.noticed_at,
+        }
+        return tuple(
+            f"{name} is {at:%Y-%m-%d %H:%M} UTC, which is in the future, and is ignored: a clock"
+            " was ahead once, or a snapshot was restored"
+            for name, at in stored.items()
+            if at and not believed(at, self.now)
+        )
+
+
+def look(connection: Connection, *, waive_notice: bool = False) -> Outlook:
+    """Apply the rule that decides a write to what is stored."""
+    now = database.clock(connection)
+    day = running_day(now)
     known = instance.find(connection)
-    hurdle = obstacle(
-        day,
+    noticed_at = notice.given_at(connection, payload.SCHEMA_VERSION)
+    found = obstacle(
+        now,
         written=outbox.has_day(connection, day.date),
         last_telemetry_at=known.last_telemetry_at if known else None,
-        noticed_at=notice.given_at(connection, payload.SCHEMA_VERSION),
+        noticed_at=noticed_at,
         waive_notice=waive_notice,
     )
-    return known, hurdle
+    return Outlook(now, day, known, noticed_at, found)
+
+
+def stale_version(connection: Connection, settings: Settings, revision: str | None) -> str | None:
+    """Return a warning if ConsentOS was upgraded and APP_VERSION was not, or None.
+
+    ``revision`` is that of ConsentOS's database. A version has one revision: where the latest row
+    of another revision has the same version, one of the two is wrong.
+    """
+    former = outbox.of_another_host_revision(connection, revision) if revision else None
+    if former is None or payload.flat(former["payload"]).get("version") != settings.app_version:
+        return None
+    return (
+        f"ConsentOS's database has changed from revision {former['host_revision']} to {revision},"
+        f" and APP_VERSION is still {settings.app_version}: set it to ConsentOS's version"
+    )
 
 
 class Pipeline:
@@ -126,7 +192,8 @@ class Pipeline:
         self._gate = settings.gate
         self._write_failures = 0
         self._write_not_before = 0.0
-        self._told_of_other_sender: Day | None = None
+        self._warned: dict[str, Day] = {}
+        self._stamped_at: datetime | None = None
         self._thread = local()
 
     @cached_property
@@ -172,53 +239,57 @@ class Pipeline:
         if isinstance(self._gate, Disabled) or time.monotonic() < self._write_not_before:
             return False
         try:
-            day, hurdle = self._write(waive_notice=False)
+            seen = self._write(waive_notice=False)
         except Exception:
             wait = min(FIRST_WRITE_BACKOFF * 2.0**self._write_failures, LAST_WRITE_BACKOFF)
             self._write_not_before = time.monotonic() + wait
             self._write_failures = min(self._write_failures + 1, 6)
             raise
         self._write_failures = 0
-        if hurdle == "sent elsewhere" and self._told_of_other_sender != day:
-            self._told_of_other_sender = day
-            log.event(
-                "warning",
-                level=logging.WARNING,
-                reason="something else has sent this day's heartbeat already: is ConsentOS's own"
-                " telemetry task still on?",
-                day=day.date,
-            )
-        return hurdle is None
+        for reason in seen.ahead:
+            self._warn_daily(seen.day, reason)
+        if seen.obstacle == "sent elsewhere":
+            reason = sent_elsewhere(seen.last_telemetry_at, self._stamped_at)
+            self._warn_daily(seen.day, reason)
+        return seen.obstacle is None
 
-    def _write(self, *, waive_notice: bool) -> tuple[Day, Obstacle | None]:
+    def _warn_daily(self, day: Day, reason: str) -> None:
+        """Log a warning, once a day and process."""
+        if self._warned.get(reason) != day:
+            self._warned[reason] = day
+            log.event("warning", level=logging.WARNING, reason=reason, day=day.date)
+
+    def _write(self, *, waive_notice: bool) -> Outlook:
         """Facts, instance where it is new, and heartbeat: one transaction, all or nothing."""
         with self.transaction() as connection:
-            now = database.clock(connection)
-            day = running_day(now)
-            known, hurdle = _look(connection, day, waive_notice=waive_notice)
-            if not hurdle:
+            seen = look(connection, waive_notice=waive_notice)
+            if not seen.obstacle:
                 # What was seen holds from here on: nobody rotates or forgets in between.
                 outbox.enter(connection)
-                known, hurdle = _look(connection, day, waive_notice=waive_notice)
-            if hurdle:
-                return day, hurdle
-            instance_id = known.id if known else instance.ensure(connection)
-            heartbeat = payload.compose(
-                collect(connection, self.settings), instance_id=instance_id, at=now
-            )
+                seen = look(connection, waive_notice=waive_notice)
+            if seen.obstacle:
+                return seen
+            revision = host_revision(connection)
+            collected = collect(connection, self.settings)
+            now, day = seen.now, seen.day
+            instance_id = seen.known.id if seen.known else instance.ensure(connection)
+            heartbeat = payload.compose(collected, instance_id=instance_id, at=now)
             second = day.opens + offset(instance_id, self.settings.telemetry_spread_seconds)
             written = outbox.write(
                 connection,
-                day=day.date,
+                day=day,
                 instance_id=instance_id,
                 body=heartbeat.canonical(),
                 next_attempt_at=max(second, now),
-                expires_at=day.closes,
+                host_revision=revision,
             )
+            stale = stale_version(connection, self.settings, revision)
         if written is None:
-            return day, "written"
+            return replace(seen, obstacle="written")
         log.event("queued", id=written, day=day.date)
-        return day, None
+        if stale:
+            self._warn_daily(day, stale)
+        return seen
 
     # Keeping order
 
@@ -248,8 +319,9 @@ class Pipeline:
 
     def _give_notice(self, connection: Connection) -> None:
         """Log the notice, then commit its record: it may be told twice, never not at all."""
-        schema = payload.SCHEMA_VERSION
-        if notice.given_at(connection, schema) or not notice.record(connection, schema):
+        schema, now = payload.SCHEMA_VERSION, database.clock(connection)
+        given_at = notice.given_at(connection, schema)
+        if believed(given_at, now) or not notice.record(connection, schema):
             return
         log.event(
             "notice",
@@ -258,7 +330,7 @@ class Pipeline:
             new=self._new_fields(connection),
             to=self.settings.endpoint_without_query,
             daily=f"{OPENS_AT:%H:%M} UTC",
-            first=running_day(database.clock(connection)).closes,
+            first=running_day(now).closes,
             off=f"{OFF_SWITCH} and a restart",
         )
 
@@ -279,6 +351,7 @@ class Pipeline:
             return ended + _discarded(outbox.discard_all(connection), "off")
         expired = outbox.expire(connection)
         ended += [(logging.WARNING, "expired", {"id": row.id, "day": row.day}) for row in expired]
+        ended += _discarded(outbox.discard_future(connection), "its day is in the future")
         return ended + _discarded(outbox.discard_foreign(connection), "instance id rotated")
 
     # Sending
@@ -299,9 +372,17 @@ class Pipeline:
 
     def _deliver(self, claim: Claim) -> None:
         delivery = Delivery(
-            claim, self.settings, self.transaction, stopping=self._stopping, let_go=self._let_go
+            claim,
+            self.settings,
+            self.transaction,
+            stopping=self._stopping,
+            let_go=self._let_go,
+            stamped_at=self._stamped_at,
         )
-        delivery.run()
+        try:
+            delivery.run()
+        finally:
+            self._stamped_at = delivery.stamped_at
 
     def send(self) -> Sent:
         """Write the running day's heartbeat if it is missing and send it now.
@@ -318,11 +399,12 @@ class Pipeline:
         with self.transaction() as connection:
             ended = self._tidy(connection)
         _log_all(ended)
-        day, hurdle = self._write(waive_notice=True)
+        seen = self._write(waive_notice=True)
+        day = seen.day.date
         with self.transaction() as connection:
-            claim = outbox.claim(connection, lease(self.settings), day=day.date)
+            claim = outbox.claim(connection, lease(self.settings), day=day)
         if claim:
             self._deliver(claim)
         with self.transaction(read_only=True) as connection:
-            row = outbox.of_day(connection, day.date)
-        return Sent(day.date, row, hurdle, sent_before=hurdle is not None and claim is None)
+            row = outbox.of_day(connection, day)
+        return Sent(day, row, seen.obstacle, sent_before=bool(seen.obstacle) and claim is None)

@@ -8,11 +8,18 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from app import database, grants, instance, log, notice, outbox, payload, verification
-from app.instance import Identity
+from app import database, grants, instance, log, outbox, payload, verification
 from app.outbox import Record
-from app.pipeline import CollectError, Pipeline, collect
-from app.schedule import OPENS_AT, OVERDUE_AFTER, Obstacle, obstacle, offset, running_day
+from app.pipeline import (
+    CollectError,
+    Outlook,
+    Pipeline,
+    collect,
+    host_revision,
+    look,
+    stale_version,
+)
+from app.schedule import OPENS_AT, OVERDUE_AFTER, believed, offset
 from app.settings import Disabled, Enabled
 from app.verification import Problem
 
@@ -66,6 +73,7 @@ def preview(pipeline: Pipeline, *, beside_last_sent: bool = False) -> Preview:
     """
     with pipeline.transaction(read_only=True) as connection:
         known = instance.find(connection)
+        host_revision(connection)
         heartbeat = payload.compose(
             collect(connection, pipeline.settings),
             instance_id=known.id if known else payload.NIL_INSTANCE,
@@ -116,61 +124,59 @@ def status(pipeline: Pipeline) -> Status:
     settings, gate = pipeline.settings, pipeline.settings.gate
     enabled = isinstance(gate, Enabled)
     with pipeline.transaction(read_only=True) as connection:
-        now = database.clock(connection)
-        day = running_day(now)
-        known = instance.find(connection)
-        noticed_at = notice.given_at(connection, payload.SCHEMA_VERSION)
+        seen = look(connection)
         pending = outbox.unfinished(connection)
         last_error = outbox.last_failure(connection)
-        hurdle = obstacle(
-            day,
-            written=outbox.has_day(connection, day.date),
-            last_telemetry_at=known.last_telemetry_at if known else None,
-            noticed_at=noticed_at,
-        )
+        last_sent = outbox.last_sent(connection)
         excess = grants.excess(connection)
+        due = enabled and seen.obstacle is None
         # Last, for a failure ends the transaction.
-        due = enabled and hurdle is None
-        cannot_write = _why_it_cannot_be_written(connection, pipeline) if due else None
+        stale, cannot_write = _as_it_would_be_written(connection, pipeline, due=due)
+    sent_at = last_sent["finished_at"] if last_sent else None
     return Status(
         enabled=enabled,
         reason=gate.reason if isinstance(gate, Disabled) else None,
-        warnings=settings.warnings,
+        warnings=(*settings.warnings, *seen.ahead, *stale),
         endpoint=settings.endpoint_without_query,
         schedule=f"daily at {OPENS_AT:%H:%M} UTC",
-        instance_id=known.id if known else None,
-        noticed_at=noticed_at,
-        last_success=known.last_telemetry_at if known else None,
-        next_send=_next_send(pipeline, now, known, pending, hurdle) if enabled else None,
+        instance_id=seen.known.id if seen.known else None,
+        noticed_at=believed(seen.noticed_at, seen.now),
+        last_success=believed(seen.last_telemetry_at, seen.now) or believed(sent_at, seen.now),
+        next_send=_next_send(pipeline, seen, pending) if enabled else None,
         pending=pending,
         last_error=last_error,
-        overdue=due and now >= day.opens + OVERDUE_AFTER,
+        # Only what a restart of the process may mend: it does not help to count what cannot be.
+        overdue=due and not cannot_write and seen.now >= seen.day.opens + OVERDUE_AFTER,
         cannot_write=cannot_write,
         excess_rights=excess,
     )
 
 
-def _why_it_cannot_be_written(connection: Connection, pipeline: Pipeline) -> str | None:
-    """Return what keeps ConsentOS's tables from being counted, or None where nothing does."""
+def _as_it_would_be_written(
+    connection: Connection, pipeline: Pipeline, *, due: bool
+) -> tuple[tuple[str, ...], str | None]:
+    """Return warnings about ConsentOS's version, and what keeps its tables from being counted.
+
+    They are counted only if a heartbeat is due, and not looked at while telemetry is off.
+    """
+    stale = None
+    if isinstance(pipeline.settings.gate, Disabled):
+        return (), None
     try:
-        collect(connection, pipeline.settings)
+        stale = stale_version(connection, pipeline.settings, host_revision(connection))
+        if due:
+            collect(connection, pipeline.settings)
     except CollectError as error:
-        return log.cause(error)
-    return None
+        return (stale,) if stale else (), log.cause(error)
+    return (stale,) if stale else (), None
 
 
-def _next_send(
-    pipeline: Pipeline,
-    now: datetime,
-    known: Identity | None,
-    pending: list[Record],
-    hurdle: Obstacle | None,
-) -> datetime:
+def _next_send(pipeline: Pipeline, seen: Outlook, pending: list[Record]) -> datetime:
     """Return when a heartbeat leaves next: now if one is due and merely not written yet."""
+    now, day = seen.now, seen.day
     waiting: list[datetime] = [row["next_attempt_at"] for row in pending if row["expires_at"] > now]
     if waiting:
         return max(min(waiting), now)
     spread = pipeline.settings.telemetry_spread_seconds
-    second = offset(known.id, spread) if known else timedelta()
-    day = running_day(now)
-    return max(now, day.opens + second) if hurdle is None else day.closes + second
+    second = offset(seen.known.id, spread) if seen.known else timedelta()
+    return max(now, day.opens + second) if seen.obstacle is None else day.closes + second

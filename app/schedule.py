@@ -9,6 +9,10 @@ from uuid import UUID
 OPENS_AT = time(2, 30, tzinfo=UTC)
 OVERDUE_AFTER = timedelta(hours=1)
 
+CLOCKS_DIFFER = timedelta(minutes=5)
+"""How far ahead of the database's clock a stored time may be and still be believed: ConsentOS
+writes its own by another machine's clock. Kerberos allows as much (RFC 4120, section 5.2.9)."""
+
 
 @dataclass(frozen=True)
 class Day:
@@ -42,28 +46,35 @@ def offset(instance_id: UUID, spread_seconds: int) -> timedelta:
     return timedelta(seconds=spread_seconds * share >> 64)
 
 
+def believed(at: datetime | None, now: datetime) -> datetime | None:
+    """Return a stored time, or None if it lies in the future: a clock was ahead once."""
+    return at if at is None or at <= now + CLOCKS_DIFFER else None
+
+
 Obstacle = Literal["written", "sent elsewhere", "not noticed"]
 """Why a day's heartbeat is not to be written."""
 
 
 def obstacle(
-    day: Day,
+    now: datetime,
     *,
     written: bool,
     last_telemetry_at: datetime | None,
     noticed_at: datetime | None,
     waive_notice: bool = False,
 ) -> Obstacle | None:
-    """Apply the one rule that decides a write, or return None where nothing is in its way.
+    """Apply the one rule that decides a write at ``now``; None means that nothing prevents it.
 
-    The day has no row yet; its 02:30 is later than the last send that the instance knows of,
-    by whatever program; and it is later than the notice for this payload schema, unless the
-    operator asks for the heartbeat in person.
+    The running day has no row yet; its 02:30 is later than the last send on record, by whatever
+    program; and it is later than the notice for this payload schema, unless the operator asks for
+    the heartbeat in person. A time in the future counts as absent.
     """
+    opens = running_day(now).opens
+    sent, noticed = believed(last_telemetry_at, now), believed(noticed_at, now)
     if written:
         return "written"
-    if last_telemetry_at is not None and last_telemetry_at >= day.opens:
+    if sent is not None and sent >= opens:
         return "sent elsewhere"
-    if not waive_notice and (noticed_at is None or noticed_at >= day.opens):
+    if not waive_notice and (noticed is None or noticed >= opens):
         return "not noticed"
     return None

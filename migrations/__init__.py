@@ -4,26 +4,47 @@ Each history has a version table of its own. ConsentOS keeps ``alembic_version``
 database as the pipeline, and nobody but ConsentOS touches that one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from migrations import host, repair
 
 History = Literal["telemetry", "collector"]
+
+SEVERAL = "several"
+"""In the place of a revision: a version table that was restored twice names more than one."""
 
 
 class MigrationRefusedError(Exception):
     """The database is in a state that a migration will not touch; the message says what to do."""
 
 
-def migrate(connection: Connection, history: History, to: str = "head") -> tuple[str, str]:
+@dataclass(frozen=True)
+class Migrated:
+    """From which revision to which (``base`` for none), and what had to be mended, in words."""
+
+    before: str
+    after: str
+    missing: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+
+def migrate(connection: Connection, history: History, to: str = "head") -> Migrated:
     """Bring ``history`` to the revision ``to`` (``base`` removes it all), in one transaction.
 
-    Two migrations at once wait for each other. Returns the revisions before and after (``base``
-    for none).
+    Two migrations at once wait for each other. Tables of telemetry that are only half there are
+    made whole.
 
     Raises:
         MigrationRefusedError: see the message.
@@ -35,21 +56,83 @@ def migrate(connection: Connection, history: History, to: str = "head") -> tuple
     config.set_main_option("path_separator", "newline")
     config.attributes["connection"] = connection
     config.attributes["version_table"] = f"{history}_alembic_version"
+    if history == "telemetry" and to != "base":
+        with _alone(connection):
+            refusal = host.give_back_instance(connection)
+        if refusal:
+            raise MigrationRefusedError(refusal)
+    with _alone(connection):
+        before = revision(connection, history)
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        if before not in known | {"base", SEVERAL}:
+            raise MigrationRefusedError(
+                f"The tables of {history} are at revision {before}, which this release does not"
+                " know: a newer one made them. Run that one."
+            )
+        if history == "telemetry":
+            lacking, kept = _telemetry(connection, config, to)
+        else:
+            lacking, kept = [], []
+            _run(config, to)
+        if to == "base":
+            connection.execute(text(f"DROP TABLE IF EXISTS {history}_alembic_version"))
+        return Migrated(before, revision(connection, history), lacking, kept)
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """Open a transaction in which no other migration runs."""
     with connection.begin():
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry'))"))
-        before = revision(connection, history)
+        yield
+
+
+def _run(config: Config, to: str) -> None:
+    command.downgrade(config, to) if to == "base" else command.upgrade(config, to)
+
+
+def _telemetry(connection: Connection, config: Config, to: str) -> tuple[list[str], list[str]]:
+    """Run telemetry's migrations, and mend tables that are half there.
+
+    Returns what was missing, and what became of the rows, where something had to be mended.
+    """
+    if to != "base" and (refusal := host.unready(connection)):
+        raise MigrationRefusedError(refusal)
+    try:
+        with connection.begin_nested():
+            _run(config, to)
+            if to != "base" and not (to == "head" and repair.missing(connection)):
+                return [], []
+    except (DBAPIError, CommandError) as error:
+        if not _half_there(error):
+            raise
+    try:
         if to == "base":
-            command.downgrade(config, to)
-            connection.execute(text(f"DROP TABLE IF EXISTS {history}_alembic_version"))
-        else:
-            command.upgrade(config, to)
-        return before, revision(connection, history)
+            repair.clear(connection)
+            return [], []
+        lacking = repair.missing(connection) or ["its revision in telemetry_alembic_version"]
+        return lacking, repair.rebuild(connection, lambda: _run(config, to))
+    except repair.NotRepairableError as error:
+        raise MigrationRefusedError(
+            f"The tables of telemetry are only half there, and cannot be mended: {error}. Mend that"
+            " by hand, then run this again."
+        ) from error
+
+
+def _half_there(error: DBAPIError | CommandError) -> bool:
+    """Whether a migration failed on what is there already, or not there: SQLSTATE class 42.
+
+    Of that class 42501 alone is about rights.
+    """
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else "42"
+    return state is not None and state.startswith("42") and state != "42501"
 
 
 def revision(connection: Connection, history: History) -> str:
-    """Return the revision that the database is at, or ``base`` for none."""
+    """Return the revision that the database is at, ``base`` for none, or ``several``."""
     context = MigrationContext.configure(
         connection, opts={"version_table": f"{history}_alembic_version"}
     )
-    return context.get_current_revision() or "base"
+    heads = context.get_current_heads()
+    return SEVERAL if len(heads) > 1 else next(iter(heads), "base")

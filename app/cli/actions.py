@@ -18,6 +18,7 @@ from app import grants as rights
 from app.cli.entry import FAILED, SWITCHED_OFF, CommandError, app, complain, explained
 from app.cli.printing import AsJson, count, print_json, time
 from app.control import Forgotten, Rotated
+from app.database import PATIENCE_OF_AN_OWNER
 from app.outbox import Record
 from app.pipeline import Pipeline, Sent
 from app.settings import Disabled, Enabled, Settings
@@ -78,7 +79,7 @@ def _as_admin(settings: Settings) -> Iterator[Engine]:
     """Give the engine for what needs more rights than the pipeline has."""
     with explained():
         try:
-            yield database.engine(settings.require_admin())
+            yield database.engine(settings.require_admin(), patience=PATIENCE_OF_AN_OWNER)
         except DBAPIError as error:
             if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
                 raise
@@ -106,8 +107,13 @@ def migrate_command(
             "This deletes the outbox, its attempts and the notice. Go on?", abort=True, err=True
         )
     with _as_admin(settings) as engine, engine.connect() as connection:
-        before, after = migrate(connection, "telemetry", "base" if down else "head")
-    typer.echo(f"telemetry: {before} -> {after}" if before != after else f"telemetry: at {after}")
+        done = migrate(connection, "telemetry", "base" if down else "head")
+    at = f"at {done.after}" if done.before == done.after else f"{done.before} -> {done.after}"
+    typer.echo(f"telemetry: {at}")
+    if done.missing:
+        typer.echo(f"mended, because it was missing: {', '.join(done.missing)}")
+    for sentence in done.kept:
+        typer.echo(sentence)
 
 
 @app.command()

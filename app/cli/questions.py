@@ -32,8 +32,9 @@ def status(
         bool,
         typer.Option(
             "--check",
-            help="Exit with 1 only when telemetry is on and nothing has written the day's"
-            " heartbeat an hour after it was due. A collector that is down is no reason.",
+            help="For a probe that restarts the process: exit with 1 only when telemetry is on, the"
+            " day's heartbeat is not written an hour after it was due, and nothing but the process"
+            " can be the reason.",
         ),
     ] = False,
 ) -> None:
@@ -57,6 +58,8 @@ def status(
     else:
         rows = [*_settings_rows(settings), *_status_rows(now)]
         print_table(printing.names_and_values(rows))
+    if check and now.cannot_write:
+        complain(f"The day's heartbeat cannot be written: {now.cannot_write}.")
     if check and now.overdue:
         raise typer.Exit(FAILED)
 

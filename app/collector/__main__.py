@@ -26,9 +26,9 @@ def migrate() -> None:
     """Bring the collector's database to this version's tables."""
     engine = store.connect(CollectorSettings.load().require("collector_database_url"))
     with engine.connect() as connection:
-        before, after = migrations.migrate(connection, "collector")
+        done = migrations.migrate(connection, "collector")
     _log_to_stdout()
-    web.log.info("collector.migrated from=%s to=%s", before, after)
+    web.log.info("collector.migrated from=%s to=%s", done.before, done.after)
 
 
 @cli.command()

@@ -190,11 +190,11 @@ def _record_sent(
     written = {"instance_id": str(instance_id), "sent_at": sent.isoformat(timespec="seconds")}
     row = outbox.write(
         connection,
-        day=day.date,
+        day=day,
         instance_id=instance_id,
         body=heartbeat.model_copy(update=written).canonical(),
         next_attempt_at=sent,
-        expires_at=day.closes,
+        host_revision=None,
     )
     connection.execute(
         text(

@@ -207,7 +207,7 @@ class _Company:
             is_active=self._chance(0.85),
             deleted_at=self._earlier() if self._chance(0.15) else None,
         )
-        cron = self._rng.choice([None, "0 3 * * *", "30 4 * * 1"])
+        cron = self._rng.choice([None, "", "0 3 * * *", "30 4 * * 1"])
         self._perhaps_configure(0.85, "site_configs", "site_id", site, scan_schedule_cron=cron)
         for locale in LOCALES:
             self._add("translations", site_id=site, locale=locale, title="Cookies", body="Accept?")

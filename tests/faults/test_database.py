@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, make_url, text
 
 from app import grants, report
+from app.database import PATIENCE
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
@@ -261,9 +262,38 @@ class TestAway:
         with postgres.frozen():
             processes.wake("drain")
             worker.wait_for("telemetry.failed stage=drain", seconds=8)
-        assert failures(worker) == ['stage=drain error="the database cannot be reached"']
+        assert failures(worker) == ['stage=drain error="the database does not answer"']
         send_again(processes, worker, db)
         assert_sent(db, receiver, "sent")
+
+
+@pytest.mark.usefixtures("pending")
+@pytest.mark.parametrize("point", ["app.outbox:claim:call", "app.outbox:begin:return"])
+def test_a_connection_that_stays_open_and_answers_nothing_is_given_up_and_work_goes_on(
+    relayed_database: Relay, processes: Processes, receiver: Receiver, db: Engine, point: str
+) -> None:
+    stopped = standing_at(point, processes)
+    with relayed_database.silent():
+        stopped.go_on()
+        stopped.process.wait_for("telemetry.failed stage=drain", seconds=2 * PATIENCE)
+    assert failures(stopped.process) == ['stage=drain error="the database does not answer"']
+    assert receiver.connections == 0
+    run(db, "UPDATE telemetry_outbox SET state = 'pending', lease_token = NULL, lease_until = NULL")
+    send_again(processes, stopped.process, db)
+    eventually(lambda: outbox_row(db)["state"] == "sent")
+
+
+@pytest.mark.usefixtures("pending")
+def test_a_worker_whose_connections_all_answer_nothing_sends_when_one_does(
+    relayed_database: Relay, processes: Processes, receiver: Receiver, db: Engine
+) -> None:
+    worker = ready(processes)
+    with relayed_database.silent():
+        for actor in ("sweep", "drain", "sweep", "drain"):
+            processes.wake(actor)
+        worker.wait_for("the database does not answer", count=4, seconds=4 * PATIENCE)
+    send_again(processes, worker, db)
+    assert_sent(db, receiver, "sent")
 
 
 @contextmanager
@@ -772,5 +802,5 @@ def test_what_keeps_a_heartbeat_from_being_written_is_shown(
     clock("2026-05-02T09:00:00Z")
     run(db, "ALTER TABLE scan_jobs RENAME TO moved")
     shown = report.status(Pipeline(Settings.load()))
-    assert shown.overdue
+    assert not shown.overdue  # no restart would help
     assert shown.cannot_write == 'relation "scan_jobs" does not exist'

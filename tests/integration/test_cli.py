@@ -4,11 +4,13 @@ import json
 import re
 
 import pytest
-from sqlalchemy import inspect, text
+from sqlalchemy import Engine, inspect
 
 from app import database
 from app.payload import json_schema
 from tests.command import PASSWORD, Ended, command, commands
+from tests.database import run
+from tests.integration.test_migrations import CONSENTOS_0005
 from tests.processes import ROOT
 
 COMMANDS = (
@@ -126,21 +128,23 @@ class TestMigrate:
     def test_makes_the_tables_once_and_removes_them_when_that_is_confirmed(
         self, switched_on: dict[str, str], empty_database: str
     ) -> None:
+        run(database.engine(empty_database), CONSENTOS_0005)
         here = {**switched_on, "MIGRATION_DATABASE_URL": empty_database}
         up, down = "migrate", "migrate --down"
         first, second, refused, still, confirmed, anew, unanswered, last = commands(
             here, up, up, down, up, down, up, down, f"{down} --yes", typed="n\ny\n"
         )
-        assert first.out == anew.out == "telemetry: base -> 0001\n"
-        assert second.out == still.out == "telemetry: at 0001\n"
+        assert first.out == anew.out == "telemetry: base -> 0002\n"
+        assert second.out == still.out == "telemetry: at 0002\n"
         assert (refused.code, unanswered.code) == (1, 1)
         assert (confirmed.code, last.code) == (0, 0)
-        assert confirmed.out.endswith("telemetry: 0001 -> base\n")
-        assert last.out == "telemetry: 0001 -> base\n"
+        assert confirmed.out.endswith("telemetry: 0002 -> base\n")
+        assert last.out == "telemetry: 0002 -> base\n"
 
     def test_uses_its_own_url_before_the_pipelines(
         self, switched_on: dict[str, str], empty_database: str
     ) -> None:
+        run(database.engine(empty_database), CONSENTOS_0005)
         here = {**switched_on, "MIGRATION_DATABASE_URL": empty_database}
         unreachable = "postgresql://operator@127.0.0.1:1/consentos"
         assert command(here, "migrate", DATABASE_URL=unreachable).code == 0
@@ -154,11 +158,29 @@ class TestMigrate:
         assert (ended.code, ended.out) == (2, "")
         assert ended.sentence.startswith("MIGRATION_DATABASE_URL ")
 
-    def test_tells_in_one_sentence_that_an_older_consentos_comes_first(
+    def test_says_in_one_sentence_that_consentos_comes_first_and_makes_nothing(
         self, switched_on: dict[str, str], empty_database: str
     ) -> None:
-        with database.engine(empty_database).begin() as connection:
-            connection.execute(text("CREATE TABLE alembic_version AS SELECT '0004' AS version_num"))
-        ended = command({**switched_on, "DATABASE_URL": empty_database}, "migrate")
+        db = database.engine(empty_database)
+        here = {**switched_on, "DATABASE_URL": empty_database}
+        ended = command(here, "migrate")
         assert (ended.code, ended.out) == (1, "")
-        assert ended.sentence.endswith("upgrade ConsentOS first.")
+        assert ended.sentence.endswith("run ConsentOS's own migrations first, then this again.")
+        assert inspect(db).get_table_names() == []
+        run(db, CONSENTOS_0005)
+        assert command(here, "migrate").code == 0
+
+    def test_mends_what_a_partial_restore_left_and_says_what_it_did(
+        self, administered: dict[str, str], db: Engine
+    ) -> None:
+        run(db, "DROP TRIGGER telemetry_outbox_frozen ON telemetry_outbox")
+        ended = command(administered, "migrate")
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.out.splitlines() == [
+            "telemetry: at 0002",
+            "mended, because it was missing: telemetry_outbox.telemetry_outbox_frozen",
+            "telemetry_notice: 0 rows kept",
+            "telemetry_outbox: 0 rows kept",
+            "telemetry_attempt: 0 rows kept",
+        ]
+        assert command(administered, "migrate").out == "telemetry: at 0002\n"

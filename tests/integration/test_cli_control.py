@@ -13,6 +13,7 @@ from app import control, database, outbox
 from app.delivery import lease
 from app.outbox import Claim
 from app.pipeline import Pipeline
+from app.schedule import running_day
 from tests.command import command, commands
 from tests.conftest import Clock
 from tests.database import attempts, count, one, outbox_row, run, waiting_for_locks
@@ -171,7 +172,7 @@ class TestRotate:
         assert days(db) == {TODAY: "sending"}
         with pipeline.transaction() as connection:
             late = outbox.begin(connection, claim, timedelta(minutes=1), endpoint="http://a/")
-        assert late is None
+        assert late == "not held"
         assert attempts(db) == []
         clock(f"{TODAY}T02:32:00Z")
         pipeline.sweep()
@@ -380,11 +381,11 @@ class TestAHeartbeatThatIsJustBeingWritten:
             with database.transaction(db.connect()) as connection:
                 written = outbox.write(
                     connection,
-                    day=now.date(),
+                    day=running_day(now),
                     instance_id=former,
                     body="{}",
                     next_attempt_at=now,
-                    expires_at=now + timedelta(days=1),
+                    host_revision=None,
                 )
                 assert written
                 changing = beside.submit(change, db)

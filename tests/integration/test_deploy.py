@@ -53,6 +53,18 @@ class TestTheHealthCheck:
         clock("2026-05-02T03:30:00Z")
         assert command(environment, *health_check()).code == 1
 
+    def test_passes_while_the_tables_cannot_be_counted_and_says_why(
+        self, environment: dict[str, str], clock: Clock, db: Engine
+    ) -> None:
+        run(db, NOTICE)
+        run(db, "ALTER TABLE scan_jobs RENAME TO moved")
+        clock("2026-05-02T09:00:00Z")
+        ended = command(environment, *health_check())
+        assert ended.code == 0
+        assert ended.sentence == (
+            'The day\'s heartbeat cannot be written: relation "scan_jobs" does not exist.'
+        )
+
     def test_passes_while_telemetry_is_off(
         self, environment: dict[str, str], clock: Clock, db: Engine
     ) -> None:

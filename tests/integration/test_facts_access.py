@@ -11,8 +11,9 @@ from sqlalchemy.exc import DBAPIError
 from app import database, facts, log
 from app.demo.consentos import Truth
 from app.pipeline import CollectError, Pipeline
-from tests.conftest import ROLE, Databases
-from tests.database import count, run
+from tests.command import command
+from tests.conftest import ROLE, Clock, Databases
+from tests.database import count, one, run
 
 # As docs/ and the specification of the host list them.
 READ = {
@@ -107,17 +108,105 @@ class TestAWriteThatCannotCount:
         assert (count(db, "telemetry_outbox"), count(db, "instance")) == (0, 0)
 
     def test_gives_up_on_a_table_that_is_too_slow_to_count(
-        self, pipeline: Pipeline, db: Engine
+        self, pipeline: Pipeline, db: Engine, clock: Clock
     ) -> None:
-        run(db, "ALTER TABLE users RENAME TO slow")
+        clock("2026-05-02T02:30:00Z")
+        # Found before Postgres's own, as the clock is: a count that takes a minute a row.
         run(
             db,
-            "CREATE VIEW users AS SELECT deleted_at FROM slow WHERE pg_sleep(60)::text IS NOT NULL",
+            "CREATE FUNCTION clock.slowly(bigint) RETURNS bigint LANGUAGE sql AS"
+            " 'SELECT $1 + 1 FROM pg_sleep(60)'",
         )
-        run(db, f"GRANT SELECT ON users TO {ROLE}")
+        run(
+            db,
+            "CREATE AGGREGATE clock.count(*) (SFUNC = clock.slowly, STYPE = bigint,"
+            " INITCOND = '0')",
+        )
         started = time.monotonic()
         with pytest.raises(CollectError) as failure:
             pipeline.write_heartbeat()
         assert time.monotonic() - started < 8
         assert log.cause(failure.value) == "canceling statement due to statement timeout"
         assert count(db, "telemetry_outbox") == 0
+
+
+@pytest.mark.usefixtures("noticed")
+class TestACountThatWouldNotBeTrue:
+    """Rows that the role cannot see are not zero: such a heartbeat is not written."""
+
+    @pytest.mark.parametrize(
+        ("harm", "cause"),
+        [
+            (
+                "ALTER TABLE sites ENABLE ROW LEVEL SECURITY",
+                'query would be affected by row-level security policy for table "sites"',
+            ),
+            (
+                (
+                    "ALTER TABLE consent_records ENABLE ROW LEVEL SECURITY;"
+                    "CREATE POLICY own ON consent_records USING (false)"
+                ),
+                'query would be affected by row-level security policy for table "consent_records"',
+            ),
+            (
+                (
+                    "ALTER TABLE users RENAME TO everybody;"
+                    "CREATE VIEW users AS SELECT * FROM everybody WHERE role = 'owner'"
+                ),
+                "public.users is not a table",
+            ),
+            (
+                (
+                    "CREATE SCHEMA shop; CREATE TABLE shop.users (deleted_at timestamptz);"
+                    f"GRANT USAGE ON SCHEMA shop TO {ROLE}; GRANT SELECT ON shop.users TO {ROLE};"
+                    f'ALTER ROLE {ROLE} IN DATABASE "%s" SET search_path = shop, public'
+                ),
+                (
+                    "the tables are found in different schemas (public: alembic_version,"
+                    " consent_records, org_configs, organisations, scan_jobs, site_configs,"
+                    " site_group_configs, sites; shop: users): set the role's search_path so that"
+                    " ConsentOS's come first"
+                ),
+            ),
+            (
+                f"REVOKE SELECT (deleted_at) ON organisations FROM {ROLE}",
+                "permission denied for table organisations",
+            ),
+            ("DROP TABLE alembic_version", 'relation "alembic_version" does not exist'),
+        ],
+        ids=["security", "policy", "view", "another schema", "right", "no revision"],
+    )
+    def test_is_refused_with_its_reason_in_the_log_and_in_status(
+        self, pipeline: Pipeline, db: Engine, environment: dict[str, str], harm: str, cause: str
+    ) -> None:
+        name = one(db, "SELECT current_database()")
+        for statement in harm.replace("%s", name).split(";"):
+            run(db, statement)
+        with pytest.raises(CollectError) as failure:
+            pipeline.write_heartbeat()
+        assert log.cause(failure.value) == cause
+        assert (count(db, "telemetry_outbox"), count(db, "instance")) == (0, 0)
+        ended = command(environment, "status", "--json")
+        assert ended.json["cannot_write"] == cause
+        refused = command(environment, "preview")
+        assert (refused.code, refused.out) == (1, "")
+        assert cause in refused.sentence
+
+    def test_is_not_taken_from_the_outbox_either(self, pipeline: Pipeline, db: Engine) -> None:
+        run(db, "ALTER TABLE telemetry_outbox ENABLE ROW LEVEL SECURITY")
+        with pytest.raises(DBAPIError, match="row-level security"):
+            pipeline.sweep()
+
+    def test_partitions_are_counted_as_the_table_they_are(
+        self, pipeline: Pipeline, db: Engine
+    ) -> None:
+        for statement in (
+            "ALTER TABLE scan_jobs RENAME TO first_jobs",
+            "CREATE TABLE scan_jobs (LIKE first_jobs) PARTITION BY RANGE (created_at)",
+            "ALTER TABLE scan_jobs ATTACH PARTITION first_jobs DEFAULT",
+            f"GRANT SELECT (created_at) ON scan_jobs TO {ROLE}",
+        ):
+            run(db, statement)
+        assert pipeline.write_heartbeat()
+        counted = "SELECT payload #>> '{counts,scans_last_24h}' FROM telemetry_outbox"
+        assert one(db, counted) == "10-100"

@@ -24,6 +24,7 @@ NEW_ROLE = f"{ROLE}_made"
 
 COUNTED = {
     **{table: {*columns} for table, columns in READ.items()},
+    "alembic_version": {"version_num"},
     "instance": {"id", "created_at", "updated_at", "last_telemetry_at"},
 }
 

@@ -1,4 +1,4 @@
-"""Migration 0001 makes telemetry's tables, and leaves ConsentOS's alone."""
+"""The migrations make telemetry's tables, and leave ConsentOS's alone."""
 
 import time
 from collections.abc import Iterator
@@ -16,6 +16,17 @@ from tests.database import count, one, run
 
 OWN = {"instance", "telemetry_notice", "telemetry_outbox", "telemetry_attempt"}
 VERSIONS = "telemetry_alembic_version"
+HEAD = "0002"
+
+CONSENTOS_0005 = """
+CREATE TABLE instance (
+    id uuid PRIMARY KEY,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    last_telemetry_at timestamptz
+)
+"""
+"""What ConsentOS's own migration 0005 does: if the table is there already, it fails."""
 
 # All that a migration could change about a table, and what tells that it was rewritten.
 TABLES = """
@@ -60,12 +71,21 @@ def tables(db: Engine) -> set[str]:
 
 def move(db: Engine, to: str = "head") -> tuple[str, str]:
     with db.connect() as connection:
-        return migrate(connection, "telemetry", to)
+        done = migrate(connection, "telemetry", to)
+    assert done.missing == done.kept == []
+    return done.before, done.after
 
 
 @pytest.fixture
 def empty(empty_database: str) -> Engine:
     return database.engine(empty_database)
+
+
+@pytest.fixture
+def bare(empty: Engine) -> Engine:
+    """A database with nothing of ConsentOS's but the table ``instance``."""
+    run(empty, CONSENTOS_0005)
+    return empty
 
 
 @pytest.fixture(scope="module")
@@ -101,52 +121,54 @@ def describe_all(db: Engine) -> object:
         return found.scalars().all()
 
 
-class TestAnEmptyDatabase:
-    def test_goes_up_down_and_up_again(self, empty: Engine) -> None:
-        assert move(empty) == ("base", "0001")
-        first = describe_all(empty)
-        assert tables(empty) == {*OWN, VERSIONS}
-        assert move(empty, "base") == ("0001", "base")
-        assert tables(empty) <= {VERSIONS}
-        assert move(empty) == ("base", "0001")
-        assert describe_all(empty) == first
+def relations(db: Engine) -> object:
+    """Return each relation's files: what is made anew has others."""
+    with db.begin() as connection:
+        found = connection.execute(text("SELECT oid, relfilenode FROM pg_class ORDER BY oid"))
+        return [tuple(row) for row in found]
 
-    def test_is_not_changed_by_a_second_upgrade(self, empty: Engine) -> None:
-        move(empty)
-        run(empty, "INSERT INTO telemetry_notice VALUES (1, now())")
-        assert move(empty) == ("0001", "0001")
-        assert count(empty, "telemetry_notice") == 1
+
+class TestABareDatabase:
+    def test_goes_up_down_and_up_again(self, bare: Engine) -> None:
+        assert move(bare) == ("base", HEAD)
+        first = describe_all(bare)
+        assert tables(bare) == {*OWN, VERSIONS}
+        assert move(bare, "base") == (HEAD, "base")
+        assert tables(bare) == {"instance"}
+        assert move(bare) == ("base", HEAD)
+        assert describe_all(bare) == first
+
+    def test_is_not_changed_by_a_second_upgrade(self, bare: Engine) -> None:
+        move(bare)
+        run(bare, "INSERT INTO telemetry_notice VALUES (1, now())")
+        before = [describe_all(bare), relations(bare)]
+        assert move(bare) == (HEAD, HEAD)
+        assert [describe_all(bare), relations(bare)] == before
+        assert count(bare, "telemetry_notice") == 1
 
     def test_keeps_no_function_and_no_type_of_telemetry_after_a_downgrade(
-        self, empty: Engine
+        self, bare: Engine
     ) -> None:
-        move(empty)
-        move(empty, "base")
-        left = describe_all(empty)
-        assert isinstance(left, list)
-        assert {name for name in left if not name.startswith(VERSIONS)} == set()
+        before = describe_all(bare)
+        move(bare)
+        move(bare, "base")
+        assert describe_all(bare) == before
 
-    def test_records_its_revision_in_a_version_table_of_its_own(self, empty: Engine) -> None:
-        move(empty)
-        assert one(empty, f"SELECT version_num FROM {VERSIONS}") == "0001"
-        assert "alembic_version" not in tables(empty)
+    def test_records_its_revision_in_a_version_table_of_its_own(self, bare: Engine) -> None:
+        move(bare)
+        assert one(bare, f"SELECT version_num FROM {VERSIONS}") == HEAD
+        assert "alembic_version" not in tables(bare)
 
-    def test_gets_an_instance_that_is_marked_as_ours(self, empty: Engine) -> None:
-        move(empty)
-        comment = one(empty, "SELECT obj_description('instance'::regclass, 'pg_class')")
-        assert comment == "made by consentos-telemetry"
-
-    @pytest.mark.parametrize("comment", ["NULL", "'mine'"])
-    def test_keeps_on_downgrade_an_instance_whose_mark_was_taken_away(
-        self, empty: Engine, comment: str
+    def test_says_that_a_newer_release_made_tables_that_this_one_does_not_know(
+        self, bare: Engine
     ) -> None:
-        move(empty)
-        run(empty, "INSERT INTO instance VALUES (gen_random_uuid())")
-        run(empty, f"COMMENT ON TABLE instance IS {comment}")
-        move(empty, "base")
-        assert count(empty, "instance") == 1
-        move(empty)
-        assert count(empty, "instance") == 1
+        move(bare)
+        run(bare, f"UPDATE {VERSIONS} SET version_num = '0999'")
+        before = describe_all(bare)
+        for to in ("head", "base"):
+            with pytest.raises(MigrationRefusedError, match=r"0999.* a newer one made them\."):
+                move(bare, to)
+        assert describe_all(bare) == before
 
 
 class TestBesideConsentOS:
@@ -169,12 +191,12 @@ class TestBesideConsentOS:
         move(beside, "base")
         assert "instance" in tables(beside)
 
-    def test_no_table_of_consentos_is_waited_for(self, beside: Engine) -> None:
+    def test_no_table_of_consentos_is_waited_for_but_its_revision(self, beside: Engine) -> None:
         with beside.begin() as other:
-            every = ", ".join(sorted(tables(beside)))
+            every = ", ".join(sorted(tables(beside) - {"alembic_version"}))
             other.execute(text(f"LOCK TABLE {every} IN ACCESS EXCLUSIVE MODE"))
-            assert move(beside) == ("base", "0001")
-            assert move(beside, "base") == ("0001", "base")
+            assert move(beside) == ("base", HEAD)
+            assert move(beside, "base") == (HEAD, "base")
 
     def test_an_instance_without_an_alembic_version_is_adopted_too(self, beside: Engine) -> None:
         run(beside, "DROP TABLE alembic_version")
@@ -184,67 +206,100 @@ class TestBesideConsentOS:
 
 
 class TestRefusal:
-    @pytest.mark.parametrize(
-        ("prepare", "reached"),
-        [
-            ("UPDATE alembic_version SET version_num = '0004'", "0004"),
-            ("UPDATE alembic_version SET version_num = '0001'", "0001"),
-            ("DELETE FROM alembic_version", "none"),
-            ("DROP TABLE alembic_version", "unknown"),
-            ("UPDATE alembic_version SET version_num = 'ae1027a6acf1'", "unknown"),
-            ("DROP TABLE organisations CASCADE; UPDATE alembic_version SET version_num = '0004'",
-             "0004"),
-            ("DROP TABLE organisations CASCADE; DELETE FROM alembic_version", "none"),
-        ],
-    )  # fmt: skip
+    @pytest.mark.parametrize("revision", ["0001", "0003", "0004"])
+    @pytest.mark.parametrize("beyond", ["", "DROP TABLE organisations CASCADE"])
     def test_below_0005_one_sentence_says_to_upgrade_consentos_first(
-        self, beside: Engine, prepare: str, reached: str
+        self, beside: Engine, revision: str, beyond: str
     ) -> None:
-        for statement in ("DROP TABLE instance", *prepare.split(";")):
+        for statement in ("DROP TABLE instance", *filter(None, [beyond])):
             run(beside, statement)
-        before = describe_all(beside)
-        with pytest.raises(MigrationRefusedError) as refusal:
-            move(beside)
-        sentence = str(refusal.value)
-        assert f"revision {reached}," in sentence
-        assert sentence.endswith("upgrade ConsentOS first.")
-        assert "\n" not in sentence
-        assert describe_all(beside) == before
+        run(beside, f"UPDATE alembic_version SET version_num = '{revision}'")
+        assert refused(beside) == (
+            f"ConsentOS's database is at revision {revision}, and telemetry needs 0005 or newer:"
+            " upgrade ConsentOS; run ConsentOS's own migrations first, then this again."
+        )
+
+    def test_below_0005_a_table_of_that_name_does_not_help(self, beside: Engine) -> None:
+        run(beside, "UPDATE alembic_version SET version_num = '0004'")
+        assert "at revision 0004" in refused(beside)
+
+    @pytest.mark.parametrize(
+        "prepare",
+        [
+            "",
+            "CREATE TABLE alembic_version (version_num text)",
+            "CREATE TABLE alembic_version AS SELECT 'ae1027a6acf1' AS version_num",
+            "CREATE TABLE organisations (id uuid)",
+        ],
+        ids=["empty", "version table without a row", "another application's", "only a table"],
+    )
+    def test_without_consentos_one_sentence_says_to_migrate_it_first(
+        self, empty: Engine, prepare: str
+    ) -> None:
+        if prepare:
+            run(empty, prepare)
+        assert refused(empty) == (
+            "ConsentOS has not been migrated in this database yet: run ConsentOS's own migrations"
+            " first, then this again."
+        )
 
     def test_an_instance_that_was_lost_is_not_made_in_consentos_place(self, beside: Engine) -> None:
         run(beside, "DROP TABLE instance")
-        with pytest.raises(MigrationRefusedError, match=r"0009.*restore it first\.$"):
-            move(beside)
-        assert "telemetry_outbox" not in tables(beside)
+        assert refused(beside).startswith(
+            "ConsentOS's database is at revision 0009, but its table 'instance' is missing: restore"
+        )
 
-    @pytest.mark.parametrize("revisions", ["('ae1027a6acf1')", "('ae1027a6acf1'), ('0004')"])
-    def test_another_applications_history_is_not_taken_for_consentos(
-        self, empty: Engine, revisions: str
+    def test_consentos_can_be_installed_after_a_refusal_and_telemetry_then(
+        self, empty: Engine
     ) -> None:
-        run(empty, "CREATE TABLE alembic_version (version_num text)")
-        run(empty, f"INSERT INTO alembic_version VALUES {revisions}")
-        before = host(empty)
-        move(empty)
-        assert "instance" in tables(empty)
-        move(empty, "base")
-        assert host(empty) == before
+        refused(empty)
+        run(empty, CONSENTOS_0005)
+        assert move(empty) == ("base", HEAD)
+
+    def test_consentos_can_be_installed_after_a_release_that_made_the_table_itself(
+        self, bare: Engine
+    ) -> None:
+        move(bare, "0001")
+        run(bare, "COMMENT ON TABLE instance IS 'made by consentos-telemetry'")
+        with pytest.raises(MigrationRefusedError, match=r"has been dropped: run ConsentOS's own"):
+            move(bare)
+        assert "instance" not in tables(bare)
+        run(bare, CONSENTOS_0005)
+        assert move(bare) == ("0001", HEAD)
+
+    def test_such_a_table_with_rows_in_it_is_left_to_its_owner(self, bare: Engine) -> None:
+        run(bare, "COMMENT ON TABLE instance IS 'made by consentos-telemetry'")
+        run(bare, "INSERT INTO instance VALUES (gen_random_uuid(), now(), now(), NULL)")
+        assert "it holds rows: drop it" in refused(bare)
 
 
-def test_two_migrations_at_once_both_succeed_and_one_does_the_work(empty: Engine) -> None:
+def refused(db: Engine) -> str:
+    """Return the one sentence with which a migration refuses, and see that it changed nothing."""
+    before = describe_all(db)
+    with pytest.raises(MigrationRefusedError) as refusal:
+        move(db)
+    assert describe_all(db) == before
+    sentence = str(refusal.value)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_two_migrations_at_once_both_succeed_and_one_does_the_work(bare: Engine) -> None:
     waiting = text(
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    with ThreadPoolExecutor(2) as pool, empty.connect() as gate:
+    with ThreadPoolExecutor(2) as pool, bare.connect() as gate:
         gate.execute(text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry'))"))
-        results = [pool.submit(move, empty) for _ in range(2)]
+        results = [pool.submit(move, bare) for _ in range(2)]
         deadline = time.monotonic() + 10
         while gate.scalar(waiting) != 2 and time.monotonic() < deadline:
             continue
         assert gate.scalar(waiting) == 2
         gate.rollback()
         ended = sorted(each.result(30) for each in results)
-    assert ended == [("0001", "0001"), ("base", "0001")]
+    assert ended == [(HEAD, HEAD), ("base", HEAD)]
 
 
 def columns_of(db: Engine, table: str) -> dict[str, tuple[str, bool]]:
@@ -255,7 +310,7 @@ def columns_of(db: Engine, table: str) -> dict[str, tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("table", sorted(OWN))
-@pytest.mark.parametrize("kind", ["empty", "beside"])
+@pytest.mark.parametrize("kind", ["bare", "beside"])
 def test_the_models_and_the_migrated_tables_agree(
     request: pytest.FixtureRequest, table: str, kind: str
 ) -> None:
@@ -270,6 +325,6 @@ def test_the_models_and_the_migrated_tables_agree(
     assert key == [column.name for column in model.primary_key]
 
 
-def test_every_table_of_the_models_is_made_and_no_other(empty: Engine) -> None:
-    move(empty)
-    assert tables(empty) - {VERSIONS} == set(METADATA.tables)
+def test_every_table_of_the_models_is_made_and_no_other(bare: Engine) -> None:
+    move(bare)
+    assert tables(bare) - {VERSIONS} == set(METADATA.tables)

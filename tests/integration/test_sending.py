@@ -107,7 +107,7 @@ class TestDelivered:
         (before,) = seen
         assert (before["n"], before["outcome"], before["finished_at"]) == (1, None, None)
         (after,) = attempts(db)
-        assert (after["id"], after["outcome"], after["http_status"]) == (before["id"], "sent", 202)
+        assert (after["n"], after["outcome"], after["http_status"]) == (1, "sent", 202)
         assert after["endpoint"] == receiver.url
 
     def test_no_transaction_is_open_during_the_post(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -29,9 +30,11 @@ CHANGES: dict[str, Change] = {
         connection, claim, RetryAt(LATER, None), "refused"
     ),
     "release": outbox.release,
+    "discard": outbox.discard,
     "reclaim": lambda connection, _: outbox.reclaim(connection, 0.0),
     "expire": lambda connection, _: outbox.expire(connection),
     "discard all": lambda connection, _: outbox.discard_all(connection),
+    "discard future": lambda connection, _: outbox.discard_future(connection),
     "discard foreign": lambda connection, _: outbox.discard_foreign(connection),
 }
 
@@ -51,7 +54,7 @@ def put(db: Engine, state: str) -> Claim:
         token=TOKEN,
     )
     row = outbox_row(db)
-    return Claim(row["id"], TOKEN, row["payload"], row["instance_id"], 1)
+    return Claim(row["id"], row["day"], TOKEN, row["payload"], row["instance_id"], 1)
 
 
 @pytest.fixture
@@ -64,6 +67,8 @@ def observed(db: Engine) -> set[tuple[str, str]]:
             claim = put(db, state)
             if name == "expire":
                 run(db, "UPDATE telemetry_outbox SET expires_at = now()")
+            if name == "discard future":
+                run(db, "UPDATE telemetry_outbox SET expires_at = now() + interval '26 hours'")
             if name == "discard foreign":
                 run(db, "UPDATE instance SET id = gen_random_uuid()")
             with db.begin() as connection:
@@ -82,11 +87,11 @@ def test_the_diagram_shows_the_moves_that_the_code_makes_and_no_others(
     assert drawn == observed
 
 
-@pytest.mark.parametrize("change", ["deliver", "reject", "try again", "release"])
+@pytest.mark.parametrize("change", ["deliver", "reject", "try again", "release", "discard"])
 def test_no_change_is_made_under_a_token_that_is_not_the_rows(db: Engine, change: str) -> None:
     run(db, "INSERT INTO instance VALUES (gen_random_uuid(), now(), now(), NULL)")
     claim = put(db, "sending")
-    stranger = Claim(claim.id, NEVER_HELD, claim.body, claim.instance_id, 1)
+    stranger = replace(claim, token=NEVER_HELD)
     before = outbox_row(db)
     with db.begin() as connection:
         assert CHANGES[change](connection, stranger) is False

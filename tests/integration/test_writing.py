@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from app.delivery import SENT_ELSEWHERE
 from app.payload import Heartbeat
 from app.pipeline import CollectError, Pipeline
 from app.settings import Settings
@@ -97,7 +98,7 @@ class TestTheDay:
         assert not pipeline.write_heartbeat()
         assert not pipeline.write_heartbeat()
         assert count(db, "telemetry_outbox") == 0
-        assert [r.levelname for r in caplog.records if "something else" in r.message] == ["WARNING"]
+        assert [r.levelname for r in caplog.records if SENT_ELSEWHERE in r.message] == ["WARNING"]
 
     def test_a_send_of_the_day_before_is_in_nobodys_way(
         self, pipeline: Pipeline, clock: Clock, db: Engine

@@ -27,6 +27,9 @@ GRANTS = "integration/test_grants.py"
 VERIFY = "integration/test_cli_verify.py"
 CONTROL = "integration/test_cli_control.py"
 PLACES = "unit/test_deploy_environment.py"
+ELSEWHERE = "integration/test_elsewhere.py"
+FUTURE = "integration/test_future.py"
+ACCESS = "integration/test_facts_access.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -234,7 +237,7 @@ MUTATIONS = (
         3,
         "a lease is taken back before it lapses",
         "app/outbox.py",
-        '.where(_row.state == "sending", _row.lease_until <= _now)',
+        '.where(_row.state == "sending", ~_held)',
         '.where(_row.state == "sending")',
         f"{SENDING}::test_one_that_lapsed_is_taken_back_and_the_same_bytes_go_out",
     ),
@@ -242,17 +245,17 @@ MUTATIONS = (
         3,
         "the expiry is not checked before a POST",
         "app/outbox.py",
-        """            _row.lease_until > _now,
+        """            _held,
             _row.expires_at > _now,
 """,
-        "            _row.lease_until > _now,\n",
+        "            _held,\n",
         f"{SENDING}::test_a_try_does_not_follow_when_the_day_ends_in_between",
     ),
     Mutation(
         3,
         "the lease is not checked before a POST",
         "app/outbox.py",
-        "            _row.lease_until > _now,\n            _row.expires_at",
+        "            _held,\n            _row.expires_at",
         "            _row.expires_at",
         f"{SENDING}::test_a_try_does_not_follow_when_it_has_lapsed_in_between",
     ),
@@ -262,27 +265,59 @@ MUTATIONS = (
         "app/outbox.py",
         """            _row.expires_at > _now,
             _of_this_instance,
-        )
-        .values(attempts""",
+            ~_sent_already,
+""",
         """            _row.expires_at > _now,
-        )
-        .values(attempts""",
+            ~_sent_already,
+""",
         f"{SENDING}::test_a_try_does_not_follow_when_the_instance_is_wiped_in_between",
+    ),
+    Mutation(
+        3,
+        "a send by another program is not looked at again before an attempt",
+        "app/outbox.py",
+        "            ~_sent_already,\n",
+        "",
+        f"{ELSEWHERE}::test_no_attempt_begins_once_another_program_has_sent_the_day",
+    ),
+    Mutation(
+        3,
+        "what was sent under a lost lease is sent again",
+        "app/outbox.py",
+        "            ~_sent_by_us,\n",
+        "",
+        f"{ELSEWHERE}::test_what_was_sent_under_a_lease_that_was_lost_is_not_sent_again",
+    ),
+    Mutation(
+        3,
+        "a time in the future is believed",
+        "app/schedule.py",
+        "return at if at is None or at <= now + CLOCKS_DIFFER else None",
+        "return at or (None if now else at)",
+        f"{FUTURE}::test_keeps_no_heartbeat_from_being_written_and_sent",
+    ),
+    Mutation(
+        3,
+        "a notice in the future is not given anew",
+        "app/notice.py",
+        "            where=NOTICE.c.noticed_at > func.now() + CLOCKS_DIFFER,\n",
+        "            where=NOTICE.c.noticed_at < func.now() - CLOCKS_DIFFER,\n",
+        f"{FUTURE}::test_is_given_anew_and_counts_from_then_on",
     ),
     Mutation(
         3,
         "a send by another program is not looked at",
         "app/schedule.py",
-        "    if last_telemetry_at is not None and last_telemetry_at >= day.opens:",
-        "    if last_telemetry_at is None and not day:",
+        "    if sent is not None and sent >= opens:",
+        "    if sent is None and not opens:",
         f"{WRITING}::test_what_something_else_has_sent_is_not_sent_again",
     ),
     Mutation(
         3,
         "a heartbeat is written for a half past two before its notice",
         "app/schedule.py",
-        "    if not waive_notice and (noticed_at is None or noticed_at >= day.opens):",
-        "    if not waive_notice and noticed_at is None:",
+        "    if not waive_notice and (noticed is None or noticed >= opens):",
+        "    if not waive_notice and noticed is None:",
         "unit/test_schedule.py::test_one_rule_decides_every_write",
     ),
     Mutation(
@@ -297,8 +332,8 @@ MUTATIONS = (
         3,
         "a late answer puts an older time over a newer one",
         "app/instance.py",
-        "last_telemetry_at=func.greatest(INSTANCE.c.last_telemetry_at, at)",
-        "last_telemetry_at=at",
+        "later = func.greatest(INSTANCE.c.last_telemetry_at, at)",
+        "later = func.greatest(at, at)",
         "faults/test_races.py::test_lets_the_late_finisher_change_nothing_but_its_attempt",
     ),
     Mutation(
@@ -396,8 +431,8 @@ MUTATIONS = (
         4,
         "the small role has a right that nothing needs",
         "app/grants.py",
-        '"telemetry_notice": {"SELECT": WHOLE, ',
-        '"telemetry_notice": {"SELECT": WHOLE, "DELETE": WHOLE, ',
+        '"UPDATE": ("noticed_at",),',
+        '"UPDATE": ("noticed_at",), "DELETE": WHOLE,',
         f"{GRANTS}::test_is_missed_where_it_is_taken_away",
     ),
     # 5. It never hurts its host
@@ -515,7 +550,42 @@ MUTATIONS = (
         "        return connection\n",
         "faults/test_database.py::test_between_the_claim_and_the_post_it_is_not_even_noticed",
     ),
+    Mutation(
+        5,
+        "tables are made before ConsentOS has made its own",
+        "migrations/__init__.py",
+        'if to != "base" and (refusal := host.unready(connection)):',
+        'if to == "nowhere" and (refusal := host.unready(connection)):',
+        "integration/test_migrations.py"
+        "::test_without_consentos_one_sentence_says_to_migrate_it_first",
+    ),
+    Mutation(
+        5,
+        "tables that are half there stay so",
+        "migrations/__init__.py",
+        'if to != "base" and not (to == "head" and repair.missing(connection)):',
+        'if to != "base":',
+        "integration/test_half_there.py::test_is_made_whole_and_what_is_left_is_kept",
+    ),
+    Mutation(
+        5,
+        "a connection that answers nothing is waited for without end",
+        "app/database.py",
+        "return super().wait(gen, interval, timeout or self.patience)",
+        "return super().wait(gen, interval, timeout)",
+        "faults/test_database.py"
+        "::test_a_connection_that_stays_open_and_answers_nothing_is_given_up_and_work_goes_on",
+    ),
     # 6. No silent failure
+    Mutation(
+        6,
+        "a version that stays behind an upgrade is not noticed",
+        "app/pipeline.py",
+        '.get("version") != settings.app_version:',
+        '.get("version") == settings.app_version:',
+        "integration/test_host_revision.py"
+        "::test_a_version_that_stays_behind_an_upgrade_is_warned_about_every_day_until_it_is_set",
+    ),
     Mutation(
         6,
         "an attempt is not logged",
@@ -600,5 +670,30 @@ MUTATIONS = (
         "            socket_timeout=None,\n",
         "faults/test_broker.py"
         "::test_an_actor_ends_its_work_without_redis_and_the_worker_takes_the_next",
+    ),
+    # 8. A count is true or it is not sent
+    Mutation(
+        8,
+        "rows that a policy hides count as missing",
+        "app/database.py",
+        "set_config('row_security', 'off', true)",
+        "set_config('row_security', 'on', true)",
+        f"{ACCESS}::test_is_refused_with_its_reason_in_the_log_and_in_status",
+    ),
+    Mutation(
+        8,
+        "a view is counted in the place of a table",
+        "app/facts.py",
+        "relkind IN ('r', 'p') AS is_table",
+        "true AS is_table",
+        f"{ACCESS}::test_is_refused_with_its_reason_in_the_log_and_in_status",
+    ),
+    Mutation(
+        8,
+        "a table of another program is counted",
+        "app/facts.py",
+        "if len({relation.schema for relation in found}) > 1:",
+        "if not found:",
+        f"{ACCESS}::test_is_refused_with_its_reason_in_the_log_and_in_status",
     ),
 )

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.schedule import OPENS_AT, Day, obstacle, offset, running_day
+from app.schedule import CLOCKS_DIFFER, OPENS_AT, Day, believed, obstacle, offset, running_day
 
 ACTORS = Path(__file__).parents[2] / "workers" / "actors.py"
 DAY = Day(date(2026, 5, 2))
 SECOND = timedelta(seconds=1)
+LATE = DAY.closes - SECOND
 
 instants = st.datetimes(timezones=st.just(UTC)).filter(lambda at: 1 < at.year < 9999)
 hours = st.integers(-23 * 60, 23 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))
@@ -100,14 +101,27 @@ def test_one_rule_decides_every_write() -> None:
     }
     for row, last, notice, waived in product(written, sent, noticed, (False, True)):
         in_the_way = obstacle(
-            DAY, written=row, last_telemetry_at=last, noticed_at=notice, waive_notice=waived
+            LATE, written=row, last_telemetry_at=last, noticed_at=notice, waive_notice=waived
         )
         unwaived = None if waived else noticed[notice]
         assert in_the_way == (written[row] or sent[last] or unwaived)
 
 
 def test_a_notice_is_not_waived_unless_that_is_asked_for() -> None:
-    assert obstacle(DAY, written=False, last_telemetry_at=None, noticed_at=None) == "not noticed"
+    assert obstacle(LATE, written=False, last_telemetry_at=None, noticed_at=None) == "not noticed"
+
+
+def test_a_time_in_the_future_counts_as_absent_but_for_a_difference_between_two_clocks() -> None:
+    near, far = LATE + CLOCKS_DIFFER, LATE + CLOCKS_DIFFER + SECOND
+    noticed = DAY.opens - SECOND
+    for stamp, expected in {near: "sent elsewhere", far: None}.items():
+        found = obstacle(LATE, written=False, last_telemetry_at=stamp, noticed_at=noticed)
+        assert found == expected
+    for notice in (near, far):
+        found = obstacle(LATE, written=False, last_telemetry_at=None, noticed_at=notice)
+        assert found == "not noticed"
+    assert believed(near, LATE) == near
+    assert believed(far, LATE) is None
 
 
 def test_the_heartbeats_cron_line_is_the_hour_at_which_a_day_opens() -> None:

@@ -1,0 +1,171 @@
+"""A heartbeat that ConsentOS's own task has sent is not sent a second time."""
+
+import logging
+
+import pytest
+from sqlalchemy import Engine
+
+from app import outbox
+from app.delivery import RECORD_LOST, SENT_ELSEWHERE, lease
+from app.pipeline import Pipeline
+from app.settings import Settings
+from tests.conftest import Clock
+from tests.database import attempts, count, one, outbox_row, run
+from tests.receiver import Receiver, answer
+
+STAMP = "UPDATE instance SET last_telemetry_at = CAST(:at AS timestamptz)"
+
+
+@pytest.fixture(autouse=True)
+def written(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
+    """Every test begins at half past two, with the day's heartbeat written."""
+    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    clock("2026-05-02T02:30:01Z")
+    assert pipeline.write_heartbeat()
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "telemetry")
+    return caplog
+
+
+def warnings(told: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in told.records if "telemetry.warning" in r.getMessage()]
+
+
+def test_no_attempt_begins_once_another_program_has_sent_the_day(
+    pipeline: Pipeline, receiver: Receiver, db: Engine, told: pytest.LogCaptureFixture
+) -> None:
+    run(db, STAMP, at="2026-05-02T02:30:02Z")
+    pipeline.drain()
+    assert receiver.connections == 0
+    assert attempts(db) == []
+    row = outbox_row(db)
+    assert (row["state"], row["attempts"], row["lease_token"]) == ("discarded", 0, None)
+    discarded = f'telemetry.discarded id={row["id"]} day=2026-05-02 reason="sent elsewhere"'
+    assert discarded in [r.getMessage() for r in told.records]
+    for _ in range(3):
+        pipeline.sweep()
+        assert not pipeline.write_heartbeat()
+        pipeline.drain()
+    assert warnings(told) == [
+        f'telemetry.warning reason="{SENT_ELSEWHERE}" day=2026-05-02',
+    ]
+
+
+def test_no_further_try_begins_once_another_program_has_sent_the_day(
+    pipeline: Pipeline, receiver: Receiver, db: Engine
+) -> None:
+    receiver.answers = [answer(503)]
+    receiver.during = lambda: run(db, STAMP, at="2026-05-02T02:30:02Z")
+    pipeline.drain()
+    assert len(receiver.requests) == 1
+    assert [each["outcome"] for each in attempts(db)] == ["retryable"]
+    assert outbox_row(db)["state"] == "discarded"
+
+
+@pytest.mark.parametrize("at", ["2026-05-02T02:29:59Z", "2026-05-02T02:40:00Z"])
+def test_a_send_of_yesterday_or_of_a_time_to_come_is_no_send_of_today(
+    pipeline: Pipeline, receiver: Receiver, db: Engine, at: str
+) -> None:
+    run(db, STAMP, at=at)
+    pipeline.drain()
+    assert len(receiver.requests) == 1
+    assert outbox_row(db)["state"] == "sent"
+
+
+def test_the_clock_of_consentos_may_be_ahead_by_minutes(
+    pipeline: Pipeline, receiver: Receiver, db: Engine
+) -> None:
+    run(db, STAMP, at="2026-05-02T02:34:00Z")
+    pipeline.drain()
+    assert receiver.connections == 0
+    assert outbox_row(db)["state"] == "discarded"
+
+
+def test_an_explicit_send_does_not_send_what_another_program_has_sent(
+    pipeline: Pipeline, receiver: Receiver, db: Engine
+) -> None:
+    run(db, STAMP, at="2026-05-02T02:30:02Z")
+    sent = pipeline.send()
+    assert receiver.connections == 0
+    assert sent.row is not None
+    assert sent.row["state"] == "discarded"
+
+
+def test_what_was_sent_under_a_lease_that_was_lost_is_not_sent_again(
+    pipeline: Pipeline, receiver: Receiver, db: Engine, clock: Clock
+) -> None:
+    def lose_the_lease() -> None:
+        run(db, "UPDATE telemetry_outbox SET lease_until = now() - interval '1 second'")
+        pipeline.sweep()
+
+    receiver.during = lose_the_lease
+    pipeline.drain()
+    assert outbox_row(db)["state"] == "pending"
+    assert [each["outcome"] for each in attempts(db)] == ["sent"]
+    receiver.during = lambda: None
+    clock("2026-05-02T02:40:00Z")
+    pipeline.drain()
+    assert len(receiver.requests) == 1
+    row = outbox_row(db)
+    assert (row["state"], row["attempts"], row["last_error"]) == ("sent", 1, None)
+
+
+class TestAFailover:
+    """The database loses what it had committed, while a POST is on its way."""
+
+    def test_to_a_server_without_the_row_is_not_taken_for_another_sender(
+        self,
+        pipeline: Pipeline,
+        receiver: Receiver,
+        db: Engine,
+        told: pytest.LogCaptureFixture,
+    ) -> None:
+        receiver.during = lambda: run(db, "DELETE FROM telemetry_outbox")
+        pipeline.drain()
+        assert one(db, "SELECT last_telemetry_at FROM instance") is not None
+        assert not pipeline.write_heartbeat()
+        assert warnings(told) == [f'telemetry.warning reason="{RECORD_LOST}" day=2026-05-02']
+        assert count(db, "telemetry_outbox") == 0
+
+    def test_to_a_server_with_the_row_as_it_was_before_is_not_taken_for_another_sender(
+        self,
+        pipeline: Pipeline,
+        receiver: Receiver,
+        db: Engine,
+        told: pytest.LogCaptureFixture,
+    ) -> None:
+        def fall_back() -> None:
+            run(db, "DELETE FROM telemetry_attempt")
+            run(
+                db,
+                "UPDATE telemetry_outbox SET state = 'pending', lease_token = NULL,"
+                " lease_until = NULL, attempts = 0, drains = 0",
+            )
+
+        receiver.during = fall_back
+        pipeline.drain()
+        pipeline.drain()
+        assert len(receiver.requests) == 1
+        assert outbox_row(db)["state"] == "discarded"
+        assert warnings(told) == [f'telemetry.warning reason="{RECORD_LOST}" day=2026-05-02']
+
+    def test_leaves_another_process_to_say_both_of_what_it_may_be(
+        self, pipeline: Pipeline, receiver: Receiver, db: Engine, told: pytest.LogCaptureFixture
+    ) -> None:
+        receiver.during = lambda: run(db, "DELETE FROM telemetry_outbox")
+        pipeline.drain()
+        assert not Pipeline(Settings.load()).write_heartbeat()
+        assert warnings(told) == [f'telemetry.warning reason="{SENT_ELSEWHERE}" day=2026-05-02']
+
+
+def test_a_claim_that_was_lost_is_not_discarded(db: Engine, pipeline: Pipeline) -> None:
+    with pipeline.transaction() as connection:
+        claim = outbox.claim(connection, lease(pipeline.settings))
+    assert claim is not None
+    run(db, "UPDATE telemetry_outbox SET lease_token = gen_random_uuid()")
+    with pipeline.transaction() as connection:
+        assert not outbox.discard(connection, claim)
+    assert outbox_row(db)["state"] == "sending"
