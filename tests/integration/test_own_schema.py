@@ -1,6 +1,7 @@
 """Telemetry's tables in a schema of their own, as the operator's page has it: all commands work."""
 
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -112,10 +113,14 @@ def test_every_command_works_where_the_tables_have_a_schema_of_their_own(
 
     processes = Processes(environment, tmp_path)
     try:
-        processes.start("solo").wait_for("telemetry.notice")
+        solo = processes.start("solo")
+        solo.wait_for("telemetry.notice")
+        solo.signal(signal.SIGTERM)
+        assert solo.wait() == 0
     finally:
         processes.end()
     assert one(db, "SELECT count(*) FROM telemetry.telemetry_notice") == 1
+    assert "telemetry.failed" not in solo.output()
 
     status = succeeds("status")
     assert "no more than it needs" in status
