@@ -66,8 +66,9 @@ format: setup ## Format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: setup ## Write what is generated: the JSON Schema and the field table
+docs: setup ## Write what is generated: the JSON Schema, the field table, the Kubernetes manifest
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python deploy/generate.py
 
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --universal --no-emit-index-url --no-header \
 	--python-version 3.11 pyproject.toml

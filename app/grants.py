@@ -203,6 +203,27 @@ _PLACES = text(
 )
 
 
+def unsearched(connection: Connection, role: str) -> list[str]:
+    """Return the schemas of the tables in which ``role`` would not look for them by itself."""
+    found = connection.scalar(_SEARCH_PATH, {"role": role}) or '"$user", public'
+    path = {name.strip().strip('"').replace("$user", role) for name in found.split(",")}
+    return [name for name in schemas(connection) if name.strip('"') not in path]
+
+
+# A setting of the role in this database comes before one of the role, of the database, of all.
+_SEARCH_PATH = text(
+    """
+    SELECT substr(setting, length('search_path=') + 1)
+    FROM pg_db_role_setting, unnest(setconfig) AS setting
+    WHERE setting LIKE 'search\\_path=%'
+      AND setrole IN (0, to_regrole(quote_ident(:role)))
+      AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+    ORDER BY setrole = 0, setdatabase = 0
+    LIMIT 1
+    """
+)
+
+
 def _verifier(connection: Connection, role: str, password: str) -> str:
     driver = connection.connection.dbapi_connection
     assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the only driver there is

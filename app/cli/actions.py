@@ -106,7 +106,8 @@ def migrate_command(
         typer.confirm(
             "This deletes the outbox, its attempts and the notice. Go on?", abort=True, err=True
         )
-    role = _url(settings).username
+    url = _url(settings)
+    role = url.username if url else None
     with _as_admin(settings) as engine, engine.connect() as connection:
         done = migrate(connection, "telemetry", "base" if down else "head")
         lacking = rights.lacking(connection, role) if role and not down else []
@@ -146,31 +147,28 @@ def grants(
     if not apply:
         typer.echo(f"BEGIN;\n{statements}COMMIT;")
         return
-    password = _password(settings, role)
+    url = _url(settings)
+    own = url if url and url.username == role else None
+    password = own.password if own else None
     with _as_admin(settings) as engine, database.transaction(engine.connect()) as connection:
         made = rights.apply(connection, role, password)
         excess = rights.excess(connection, role)
+        unsearched = rights.unsearched(connection, role)
         schemas = rights.schemas(connection)
     typer.echo(_made(role, made=made, password=password is not None))
     for what in rights.listed():
         typer.echo(f"granted: {what}")
     for what in excess:
         complain(f"{role} {what}, which telemetry does not need: take it from the role or PUBLIC.")
-    if schemas != ["public"]:
+    if unsearched and not (own and "search_path" in str(own.query.get("options"))):
         path = ",".join(schemas)
         complain(f"DATABASE_URL must find the tables: end it with ?options=-csearch_path%3D{path}.")
 
 
-def _url(settings: Settings) -> URL:
-    """Return DATABASE_URL, or a URL that names nothing if it is not set."""
+def _url(settings: Settings) -> URL | None:
+    """Return DATABASE_URL, if it is set."""
     url = settings.database_url
-    return make_url(url.get_secret_value()) if url else URL.create("postgresql")
-
-
-def _password(settings: Settings, role: str) -> str | None:
-    """Return the password that DATABASE_URL has for the role, if it names that role."""
-    url = _url(settings)
-    return url.password if url.username == role else None
+    return make_url(url.get_secret_value()) if url else None
 
 
 def _made(role: str, *, made: bool, password: bool) -> str:

@@ -26,6 +26,7 @@ RECEIVER = "faults/test_receiver.py"
 GRANTS = "integration/test_grants.py"
 VERIFY = "integration/test_cli_verify.py"
 CONTROL = "integration/test_cli_control.py"
+PLACES = "unit/test_deploy_environment.py"
 ELSEWHERE = "integration/test_elsewhere.py"
 FUTURE = "integration/test_future.py"
 ACCESS = "integration/test_facts_access.py"
@@ -107,6 +108,22 @@ MUTATIONS = (
         "instance.ensure(connection) if known and enabled else None",
         "instance.ensure(connection) if known else None",
         f"{CONTROL}::test_makes_no_id_while_telemetry_is_off_and_says_so",
+    ),
+    Mutation(
+        1,
+        "compose writes the switch over the operator's file",
+        "deploy/compose.yaml",
+        "    command: [python, -m, workers.solo]\n",
+        "    command: [python, -m, workers.solo]\n    environment: {TELEMETRY_ENABLED: true}\n",
+        f"{PLACES}::test_a_variable_reaches_the_process",
+    ),
+    Mutation(
+        1,
+        "the chart passes on only the variables that it has heard of",
+        "deploy/helm/templates/configmap.yaml",
+        ":= .Values.env }}",
+        ':= pick .Values.env "TELEMETRY_ENABLED" "ENVIRONMENT" }}',
+        f"{PLACES}::test_a_variable_reaches_the_process",
     ),
     # 2. What you audit is what left
     Mutation(
