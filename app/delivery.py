@@ -192,7 +192,7 @@ class Delivery:
         def end(connection: Connection) -> Ended:
             known = instance.find(connection)
             stamps.append(known.last_telemetry_at if known else None)
-            return Ended(outbox.discard(connection, self._claim))
+            return Ended(outbox.discard(connection, self._claim, "sent elsewhere"))
 
         if not self._end(end).held:
             self._log_lost_lease()

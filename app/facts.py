@@ -55,7 +55,7 @@ _CENSUS = text(
 
 
 class NotConsentOSError(Exception):
-    """A table that would be counted is not ConsentOS's own; ``sentence`` names it."""
+    """A table that would be read is not ConsentOS's own; ``sentence`` names it."""
 
     def __init__(self, sentence: str) -> None:
         """Keep the sentence, which holds nothing but names of tables and schemas."""
@@ -63,17 +63,17 @@ class NotConsentOSError(Exception):
         self.sentence = sentence
 
 
-_COUNTED = (
+_OF_CONSENTOS = (
     "organisations", "users", "sites", "site_configs", "site_group_configs", "org_configs",
-    "scan_jobs", "consent_records", "alembic_version",
+    "scan_jobs", "consent_records", "instance", "alembic_version",
 )  # fmt: skip
 
 _FOUND = text(
     """
     SELECT relname, relkind IN ('r', 'p') AS is_table, nspname AS schema,
         (SELECT string_agg(version_num, ',' ORDER BY version_num) FROM alembic_version) AS revision
-    FROM unnest(CAST(:tables AS text[])) AS counted (name)
-    JOIN pg_class ON pg_class.oid = to_regclass(counted.name)
+    FROM unnest(CAST(:tables AS text[])) AS known (name)
+    JOIN pg_class ON pg_class.oid = to_regclass(known.name)
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
     ORDER BY nspname, relname
     """
@@ -83,14 +83,14 @@ _FOUND = text(
 def host_revision(connection: Connection) -> str | None:
     """Return the revision of ConsentOS's database: what its ``alembic_version`` holds, if anything.
 
-    Looks first whether the tables that ``census`` counts are ConsentOS's: a view may hide rows, and
-    a table of another schema that is found first is another program's.
+    Looks first whether the tables are ConsentOS's: a view may hide rows, and a table of another
+    schema that is found first is another program's.
 
     Raises:
         NotConsentOSError: one of them is not.
         sqlalchemy.exc.DBAPIError: there is no ``alembic_version``, or it may not be read.
     """
-    found = connection.execute(_FOUND, {"tables": [*_COUNTED]}).all()
+    found = connection.execute(_FOUND, {"tables": [*_OF_CONSENTOS]}).all()
     for relation in found:
         if not relation.is_table:
             raise NotConsentOSError(f"{relation.schema}.{relation.relname} is not a table")

@@ -157,11 +157,13 @@ def apply(connection: Connection, role: str, password: str | None) -> bool:
     return not exists
 
 
-def lacking(connection: Connection, role: str) -> list[str]:
-    """Return the tables on which ``role``, if it exists, lacks a right that it needs."""
-    if _role(connection, role) is None:
-        return []
-    return [*connection.scalars(_LACKING, _every_right(role))]
+def lacking(connection: Connection, role: str | None = None) -> list[str]:
+    """Return the tables on which ``role``, by default the one that logged in, lacks a right.
+
+    A role that does not exist lacks none, and neither does one on a table that does not exist.
+    """
+    known = _role(connection, role)
+    return [*connection.scalars(_LACKING, _every_right(known.rolname))] if known else []
 
 
 # Postgres only warns where somebody grants what is not theirs to grant.
@@ -175,6 +177,9 @@ _LACKING = text(
     WHERE NOT has_schema_privilege(:role, relnamespace, 'USAGE')
        OR NOT CASE WHEN held.column = ''
           THEN has_table_privilege(:role, pg_class.oid, privilege)
+          -- A column that is missing is named where it is read.
+          WHEN NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = pg_class.oid
+              AND attname = held.column AND NOT attisdropped) THEN true
           ELSE has_column_privilege(:role, pg_class.oid, held.column, privilege) END
     ORDER BY 1
     """
@@ -232,8 +237,8 @@ def _verifier(connection: Connection, role: str, password: str) -> str:
 
 
 _ROLE = text(
-    "SELECT oid, rolsuper, rolcanlogin, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
-    " FROM pg_roles WHERE rolname = coalesce(CAST(:role AS text), session_user)"
+    "SELECT oid, rolname, rolsuper, rolcanlogin, rolcreaterole, rolcreatedb, rolreplication,"
+    " rolbypassrls FROM pg_roles WHERE rolname = coalesce(CAST(:role AS text), session_user)"
 )
 _ATTRIBUTES = {
     "rolcreaterole": "may create roles",

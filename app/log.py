@@ -165,6 +165,10 @@ def cause(error: BaseException) -> str:
     origin: Any = getattr(error, "orig", None) or error
     if sentence := getattr(origin, "sentence", None):
         return str(sentence)
+    if "redis.exceptions" in (kind.__module__ for kind in type(origin).__mro__):
+        from app import wakeups  # noqa: PLC0415 - whoever has such an error has loaded it
+
+        return wakeups.cause(origin)
     state = getattr(origin, "sqlstate", None)
     if state in _NAMES_ONLY:
         told = str(origin.diag.message_primary)

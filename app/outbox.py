@@ -259,9 +259,9 @@ def release(connection: Connection, claim: Claim) -> bool:
     return _end_lease(connection, claim, state="pending")
 
 
-def discard(connection: Connection, claim: Claim) -> bool:
+def discard(connection: Connection, claim: Claim, reason: str) -> bool:
     """End the claim without an attempt: the heartbeat will not be sent; False as in ``settle``."""
-    return _end_lease(connection, claim, state="discarded", finished_at=_now)
+    return _end_lease(connection, claim, state="discarded", finished_at=_now, last_error=reason)
 
 
 def _end_lease(connection: Connection, claim: Claim, **result: object) -> bool:
@@ -314,8 +314,20 @@ def discard_foreign(connection: Connection) -> Sequence[Row[UUID, date]]:
 
 
 def discard_future(connection: Connection) -> Sequence[Row[UUID, date]]:
-    """End the pending rows of a day that is still to come: the clock was ahead when it began."""
-    return _finish(connection, "discarded", _row.expires_at > _no_such_day)
+    """End the pending rows of a day that is still to come: the clock was ahead when it began.
+
+    One that was never tried is deleted, so that its day has a heartbeat when it comes.
+    """
+    future = _row.expires_at > _no_such_day
+    untried = (
+        select(_row.id)
+        .where(_row.state == "pending", future, _row.attempts == 0)
+        .with_for_update(skip_locked=True)
+    )
+    deleted = connection.execute(
+        delete(OUTBOX).where(_row.id.in_(untried)).returning(_row.id, _row.day)
+    ).all()
+    return [*deleted, *_finish(connection, "discarded", future)]
 
 
 def _finish(
@@ -396,7 +408,8 @@ def of_another_host_revision(connection: Connection, revision: str | None) -> Re
 
 def last_sent(connection: Connection) -> Record | None:
     """Return the latest day's row that was sent, or None where none ever was."""
-    sent = select(OUTBOX).where(_row.state == "sent").order_by(_row.day.desc()).limit(1)
+    past = _row.created_at <= _now + CLOCKS_DIFFER
+    sent = select(OUTBOX).where(_row.state == "sent", past).order_by(_row.day.desc()).limit(1)
     return next(iter(_read(connection, sent)), None)
 
 
@@ -411,7 +424,8 @@ def last_failure(connection: Connection) -> Record | None:
     in_flight = exists().where(_row.id == _attempt.outbox_id, _row.state == "sending")
     died = _attempt.outcome.is_(None) & ~in_flight
     failed = died | _attempt.outcome.in_(("retryable", "rejected"))
-    latest = select(ATTEMPT).where(failed).order_by(_attempt.started_at.desc()).limit(1)
+    past = _attempt.started_at <= _now + CLOCKS_DIFFER
+    latest = select(ATTEMPT).where(failed, past).order_by(_attempt.started_at.desc()).limit(1)
     return next(iter(_read(connection, latest)), None)
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
-from app import database, grants, instance, log, outbox, payload, verification
+from app import database, grants, instance, log, outbox, payload, verification, wakeups
 from app.outbox import Record
 from app.pipeline import (
     CollectError,
@@ -43,7 +43,10 @@ class Status:
     last_error: Record | None
     overdue: bool
     cannot_write: str | None
+    lacking_rights: list[str]
     excess_rights: list[str]
+    redis_trouble: str | None
+    last_sweep_seconds_ago: int | None
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,15 @@ def status(pipeline: Pipeline) -> Status:
         last_error = outbox.last_failure(connection)
         last_sent = outbox.last_sent(connection)
         excess = grants.excess(connection)
+        lacking = grants.lacking(connection)
+        read_only = bool(connection.scalar(_READ_ONLY))
         due = enabled and seen.obstacle is None
         # Last, for a failure ends the transaction.
         stale, cannot_write = _as_it_would_be_written(connection, pipeline, due=due)
+    cannot_write = cannot_write or _why_not_stored(lacking, read_only=due and read_only)
+    waking = wakeups.look(settings)
+    # A restart of the process does not help if its database or its Redis is at fault.
+    not_its_fault = cannot_write or (settings.redis_url and waking.trouble)
     sent_at = last_sent["finished_at"] if last_sent else None
     return Status(
         enabled=enabled,
@@ -149,11 +158,27 @@ def status(pipeline: Pipeline) -> Status:
         next_send=_next_send(pipeline, seen, pending) if enabled else None,
         pending=pending,
         last_error=last_error,
-        # Only what a restart of the process may mend: it does not help to count what cannot be.
-        overdue=due and not cannot_write and seen.now >= seen.day.opens + OVERDUE_AFTER,
+        overdue=due and not not_its_fault and seen.now >= seen.day.opens + OVERDUE_AFTER,
         cannot_write=cannot_write,
+        lacking_rights=lacking,
         excess_rights=excess,
+        redis_trouble=waking.trouble,
+        last_sweep_seconds_ago=(
+            int(waking.swept_ago.total_seconds()) if waking.swept_ago is not None else None
+        ),
     )
+
+
+_READ_ONLY = text(
+    "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean"
+)
+
+
+def _why_not_stored(lacking: list[str], *, read_only: bool) -> str | None:
+    """Return what keeps a heartbeat that has been counted from being stored, or None."""
+    if read_only:
+        return "the database is read-only"
+    return f"the role lacks rights on {', '.join(lacking)}" if lacking else None
 
 
 def _as_it_would_be_written(

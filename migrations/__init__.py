@@ -121,12 +121,12 @@ def _telemetry(connection: Connection, config: Config, to: str) -> tuple[list[st
 
 
 def _half_there(error: DBAPIError | CommandError) -> bool:
-    """Whether a migration failed on what is there already, or not there: SQLSTATE class 42.
+    """Whether a migration failed on what is there already, or not there, or depends on a table.
 
-    Of that class 42501 alone is about rights.
+    That is SQLSTATE class 42, of which 42501 alone is about rights, and 2BP01.
     """
     state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else "42"
-    return state is not None and state.startswith("42") and state != "42501"
+    return state is not None and state.startswith(("42", "2BP01")) and state != "42501"
 
 
 def revision(connection: Connection, history: History) -> str:

@@ -9,40 +9,85 @@ from typing import Any
 
 from psycopg.errors import DependentObjectsStillExist
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 TABLES = ("telemetry_notice", "telemetry_outbox", "telemetry_attempt")
 """A table stands after those that its foreign keys name."""
 
 PARTS = {
-    "telemetry_notice": {"schema", "noticed_at", "telemetry_notice_pkey"},
+    "telemetry_notice": {
+        "schema integer NOT NULL",
+        "noticed_at timestamp with time zone NOT NULL",
+        "telemetry_notice_pkey PRIMARY KEY (schema)",
+    },
     "telemetry_outbox": {
-        "id", "day", "instance_id", "payload", "state", "drains", "attempts", "created_at",
-        "next_attempt_at", "not_before", "expires_at", "lease_token", "lease_until", "finished_at",
-        "last_error", "host_revision", "telemetry_outbox_pkey", "telemetry_outbox_day_key",
-        "telemetry_outbox_state", "telemetry_outbox_leased", "telemetry_outbox_finished",
-        "telemetry_outbox_counted", "telemetry_outbox_pending", "telemetry_outbox_sending",
-        "telemetry_outbox_frozen",
+        "id uuid NOT NULL",
+        "day date NOT NULL",
+        "instance_id uuid NOT NULL",
+        "payload json NOT NULL",
+        "state text NOT NULL DEFAULT 'pending'::text",
+        "drains integer NOT NULL DEFAULT 0",
+        "attempts integer NOT NULL DEFAULT 0",
+        "created_at timestamp with time zone NOT NULL",
+        "next_attempt_at timestamp with time zone NOT NULL",
+        "not_before timestamp with time zone",
+        "expires_at timestamp with time zone NOT NULL",
+        "lease_token uuid",
+        "lease_until timestamp with time zone",
+        "finished_at timestamp with time zone",
+        "last_error text",
+        "host_revision text",
+        "telemetry_outbox_pkey PRIMARY KEY (id)",
+        "telemetry_outbox_day_key UNIQUE (day)",
+        "telemetry_outbox_state CHECK",
+        "telemetry_outbox_leased CHECK",
+        "telemetry_outbox_finished CHECK",
+        "telemetry_outbox_counted CHECK",
+        "telemetry_outbox_pending INDEX",
+        "telemetry_outbox_sending INDEX",
+        "telemetry_outbox_frozen TRIGGER d0715aac988669d2d631386206fc3070",
     },
     "telemetry_attempt": {
-        "outbox_id", "n", "started_at", "finished_at", "outcome", "http_status", "error",
-        "endpoint", "duration_ms", "telemetry_attempt_pkey", "telemetry_attempt_outbox_id_fkey",
-        "telemetry_attempt_n_check", "telemetry_attempt_outcome_check",
-        "telemetry_attempt_finished",
+        "outbox_id uuid NOT NULL",
+        "n integer NOT NULL",
+        "started_at timestamp with time zone NOT NULL",
+        "finished_at timestamp with time zone",
+        "outcome text",
+        "http_status integer",
+        "error text",
+        "endpoint text NOT NULL",
+        "duration_ms integer",
+        "telemetry_attempt_pkey PRIMARY KEY (outbox_id, n)",
+        "telemetry_attempt_outbox_id_fkey FOREIGN KEY",
+        "telemetry_attempt_n_check CHECK",
+        "telemetry_attempt_outcome_check CHECK",
+        "telemetry_attempt_finished CHECK",
     },
-}  # fmt: skip
-"""Each table's columns, constraints, indexes and triggers after the newest migration."""
+}
+"""Each table's columns, constraints, indexes and triggers after the newest migration. A trigger has
+the MD5 of its function's body beside it."""
 
 _FOUND = text(
     """
     SELECT relname, part FROM pg_class
     CROSS JOIN LATERAL (
-        SELECT attname FROM pg_attribute WHERE attrelid = pg_class.oid AND NOT attisdropped
-        UNION ALL SELECT conname FROM pg_constraint WHERE conrelid = pg_class.oid
-        UNION ALL SELECT relname FROM pg_index AS i JOIN pg_class AS named ON named.oid = indexrelid
-            WHERE i.indrelid = pg_class.oid
-        UNION ALL SELECT tgname FROM pg_trigger
-            WHERE tgrelid = pg_class.oid AND tgenabled IN ('O', 'A')
+        SELECT concat_ws(' ', attname, format_type(atttypid, atttypmod),
+            CASE WHEN attnotnull THEN 'NOT NULL' END,
+            'DEFAULT ' || pg_get_expr(adbin, adrelid))
+        FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
+        UNION ALL
+        SELECT conname || CASE contype WHEN 'c' THEN ' CHECK' WHEN 'f' THEN ' FOREIGN KEY'
+            ELSE ' ' || pg_get_constraintdef(oid) END
+        FROM pg_constraint WHERE conrelid = pg_class.oid AND contype IN ('c', 'f', 'p', 'u')
+        UNION ALL
+        SELECT named.relname || ' INDEX'
+        FROM pg_index JOIN pg_class AS named ON named.oid = indexrelid
+        WHERE indrelid = pg_class.oid AND NOT indisunique
+        UNION ALL
+        SELECT tgname || ' TRIGGER ' || md5(prosrc)
+        FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+        WHERE tgrelid = pg_class.oid AND NOT tgisinternal AND tgenabled IN ('O', 'A')
     ) AS parts (part)
     WHERE pg_class.oid = ANY (ARRAY(
         SELECT to_regclass(name) FROM unnest(CAST(:tables AS text[])) AS wanted (name)))
@@ -59,11 +104,11 @@ def found(connection: Connection) -> dict[str, set[str]]:
 
 
 def missing(connection: Connection) -> list[str]:
-    """Return what the newest migration makes and the database lacks: a table, or ``table.part``."""
+    """Return what the newest migration makes and the database lacks: a table, or a part of one."""
     there = found(connection)
     lacking = [table for table in TABLES if table not in there]
     for table in there:
-        lacking += [f"{table}.{part}" for part in sorted(PARTS[table] - there[table])]
+        lacking += [f"{table}: {part}" for part in sorted(PARTS[table] - there[table])]
     return lacking
 
 
@@ -82,6 +127,8 @@ def rebuild(connection: Connection, upgrade: Callable[[], None]) -> list[str]:
             telemetry's depends on a table.
     """
     left = [table for table in TABLES if _columns(connection, table)]
+    _hold(connection, left)
+    owner = _owner(connection, left)
     granted = {table: _grants(connection, table) for table in left}
     for table in left:
         connection.execute(text(f"CREATE TEMP TABLE kept_{table} AS TABLE {table}"))
@@ -93,7 +140,30 @@ def rebuild(connection: Connection, upgrade: Callable[[], None]) -> list[str]:
         for column, statement in grants:
             if column in columns:
                 connection.exec_driver_sql(statement)  # a role's name may hold a colon
+    if owner:
+        for table in (*TABLES, "telemetry_alembic_version"):
+            connection.exec_driver_sql(f"ALTER TABLE {table} OWNER TO {owner}")
+        connection.exec_driver_sql(f"ALTER FUNCTION telemetry_outbox_frozen() OWNER TO {owner}")
     return counts
+
+
+def _hold(connection: Connection, tables: list[str]) -> None:
+    """Wait for who works on the tables, and keep others out: what they commit is not to be lost.
+
+    A row is locked before its attempts, as everywhere.
+    """
+    for table in tables:
+        connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+
+
+def _owner(connection: Connection, tables: list[str]) -> str | None:
+    """Return who owns the tables, as SQL writes it, if it is another role than the current one."""
+    owners = text(
+        "SELECT relowner::regrole::text FROM pg_class"
+        " WHERE oid = to_regclass(:table) AND relowner <> current_user::regrole"
+    )
+    found = (connection.scalar(owners, {"table": table}) for table in tables)
+    return next(filter(None, found), None)
 
 
 def clear(connection: Connection) -> None:
@@ -126,13 +196,14 @@ def _put_back(connection: Connection, table: str) -> str:
     fill = f"INSERT INTO {table} ({names}) SELECT {names} FROM kept_{table}{fits}"  # noqa: S608
     try:
         stored = connection.execute(text(fill)).rowcount
-    except IntegrityError as error:
+    except DBAPIError as error:
         broken: Any = error.orig
-        rule = broken.diag.constraint_name or f"{broken.diag.column_name}, which must be set"
+        rule = broken.diag.constraint_name or f"the type or the rule of {broken.diag.column_name}"
         raise NotRepairableError(f"a row of {table} breaks {rule}") from error
     removed = connection.scalar(text(f"SELECT count(*) - :n FROM kept_{table}"), {"n": stored})  # noqa: S608
     connection.execute(text(f"DROP TABLE kept_{table}"))
-    return f"{table}: {stored} rows kept" + (f", {removed} removed" if removed else "")
+    rows = "1 row" if stored == 1 else f"{stored} rows"
+    return f"{table}: {rows} kept" + (f", {removed} removed" if removed else "")
 
 
 _GRANTED = text(

@@ -7,6 +7,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Pool, event, text
 
+CONSENTOS_0005 = """
+CREATE TABLE instance (
+    id uuid PRIMARY KEY,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    last_telemetry_at timestamptz
+)
+"""
+"""What ConsentOS's own migration 0005 does: if the table is there already, it fails."""
+
 
 def one(db: Engine, statement: str, **parameters: object) -> Any:
     """Return the only value of a query."""

@@ -14,7 +14,7 @@ import dramatiq
 from periodiq import cron
 
 from app import log
-from workers.broker import QUEUE, settings, stopping
+from workers.broker import QUEUE, record_sweep, settings, stopping
 
 if TYPE_CHECKING:
     from app.pipeline import Pipeline
@@ -40,9 +40,10 @@ def sweep() -> None:
             due = pipeline.write_heartbeat() or due
         with _swallowed("prune"):
             pipeline.prune()
-    if due:
-        with _swallowed("wake"):
+    with _swallowed("wake"):
+        if due:
             drain.send()
+        record_sweep()
 
 
 @dramatiq.actor(queue_name=QUEUE)

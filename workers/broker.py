@@ -23,17 +23,11 @@ import redis
 from dramatiq.brokers.redis import DEFAULT_MAINTENANCE_CHANCE, RedisBroker, _RedisConsumer
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from periodiq import PeriodiqMiddleware
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 
-from app import log
+from app import log, wakeups
 from app.settings import Disabled, Settings, SettingsError
 
-CLIENT_NAME = "consentos-telemetry"
 QUEUE = "telemetry"
-
-REDIS_TIMEOUT = 2
-"""Seconds that Redis has for an answer: with a Redis that hangs, a stop still is prompt."""
 
 IDLE_SECONDS = 20
 """How long Redis lets an idle worker wait for a wake-up; within a minute, or Dramatiq takes the
@@ -68,7 +62,7 @@ def build() -> RedisBroker:
     pendulum.set_local_timezone(pendulum.UTC)
     try:
         namespace = settings().namespace
-        client = _client(settings().require("redis_url"))
+        client = _Client(connection_pool=wakeups.pool(settings()))
     except SettingsError as error:
         log.complain(f"consentos-telemetry: {error}")
         raise SystemExit(1) from None
@@ -83,6 +77,13 @@ def build() -> RedisBroker:
     )
     dramatiq.set_broker(broker)
     return broker
+
+
+def record_sweep() -> None:
+    """Have Redis remember that a worker sweeps now, for `status`."""
+    broker = dramatiq.get_broker()
+    assert isinstance(broker, RedisBroker)  # noqa: S101 - `build` made it
+    wakeups.record_sweep(broker.client, broker.namespace)
 
 
 class Broker(RedisBroker):
@@ -119,7 +120,7 @@ class Consumer(_RedisConsumer):
         try:
             with _connection(self.broker.client.connection_pool) as connection:
                 connection.send_command("BRPOPLPUSH", queue, queue, IDLE_SECONDS)
-                for _ in range(IDLE_SECONDS + REDIS_TIMEOUT):
+                for _ in range(IDLE_SECONDS + wakeups.TIMEOUT):
                     if stopping.is_set():
                         break
                     if connection.can_read(timeout=ONE_SECOND):
@@ -152,29 +153,6 @@ class _Client(redis.Redis):
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise RedisAwayError(str(error)) from error
-
-
-def _client(url: str) -> redis.Redis:
-    """Return a client that has not connected yet.
-
-    Raises:
-        SettingsError: the URL has an option that is none, or one with a wrong value.
-    """
-    try:
-        pool = redis.ConnectionPool.from_url(
-            url,
-            socket_timeout=REDIS_TIMEOUT,
-            socket_connect_timeout=REDIS_TIMEOUT,
-            socket_keepalive=True,
-            health_check_interval=30,
-            # A connection that broke while idle is made anew; a silent Redis is not asked twice.
-            retry=Retry(ConstantBackoff(0.1), 2, supported_errors=(redis.ConnectionError,)),
-            client_name=CLIENT_NAME,
-        )
-        pool.connection_class(**pool.connection_kwargs)  # does not connect, but knows its options
-    except (TypeError, ValueError, redis.RedisError):
-        raise SettingsError("REDIS_URL has an option that cannot be understood.") from None
-    return _Client(connection_pool=pool)
 
 
 def _stop_once() -> None:

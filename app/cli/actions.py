@@ -56,6 +56,8 @@ def _told(result: Sent) -> tuple[bool, str]:
         return True, f"{day} was sent by another program: see instance.last_telemetry_at."
     if row is None:
         return False, f"{day} was not written."
+    if row["state"] == "discarded" and row["last_error"] == "sent elsewhere":
+        return True, f"{day} was sent by another program: see instance.last_telemetry_at."
     if row["state"] == "sent":
         when = "before" if result.sent_before else "now"
         return True, f"{day} has been sent ({when}, {time(row['finished_at'])})."
@@ -97,9 +99,12 @@ def migrate_command(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before removing.")] = False,
 ) -> None:
-    """Make or upgrade the tables of telemetry, as MIGRATION_DATABASE_URL or DATABASE_URL.
+    """Make, upgrade or repair the tables of telemetry, as MIGRATION_DATABASE_URL or DATABASE_URL.
 
-    ConsentOS's own tables and its alembic_version are never touched.
+    Refuses, and makes nothing, until ConsentOS's own migrations have run. Tables that a partial
+    restore has left half there are repaired, and the rows in them are kept. ConsentOS's own tables
+    and its alembic_version are never touched. Exits with 0 when the tables are as they should be,
+    and 1 when they are not, with the reason.
     """
     settings = Settings.load()
     if down and not yes:
@@ -114,7 +119,9 @@ def migrate_command(
     at = f"at {done.after}" if done.before == done.after else f"{done.before} -> {done.after}"
     typer.echo(f"telemetry: {at}")
     if done.missing:
-        typer.echo(f"mended, because it was missing: {', '.join(done.missing)}")
+        typer.echo("Repaired. These were missing:")
+    for part in done.missing:
+        typer.echo(f"  {part}")
     for sentence in done.kept:
         typer.echo(sentence)
     if lacking:

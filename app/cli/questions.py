@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -22,6 +22,9 @@ from app.settings import Disabled, Settings
 from app.verification import Problem
 
 MOST_RIGHTS_SHOWN = 3
+MINUTE = 60
+LATE_SWEEP = 5 * MINUTE
+"""Seconds after which a sweep, which comes every minute, is missed."""
 
 
 @app.command()
@@ -58,8 +61,9 @@ def status(
     else:
         rows = [*_settings_rows(settings), *_status_rows(now)]
         print_table(printing.names_and_values(rows))
-    if check and now.cannot_write:
-        complain(f"The day's heartbeat cannot be written: {now.cannot_write}.")
+    reason = now.cannot_write or now.redis_trouble
+    if check and now.enabled and reason:
+        complain(f"The day's heartbeat cannot be written: {reason}.")
     if check and now.overdue:
         raise typer.Exit(FAILED)
 
@@ -99,7 +103,10 @@ def _status_rows(now: Status) -> Iterator[tuple[str, str]]:
     if not now.pending:
         yield "pending", "nothing"
     yield "last error", escape(_failure(now.last_error))
-    yield "rights", _rights(now.excess_rights)
+    yield "rights", _rights(now)
+    yield "redis", f"[red]{escape(now.redis_trouble)}[/]" if now.redis_trouble else "answers"
+    if not now.redis_trouble:
+        yield "last sweep", _sweep(now.last_sweep_seconds_ago)
     if now.cannot_write:
         yield "cannot write", f"[red]{escape(now.cannot_write)}[/]"
     if now.overdue:
@@ -114,8 +121,23 @@ def _failure(attempt: Record | None) -> str:
     return f"{printing.outcome(attempt)}, {time(attempt['started_at'])}" if attempt else "none"
 
 
-def _rights(excess: list[str]) -> str:
-    """Say whether the database holds the pipeline to what it needs."""
+def _sweep(seconds_ago: int | None) -> str:
+    """Say when a worker last looked for work, which it does every minute."""
+    if seconds_ago is None:
+        return "[yellow]none in the last 30 days: is a worker running?[/]"
+    ago = count(seconds_ago, "second")
+    if seconds_ago >= 2 * MINUTE:
+        ago = f"{timedelta(seconds=seconds_ago)} (hours:minutes:seconds)"
+    late = seconds_ago > LATE_SWEEP
+    return f"[yellow]{ago} ago: is a worker running?[/]" if late else f"{ago} ago"
+
+
+def _rights(now: Status) -> str:
+    """Say whether the database gives the pipeline what it needs, and no more than that."""
+    excess = now.excess_rights
+    if now.lacking_rights:
+        tables = ", ".join(now.lacking_rights)
+        return f"[red]too few[/]: its role lacks rights on {tables}. Run `grants --apply`"
     if not excess:
         return "no more than it needs: the database refuses all else that is in its tables"
     shown = "; ".join(excess[:MOST_RIGHTS_SHOWN])

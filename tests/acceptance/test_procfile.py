@@ -7,10 +7,11 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import Engine
 
+from app import database
 from app.payload import Heartbeat
 from app.pipeline import Pipeline
 from tests.command import python
-from tests.database import attempts, count, outbox_row
+from tests.database import CONSENTOS_0005, attempts, count, outbox_row, run
 from tests.processes import HONCHO, READY, WAYS, Processes, line
 from tests.receiver import Receiver
 
@@ -105,7 +106,8 @@ class TestFirstBoot:
     def test_the_release_line_makes_the_tables_and_may_be_run_again(
         self, processes: Processes, empty_database: str
     ) -> None:
-        for told in ("telemetry: base -> 0001\n", "telemetry: at 0001\n"):
+        run(database.engine(empty_database), CONSENTOS_0005)
+        for told in ("telemetry: base -> 0002\n", "telemetry: at 0002\n"):
             release = processes.start("release", DATABASE_URL=empty_database)
             assert release.wait(30) == 0
             assert release.output() == told

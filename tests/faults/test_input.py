@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from app import database
 from migrations import migrate
 from tests.command import commands, commands_each_in
-from tests.database import count, one, run
+from tests.database import CONSENTOS_0005, count, one, run
 from tests.faults.steps import ready
 from tests.processes import Processes
 from tests.receiver import Receiver
@@ -298,15 +298,18 @@ class TestADatabase:
         self, environment: dict[str, str], empty_database: str, receiver: Receiver
     ) -> None:
         engine = database.engine(empty_database)
+        run(engine, CONSENTOS_0005)
         with engine.connect() as connection:
             migrate(connection, "collector")
         here = {**environment, "DATABASE_URL": empty_database}
         first = (*READING, "send")
         assert told(here, *first) == all_of(first, 1, UNMIGRATED)
         said = told(here, "migrate", "audit --json", "send", "preview")
-        assert said["migrate"] == (0, "telemetry: base -> 0001\n")
+        assert said["migrate"] == (0, "telemetry: base -> 0002\n")
         assert said["audit --json"] == (0, "[]\n")
-        not_there = 'ConsentOS\'s tables cannot be counted: relation "sites" does not exist.'
+        not_there = (
+            'ConsentOS\'s tables cannot be counted: relation "alembic_version" does not exist.'
+        )
         assert said["send"] == said["preview"] == (1, not_there)
         assert count(engine, "collector_alembic_version") == 1
         assert receiver.connections == 0
@@ -318,7 +321,7 @@ class TestADatabase:
         run(db, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
         said = told(administered, *ASKING, "migrate --down --yes")
         assert {said[line][0] for line in READING} == {0}
-        assert said["migrate"] == (0, "telemetry: at 0001\n")
+        assert said["migrate"] == (0, "telemetry: at 0002\n")
         for line in ("send", "migrate --down --yes"):
             assert said[line][0] == 1
             assert said[line][1].startswith("Cannot execute ")

@@ -9,8 +9,7 @@ from sqlalchemy import Engine, inspect, make_url
 from app import database
 from app.payload import json_schema
 from tests.command import PASSWORD, Ended, command, commands
-from tests.database import run
-from tests.integration.test_migrations import CONSENTOS_0005
+from tests.database import CONSENTOS_0005, run
 from tests.processes import ROOT
 
 COMMANDS = (
@@ -192,7 +191,8 @@ class TestMigrate:
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.splitlines() == [
             "telemetry: at 0002",
-            "mended, because it was missing: telemetry_outbox.telemetry_outbox_frozen",
+            "Repaired. These were missing:",
+            "  telemetry_outbox: telemetry_outbox_frozen TRIGGER d0715aac988669d2d631386206fc3070",
             "telemetry_notice: 0 rows kept",
             "telemetry_outbox: 0 rows kept",
             "telemetry_attempt: 0 rows kept",

@@ -9,6 +9,7 @@ from app import outbox
 from app.delivery import RECORD_LOST, SENT_ELSEWHERE, lease
 from app.pipeline import Pipeline
 from app.settings import Settings
+from tests.command import command
 from tests.conftest import Clock
 from tests.database import attempts, count, one, outbox_row, run
 from tests.receiver import Receiver, answer
@@ -100,7 +101,20 @@ def test_an_explicit_send_does_not_send_what_another_program_has_sent(
     sent = pipeline.send()
     assert receiver.connections == 0
     assert sent.row is not None
-    assert sent.row["state"] == "discarded"
+    assert (sent.row["state"], sent.row["last_error"]) == ("discarded", "sent elsewhere")
+
+
+def test_the_command_says_who_has_sent_it_as_if_it_had_been_asked_later(
+    environment: dict[str, str], db: Engine
+) -> None:
+    run(db, STAMP, at="2026-05-02T02:30:02Z")
+    said = (
+        "The heartbeat of 2026-05-02 was sent by another program: see instance.last_telemetry_at."
+    )
+    for _ in range(2):
+        ended = command(environment, "send")
+        assert ended.code == 0
+        assert ended.out.splitlines()[-1] == said
 
 
 def test_what_was_sent_under_a_lease_that_was_lost_is_not_sent_again(
@@ -176,5 +190,5 @@ def test_a_claim_that_was_lost_is_not_discarded(db: Engine, pipeline: Pipeline) 
     assert claim is not None
     run(db, "UPDATE telemetry_outbox SET lease_token = gen_random_uuid()")
     with pipeline.transaction() as connection:
-        assert not outbox.discard(connection, claim)
+        assert not outbox.discard(connection, claim, "sent elsewhere")
     assert outbox_row(db)["state"] == "sending"

@@ -5,12 +5,13 @@ import logging
 import pytest
 from sqlalchemy import Engine
 
+from app import outbox, report
 from app.pipeline import Pipeline
 from tests.command import command
 from tests.conftest import Clock
 from tests.database import attempts, one, outbox_row, run
 from tests.faults.steps import days
-from tests.receiver import Receiver
+from tests.receiver import Receiver, answer
 
 NOTICE = "INSERT INTO telemetry_notice VALUES (1, CAST(:at AS timestamptz))"
 INSTANCE = (
@@ -117,9 +118,60 @@ class TestARowOfTheFuture:
         pipeline.sweep()
         assert pipeline.write_heartbeat()
         pipeline.drain()
-        assert days(db) == {"2026-05-02": "sent", "2026-05-12": "discarded"}
+        assert days(db) == {"2026-05-02": "sent"}
         (request,) = receiver.requests
         assert b"2026-05-02T09:00" in request.body
+
+    def test_that_was_discarded_unsent_does_not_use_up_its_day(
+        self,
+        pipeline: Pipeline,
+        clock: Clock,
+        db: Engine,
+        receiver: Receiver,
+        told: pytest.LogCaptureFixture,
+    ) -> None:
+        clock("2026-05-05T09:00:00Z")
+        pipeline.write_heartbeat()
+        clock("2026-05-02T09:00:00Z")
+        pipeline.sweep()
+        assert "its day is in the future" in lines(told, "discarded")[0]
+        clock("2026-05-05T02:30:01Z")
+        assert pipeline.write_heartbeat()
+        pipeline.drain()
+        assert days(db) == {"2026-05-05": "sent"}
+        assert b"2026-05-05T02:30" in receiver.requests[0].body
+
+    def test_that_was_tried_stays_on_record_and_never_leaves_again(
+        self, pipeline: Pipeline, clock: Clock, db: Engine, receiver: Receiver
+    ) -> None:
+        receiver.answers = [answer(503)]
+        clock("2026-05-12T09:00:00Z")
+        pipeline.write_heartbeat()
+        pipeline.drain()
+        asked = len(receiver.requests)
+        clock("2026-05-02T09:00:00Z")
+        pipeline.sweep()
+        pipeline.drain()
+        assert days(db) == {"2026-05-12": "discarded"}
+        assert len(receiver.requests) == asked
+
+    def test_is_neither_the_last_error_nor_the_last_that_was_sent(
+        self, pipeline: Pipeline, clock: Clock, db: Engine, receiver: Receiver
+    ) -> None:
+        receiver.answers = [answer(400), answer(202)]
+        clock("2026-05-12T09:00:00Z")
+        pipeline.write_heartbeat()
+        pipeline.drain()
+        clock("2026-05-13T09:00:00Z")
+        pipeline.write_heartbeat()
+        pipeline.drain()
+        assert days(db) == {"2026-05-12": "rejected", "2026-05-13": "sent"}
+        clock("2026-05-02T09:00:00Z")
+        shown = report.status(pipeline)
+        assert shown.last_error is None
+        assert shown.last_success is None
+        with pipeline.transaction() as connection:
+            assert outbox.last_sent(connection) is None
 
     def test_of_the_day_that_another_server_has_just_begun_is_left_alone(
         self, pipeline: Pipeline, clock: Clock, db: Engine

@@ -12,21 +12,11 @@ from app.demo import consentos
 from app.models import METADATA
 from migrations import MigrationRefusedError, migrate
 from tests.conftest import Databases
-from tests.database import count, one, run
+from tests.database import CONSENTOS_0005, count, one, run
 
 OWN = {"instance", "telemetry_notice", "telemetry_outbox", "telemetry_attempt"}
 VERSIONS = "telemetry_alembic_version"
 HEAD = "0002"
-
-CONSENTOS_0005 = """
-CREATE TABLE instance (
-    id uuid PRIMARY KEY,
-    created_at timestamptz NOT NULL,
-    updated_at timestamptz NOT NULL,
-    last_telemetry_at timestamptz
-)
-"""
-"""What ConsentOS's own migration 0005 does: if the table is there already, it fails."""
 
 # All that a migration could change about a table, and what tells that it was rewritten.
 TABLES = """

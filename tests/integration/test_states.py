@@ -30,7 +30,7 @@ CHANGES: dict[str, Change] = {
         connection, claim, RetryAt(LATER, None), "refused"
     ),
     "release": outbox.release,
-    "discard": outbox.discard,
+    "discard": lambda connection, claim: outbox.discard(connection, claim, "sent elsewhere"),
     "reclaim": lambda connection, _: outbox.reclaim(connection, 0.0),
     "expire": lambda connection, _: outbox.expire(connection),
     "discard all": lambda connection, _: outbox.discard_all(connection),
@@ -68,7 +68,8 @@ def observed(db: Engine) -> set[tuple[str, str]]:
             if name == "expire":
                 run(db, "UPDATE telemetry_outbox SET expires_at = now()")
             if name == "discard future":
-                run(db, "UPDATE telemetry_outbox SET expires_at = now() + interval '26 hours'")
+                future = "expires_at = now() + interval '26 hours', attempts = 1"
+                run(db, f"UPDATE telemetry_outbox SET {future}")
             if name == "discard foreign":
                 run(db, "UPDATE instance SET id = gen_random_uuid()")
             with db.begin() as connection:

@@ -835,8 +835,8 @@ MUTATIONS = (
     Mutation(
         7,
         "a Redis that hangs is waited for without end",
-        "workers/broker.py",
-        "            socket_timeout=REDIS_TIMEOUT,\n",
+        "app/wakeups.py",
+        "            socket_timeout=TIMEOUT,\n",
         "            socket_timeout=None,\n",
         "faults/test_broker.py"
         "::test_an_actor_ends_its_work_without_redis_and_the_worker_takes_the_next",

@@ -1,0 +1,120 @@
+"""The Redis that carries the wake-ups: how it is reached, what is wrong with it, when it was used.
+
+The workers put Dramatiq on it; the operator's commands only look.
+"""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+from app.settings import Settings, SettingsError
+
+TIMEOUT = 2
+"""Seconds that Redis has for an answer: with a Redis that hangs, a stop still is prompt."""
+
+CLIENT_NAME = "consentos-telemetry"
+
+_REMEMBERED = timedelta(days=30)
+"""How long a sweep is remembered."""
+
+
+def pool(settings: Settings) -> redis.ConnectionPool:
+    """Return a pool of connections to REDIS_URL, none of which is open yet.
+
+    Raises:
+        SettingsError: the URL is missing, or has an option that is none or has a wrong value.
+    """
+    try:
+        made = redis.ConnectionPool.from_url(
+            settings.require("redis_url"),
+            socket_timeout=TIMEOUT,
+            socket_connect_timeout=TIMEOUT,
+            socket_keepalive=True,
+            health_check_interval=30,
+            # A connection that broke while idle is made anew; a silent Redis is not asked twice.
+            retry=Retry(ConstantBackoff(0.1), 2, supported_errors=(redis.ConnectionError,)),
+            client_name=CLIENT_NAME,
+        )
+        made.connection_class(**made.connection_kwargs)  # does not connect, but knows its options
+    except (TypeError, ValueError, redis.RedisError):
+        raise SettingsError("REDIS_URL has an option that cannot be understood.") from None
+    return made
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a look at Redis shows: why it cannot be used, and how long ago a worker last swept."""
+
+    trouble: str | None
+    swept_ago: timedelta | None = None
+
+
+def look(settings: Settings) -> Seen:
+    """Ask Redis once, as the processes do."""
+    try:
+        with redis.Redis(connection_pool=pool(settings)) as client:
+            left = client.pttl(_swept(settings.namespace))
+    except SettingsError as error:
+        return Seen(str(error).removesuffix("."))
+    except redis.RedisError as error:
+        return Seen(cause(error))
+    return Seen(None, _REMEMBERED - timedelta(milliseconds=left) if left > 0 else None)
+
+
+def record_sweep(client: redis.Redis, namespace: str) -> None:
+    """Remember that a worker sweeps now: by the time that is left to the key, so by Redis's clock.
+
+    Raises:
+        redis.RedisError: Redis cannot be used.
+    """
+    client.set(_swept(namespace), "", px=_REMEMBERED)
+
+
+def _swept(namespace: str) -> str:
+    return f"{namespace}:swept"
+
+
+_ANSWERS = {
+    "NOAUTH": "Redis asks for a password",
+    "WRONGPASS": "Redis refuses the user or the password",
+    "NOPERM": "Redis does not allow its user a command or a key (see ACL SETUSER in the README)",
+    "LOADING": "Redis is still loading its data",
+    "READONLY": "this Redis is a replica, which cannot be written to",
+    "OOM": "Redis has no memory left",
+}
+_CAUSES: tuple[tuple[type[BaseException], str], ...] = (
+    (redis.AuthenticationError, _ANSWERS["WRONGPASS"]),
+    (redis.MaxConnectionsError, "Redis has no connection left"),
+    (ssl.SSLCertVerificationError, "the certificate of Redis cannot be verified"),
+    (ssl.SSLError, "Redis does not speak TLS as rediss:// asks"),
+    (socket.gaierror, "the host in REDIS_URL is unknown"),
+    (ConnectionRefusedError, "nothing listens where REDIS_URL points to"),
+    (TimeoutError, "Redis does not answer"),
+    (redis.TimeoutError, "Redis does not answer"),
+)
+
+
+def cause(error: BaseException) -> str:
+    """Say why Redis cannot be used, without a value in it: by codes and types, never by texts."""
+    chain = [*_chain(error)]
+    for each in chain:
+        if answer := _ANSWERS.get(getattr(each, "status_code", None) or ""):
+            return answer
+    for kind, words in _CAUSES:
+        if any(isinstance(each, kind) for each in chain):
+            return words
+    connected = isinstance(error, redis.ResponseError)
+    return "Redis answers with an error" if connected else "Redis cannot be reached"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
