@@ -58,7 +58,10 @@ def test_a_fresh_install_is_on_and_says_when_it_will_first_send(
         "last_error": None,
         "overdue": False,
         "cannot_write": None,
+        "lacking_rights": [],
         "excess_rights": [],
+        "redis_trouble": "REDIS_URL is not set",
+        "last_sweep_seconds_ago": None,
     }
     assert receiver.connections == 0
 
