@@ -143,8 +143,11 @@ _NAMES_ONLY = frozenset(
     {"25006", "3F000", "42501", "42703", "42P01", "42P07", "55P03", "57014", "57P01"}
 )
 
-_OWN_TABLE = re.compile(r'relation "(telemetry_\w+|instance)" does not exist')
-_UNMIGRATED = "the tables of telemetry are missing; run `python -m app migrate` first"
+_NOT_THERE = frozenset({"42703", "42P01"})
+_OWN_TABLE = re.compile(r'\btelemetry_\w+|relation "instance"')
+_UNMIGRATED = (
+    "the tables of telemetry are missing or of another release; run `python -m app migrate` first"
+)
 
 _CONNECTION_TROUBLE = (
     (r"password authentication failed|no password supplied", "the database refuses the password"),
@@ -172,7 +175,7 @@ def cause(error: BaseException) -> str:
     state = getattr(origin, "sqlstate", None)
     if state in _NAMES_ONLY:
         told = str(origin.diag.message_primary)
-        return _UNMIGRATED if _OWN_TABLE.search(told) else told
+        return _UNMIGRATED if state in _NOT_THERE and _OWN_TABLE.search(told) else told
     if state is None and "OperationalError" in (kind.__name__ for kind in type(origin).__mro__):
         known = (told for words, told in _CONNECTION_TROUBLE if re.search(words, str(origin)))
         return next(known, "the database cannot be reached")

@@ -261,7 +261,9 @@ READING = ("status", "status --json", "preview", "audit", "audit --json")
 ASKING = (*READING, "send", "migrate")
 """The commands that need a database."""
 
-UNMIGRATED = "The tables of telemetry are missing; run `python -m app migrate` first."
+UNMIGRATED = (
+    "The tables of telemetry are missing or of another release; run `python -m app migrate` first."
+)
 
 Told = dict[str, tuple[int, str]]
 """Each command's exit code, and its sentence or, where it succeeds, what it printed."""

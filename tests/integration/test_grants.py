@@ -351,7 +351,8 @@ class TestTheCommand:
         here = {**administered, "MIGRATION_DATABASE_URL": empty_database}
         ended = command(here, "grants", "--role", ROLE, "--apply")
         assert ended.sentence == (
-            "The tables of telemetry are missing; run `python -m app migrate` first."
+            "The tables of telemetry are missing or of another release; run"
+            " `python -m app migrate` first."
         )
 
     def test_says_where_the_tables_are_if_a_role_would_not_look_there(

@@ -16,6 +16,8 @@ from tests.conftest import ROLE, Databases
 from tests.database import CONSENTOS_0005, count, one, run, waiting_for_locks
 from tests.faults.steps import eventually
 from tests.integration.test_migrations import HEAD, describe_all, relations
+from tests.processes import ROOT
+from tests.receiver import Receiver
 
 REVISIONS = ("0001", HEAD)
 """Each revision that a released version has left in a database."""
@@ -75,6 +77,19 @@ def assert_whole(db: Engine) -> None:
     before = [describe_all(db), relations(db)]
     assert move(db) == Migrated(HEAD, HEAD)
     assert [describe_all(db), relations(db)] == before
+
+
+@pytest.mark.parametrize("filled", ["0001"], indirect=True)
+def test_a_release_that_is_newer_than_the_tables_says_to_migrate(
+    filled: Engine, environment: dict[str, str]
+) -> None:
+    here = {**environment, "DATABASE_URL": filled.url.render_as_string(hide_password=False)}
+    for line in ("status", "audit", "preview --diff"):
+        ended = command(here, *line.split())
+        assert ended.code == 1
+        assert (
+            "run `python -m app migrate` first" in ended.sentence or "alembic_version" in ended.err
+        )
 
 
 def test_an_upgrade_says_what_of_the_operators_depends_on_a_table(filled: Engine) -> None:
@@ -194,6 +209,39 @@ def rights(db: Engine) -> list[Any]:
     )
     with db.begin() as connection:
         return [tuple(row) for row in connection.execute(text(acl))]
+
+
+OLD_RIGHTS = (
+    "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}",
+    "GRANT SELECT (deleted_at) ON organisations, users TO {role}",
+    "GRANT SELECT, INSERT (schema, noticed_at) ON telemetry_notice TO {role}",
+    "GRANT SELECT, UPDATE, DELETE, INSERT (id, day) ON telemetry_outbox TO {role}",
+    "GRANT SELECT, INSERT (id, outbox_id, n) ON telemetry_attempt TO {role}",
+)
+
+
+def test_the_documented_upgrade_works_step_by_step_from_the_first_release(
+    administered: dict[str, str], db: Engine, receiver: Receiver
+) -> None:
+    move(db, "base")
+    move(db, "0001")
+    for statement in (NOTICE, MONTH, ATTEMPTS, *OLD_RIGHTS):
+        run(db, statement.replace("{role}", ROLE))
+    _, _, of_this = operate("Upgrade").partition("systemctl stop")
+    steps = re.findall(r"(?m)^consentos-telemetry (.*)$", of_this)
+    assert [step.split()[0] for step in steps] == ["migrate", "grants", "preview"]
+    for step in steps:
+        ended = command(administered, *step.replace("--role telemetry", f"--role {ROLE}").split())
+        assert ended.code == 0, ended.err
+    sent = command(administered, "send")
+    assert sent.code == 0, sent.err
+    assert len(receiver.requests) == 1
+
+
+def operate(section: str) -> str:
+    """Return a section of the operator's page."""
+    page = (ROOT / "docs" / "operate.md").read_text()
+    return page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
 
 
 CANNOT_BE_KEPT = {

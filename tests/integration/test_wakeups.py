@@ -1,10 +1,12 @@
 """Redis, as `status` sees it: what is wrong with it, and when a worker last swept."""
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 import redis
+from redis.exceptions import NoPermissionError
 from sqlalchemy import Engine
 
 from app import wakeups
@@ -12,10 +14,13 @@ from app.settings import Settings
 from tests.command import PASSWORD, command
 from tests.conftest import Clock
 from tests.database import one, run
-from tests.processes import Processes
+from tests.faults.steps import eventually
+from tests.processes import ROOT, Processes
+from tests.receiver import Receiver
 
 NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00:00Z')"
 USER = "limited"
+README = ROOT / "README.md"
 
 
 @pytest.fixture
@@ -87,6 +92,45 @@ class TestTrouble:
         assert trouble(encrypted, monkeypatch) == "Redis does not answer"
 
 
+class TestTheUserOfTheReadme:
+    def test_is_enough_to_work_and_to_look(
+        self,
+        server: redis.Redis,
+        redis_url: str,
+        processes: Processes,
+        receiver: Receiver,
+        db: Engine,
+        clock: Clock,
+    ) -> None:
+        (line,) = re.findall(r"(?s)ACL SETUSER telemetry (.*?)\n```", README.read_text())
+        server.execute_command("ACL", "SETUSER", USER, *line.replace("PASSWORD", PASSWORD).split())
+        as_user = redis_url.replace("redis://", f"redis://{USER}:{PASSWORD}@")
+        processes.environment["REDIS_URL"] = as_user
+        run(db, NOTICE)
+        clock("2026-05-02T02:30:05Z")
+        worker, scheduler = processes.start_all("worker scheduler")
+        worker.wait_for("telemetry.payload", seconds=60)
+        assert len(receiver.requests) == 1
+        eventually(lambda: swept(processes) is not None)
+        for process in (worker, scheduler):
+            assert not process.lines("telemetry.failed")
+            assert "CRITICAL" not in process.output()
+            assert "ERROR" not in process.output()
+        assert command(processes.environment, "status", "--json").json["redis_trouble"] is None
+
+    def test_may_touch_no_other_key(self, server: redis.Redis, redis_url: str) -> None:
+        (line,) = re.findall(r"(?s)ACL SETUSER telemetry (.*?)\n```", README.read_text())
+        server.execute_command("ACL", "SETUSER", USER, *line.replace("PASSWORD", PASSWORD).split())
+        as_user = redis_url.replace("redis://", f"redis://{USER}:{PASSWORD}@")
+        with redis.Redis.from_url(as_user) as client, pytest.raises(NoPermissionError):
+            client.set("celery", "")
+
+
+def swept(processes: Processes) -> int | None:
+    shown = command(processes.environment, "status", "--json").json["last_sweep_seconds_ago"]
+    return None if shown is None else int(shown)
+
+
 class TestStatus:
     def test_shows_when_a_worker_last_swept(self, processes: Processes, db: Engine) -> None:
         assert one(db, "SELECT 1")
@@ -96,11 +140,10 @@ class TestStatus:
         worker.wait_for("is ready for action")
         processes.wake("sweep")
         worker.wait_for("telemetry.notice")
-        shown = command(here, "status", "--json").json
-        while shown["last_sweep_seconds_ago"] is None:
-            shown = command(here, "status", "--json").json
-        assert 0 <= shown["last_sweep_seconds_ago"] < 20
-        assert shown["redis_trouble"] is None
+        eventually(lambda: swept(processes) is not None)
+        ago = swept(processes)
+        assert ago is not None
+        assert 0 <= ago < 20
         assert "second" in command(here, "status").out
 
     def test_says_that_no_worker_has_swept_for_long(

@@ -639,6 +639,14 @@ MUTATIONS = (
     ),
     Mutation(
         5,
+        "what a worker commits during a repair is lost",
+        "migrations/repair.py",
+        "    _hold(connection, left)\n",
+        "",
+        "integration/test_half_there.py::test_nothing_that_is_committed_meanwhile_is_lost",
+    ),
+    Mutation(
+        5,
         "a connection that answers nothing is waited for without end",
         "app/database.py",
         "return super().wait(gen, interval, timeout or self.patience)",
@@ -687,6 +695,14 @@ MUTATIONS = (
         f"{STDOUT}::test_is_not_where_the_next_socket_is_opened",
     ),
     # 6. No silent failure
+    Mutation(
+        6,
+        "a probe fails although it is Redis that is away",
+        "app/report.py",
+        "cannot_write or (settings.redis_url and waking.trouble)",
+        "cannot_write",
+        "integration/test_wakeups.py::test_passes_while_redis_is_away_and_says_so",
+    ),
     Mutation(
         6,
         "a version that stays behind an upgrade is not noticed",

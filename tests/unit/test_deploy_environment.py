@@ -142,7 +142,8 @@ def test_off_is_off_in_every_form(off: Mapping[str, str], place: Place, tmp_path
 def test_the_pages_warn_of_a_name_without_a_value() -> None:
     for page in ("telemetry.md", "operate.md"):
         words = " ".join((ROOT / "docs" / page).read_text().split())
-        assert "Never leave the value empty" in words
+        assert "honcho ignores `TELEMETRY_ENABLED=`" in words
+        assert "for a bare `TELEMETRY_ENABLED` or `TELEMETRY_ENABLED:`, and unset means on" in words
 
 
 class TestCompose:
