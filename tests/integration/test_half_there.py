@@ -84,12 +84,10 @@ def test_a_release_that_is_newer_than_the_tables_says_to_migrate(
     filled: Engine, environment: dict[str, str]
 ) -> None:
     here = {**environment, "DATABASE_URL": filled.url.render_as_string(hide_password=False)}
-    for line in ("status", "audit", "preview --diff"):
-        ended = command(here, *line.split())
+    for line in ("status", "audit"):
+        ended = command(here, line)
         assert ended.code == 1
-        assert (
-            "run `python -m app migrate` first" in ended.sentence or "alembic_version" in ended.err
-        )
+        assert "run `python -m app migrate` first" in ended.sentence
 
 
 def test_an_upgrade_says_what_of_the_operators_depends_on_a_table(filled: Engine) -> None:
