@@ -346,7 +346,7 @@ def test_what_consentos_has_sent_itself_today_is_not_sent_again_and_is_told_once
     do(processes, "heartbeat", "sweep", "drain", "heartbeat", "sweep")
     assert count(db, "telemetry_outbox") == receiver.connections == 0
     (warning,) = worker.lines("telemetry.warning")
-    assert "something else has sent this day's heartbeat already" in warning
+    assert "this day's heartbeat has already been sent, and not from this outbox" in warning
     clock(TOMORROW_BEGINS)
     do(processes, "heartbeat", "sweep")
     assert days(db) == {TOMORROW: "sent"}

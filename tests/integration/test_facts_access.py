@@ -163,9 +163,9 @@ class TestACountThatWouldNotBeTrue:
                 ),
                 (
                     "the tables are found in different schemas (public: alembic_version,"
-                    " consent_records, org_configs, organisations, scan_jobs, site_configs,"
-                    " site_group_configs, sites; shop: users): set the role's search_path so that"
-                    " ConsentOS's come first"
+                    " consent_records, instance, org_configs, organisations, scan_jobs,"
+                    " site_configs, site_group_configs, sites; shop: users): set the role's"
+                    " search_path so that ConsentOS's come first"
                 ),
             ),
             (
