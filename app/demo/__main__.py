@@ -62,7 +62,7 @@ class Demo:
             "REDIS_URL": embedded.redis,
             "COLLECTOR_DATABASE_URL": self.collector,
             "ENVIRONMENT": "demo",
-            "APP_VERSION": "0.1.0",
+            "APP_VERSION": "v0.2.0",
             "CONSENTOS_DEPLOYMENT": "demo",
             "TELEMETRY_ENDPOINT": f"{self.page}v1/heartbeat",
             "TELEMETRY_SPREAD_SECONDS": "0",
