@@ -114,7 +114,7 @@ MUTATIONS = (
         "compose writes the switch over the operator's file",
         "deploy/compose.yaml",
         "    command: [python, -m, workers.solo]\n",
-        "    command: [python, -m, workers.solo]\n    environment: {TELEMETRY_ENABLED: true}\n",
+        '    command: [python, -m, workers.solo]\n    environment: {TELEMETRY_ENABLED: "true"}\n',
         f"{PLACES}::test_a_variable_reaches_the_process",
     ),
     Mutation(
