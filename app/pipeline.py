@@ -141,11 +141,17 @@ class Outlook:
             "telemetry_notice.noticed_at": self.noticed_at,
         }
         return tuple(
-            f"{name} is {at:%Y-%m-%d %H:%M} UTC, which is in the future, and is ignored: a clock"
-            " was ahead once, or a snapshot was restored"
+            _in_the_future(name, at)
             for name, at in stored.items()
             if at and not believed(at, self.now)
         )
+
+
+def _in_the_future(name: str, at: datetime) -> str:
+    return (
+        f"{name} is {at:%Y-%m-%d %H:%M} UTC, which is in the future, and is ignored: a clock was"
+        " ahead once, or a snapshot was restored"
+    )
 
 
 def look(connection: Connection, *, waive_notice: bool = False) -> Outlook:
@@ -323,6 +329,9 @@ class Pipeline:
         given_at = notice.given_at(connection, schema)
         if believed(given_at, now) or not notice.record(connection, schema):
             return
+        if given_at:
+            reason = _in_the_future("telemetry_notice.noticed_at", given_at)
+            self._warn_daily(running_day(now), f"{reason}: the notice is given again")
         log.event(
             "notice",
             schema=schema,

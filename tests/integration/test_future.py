@@ -88,10 +88,12 @@ class TestANoticeInTheFuture:
     def test_is_given_anew_and_counts_from_then_on(
         self, pipeline: Pipeline, clock: Clock, db: Engine, told: pytest.LogCaptureFixture
     ) -> None:
+        pipeline.sweep()
+        pipeline.sweep()
         assert not pipeline.write_heartbeat()
-        pipeline.sweep()
-        pipeline.sweep()
         assert len(lines(told, "notice")) == 1
+        (warning,) = lines(told, "warning")
+        assert f"telemetry_notice.noticed_at {NOT_BELIEVED}" in warning
         assert one(db, "SELECT noticed_at = '2027-05-02T02:30Z' FROM telemetry_notice") is False
         clock("2026-05-03T02:30:00Z")
         assert pipeline.write_heartbeat()
