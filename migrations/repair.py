@@ -159,8 +159,8 @@ def _hold(connection: Connection, tables: list[str]) -> None:
 def _owner(connection: Connection, tables: list[str]) -> str | None:
     """Return who owns the tables, as SQL writes it, if it is another role than the current one."""
     owners = text(
-        "SELECT relowner::regrole::text FROM pg_class"
-        " WHERE oid = to_regclass(:table) AND relowner <> current_user::regrole"
+        "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass(:table)"
+        " AND relowner <> (SELECT oid FROM pg_roles WHERE rolname = current_user)"
     )
     found = (connection.scalar(owners, {"table": table}) for table in tables)
     return next(filter(None, found), None)
