@@ -66,7 +66,7 @@ format: setup ## Format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: setup ## Write what is generated: the JSON Schema, the field table, the Kubernetes manifest
+docs: setup ## Write what is generated: JSON Schema, field table, Kubernetes manifest, versions
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python deploy/generate.py
 

@@ -113,12 +113,18 @@ class Compose(Place):
         started = self.started(directory, written, override)
         return Given(sender=started["telemetry"][0], owner=started["release"][0])
 
+    def images(self, directory: Path, written: Mapping[str, str]) -> set[str]:
+        """Return the names of the images that compose starts the containers from."""
+        self.started(directory, written)
+        calls = (directory / "deploy" / "calls").read_text()
+        return set(re.findall(r"\0(consentos-telemetry:[^\0]+)\0", calls))
+
     def started(
         self, directory: Path, written: Mapping[str, str], override: str = ""
     ) -> dict[str, tuple[dict[str, str], list[str]]]:
         """Return the environment and the command of each container that compose starts."""
         there = directory / "deploy"
-        there.mkdir()
+        there.mkdir(parents=True)
         shutil.copy(DEPLOY / "compose.yaml", there)
         shutil.copy(DEPLOY / "Dockerfile", there)
         everything = {**FILLED_IN, **written}
