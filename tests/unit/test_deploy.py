@@ -553,7 +553,7 @@ def test_the_page_makes_every_file_with_a_password_readable_by_its_owner_alone()
     assert {"env.example": ".env", "admin.env.example": "admin.env"}.items() <= made.items()
     assert {"deploy/systemd/env.example", "deploy/systemd/admin.example"} <= made.keys()
     readme = (ROOT / "README.md").read_text()
-    assert readme.index("umask 077") < readme.index("cat > .env")
+    assert "\ninstall -m 0600 /dev/null .env " in readme.partition("cat > .env")[0]
 
 
 @pytest.mark.parametrize("page", [PAGE, ROOT / "README.md"], ids=lambda path: path.name)
