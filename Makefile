@@ -7,7 +7,7 @@ BIN := .venv/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help setup demo up test test-faults test-browser screenshot prove bench bench-collector lint format docs lock clean
+.PHONY: help setup demo up test test-versions test-faults test-browser screenshot prove bench bench-collector lint format docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ up: setup ## The demo, which stays until Ctrl-C
 
 test: setup ## Run the tests, on embedded Postgres and Valkey
 	@$(BIN)/pytest --ignore tests/faults --ignore tests/browser
+
+test-versions: setup ## Run what depends on a server's version on Debian's Postgres and Redis
+	@$(BIN)/python -m tests.versions
 
 test-faults: setup ## Kill, freeze, cut off and mislead the real processes, and see nothing lost
 	@$(BIN)/pytest --numprocesses 6 --maxprocesses 6 tests/faults
@@ -66,7 +69,7 @@ format: setup ## Format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: setup ## Write what is generated: the JSON Schema, the field table, the Kubernetes manifest
+docs: setup ## Write what is generated: JSON Schema, field table, Kubernetes manifest, versions
 	@$(BIN)/python docs/generate.py
 	@$(BIN)/python deploy/generate.py
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from app import database, grants, instance, log, outbox, payload, verification, wakeups
+from app import __version__, database, grants, instance, log, outbox, payload, verification, wakeups
 from app.outbox import Record
 from app.pipeline import (
     CollectError,
@@ -28,6 +28,8 @@ from app.verification import Problem
 class Status:
     """What an operator asks first: is it on, what happened last, and what comes next."""
 
+    release: str
+    """Which release of this program is asked; `version` is ConsentOS's."""
     enabled: bool
     reason: str | None
     warnings: tuple[str, ...]
@@ -145,6 +147,7 @@ def status(pipeline: Pipeline) -> Status:
     not_its_fault = cannot_write or (settings.redis_url and waking.trouble)
     sent_at = last_sent["finished_at"] if last_sent else None
     return Status(
+        release=__version__,
         enabled=enabled,
         reason=gate.reason if isinstance(gate, Disabled) else None,
         warnings=(*settings.warnings, *seen.ahead, *stale),

@@ -1,16 +1,31 @@
-"""Writes the Deployment for kustomize from the Helm chart, which is the source."""  # noqa: INP001
+"""Writes what the deploy files derive: the release's version, and the Deployment for kustomize.
 
+`app.__version__` is the source of the version, and the Helm chart that of the Deployment.
+"""  # noqa: INP001
+
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import helm_python
 import yaml
 
+from app import __version__
+
 DEPLOY = Path(__file__).parent
 CHART = DEPLOY / "helm"
 DEPLOYMENT = DEPLOY / "kubernetes" / "deployment.yaml"
 
 RELEASE = "consentos-telemetry"
+
+VERSIONED: Mapping[Path, str] = {
+    CHART / "Chart.yaml": r'(?m)^((?:v|appV)ersion: "?)[^\s"]+',
+    DEPLOY.parent / "README.md": r"(?m)^(release +)\S+$",
+    DEPLOY / "compose.yaml": r"(\$\{CONSENTOS_TELEMETRY_TAG:-)[^}]+",
+}
+"""The files that name the release, and where: the version comes after the group."""
+
 HEADER = """\
 # Generated from deploy/helm by `make docs`. Change the chart, not this file.
 """
@@ -43,5 +58,19 @@ def deployment() -> str:
     return HEADER + yaml.safe_dump(found, sort_keys=False, width=100)
 
 
+def with_version(file: Path) -> str:
+    """Return the text of a file with the release's version wherever it names one.
+
+    Raises:
+        ValueError: it names none.
+    """
+    written, count = re.subn(VERSIONED[file], rf"\g<1>{__version__}", file.read_text())
+    if not count:
+        raise ValueError(f"{file} names no version")
+    return written
+
+
 if __name__ == "__main__":
+    for versioned in VERSIONED:
+        versioned.write_text(with_version(versioned))
     DEPLOYMENT.write_text(deployment())

@@ -77,8 +77,11 @@ class Databases:
         """Make a database, give its URL, and drop it when the block ends."""
         name = f"telemetry_test_{uuid4().hex}"
         with self._server.connect() as server:
-            # A copy of files writes no write-ahead log, as the default way of copying does.
-            server.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"))
+            # A copy of files writes no write-ahead log, as the default way of copying does. Before
+            # Postgres 15 there was no other way.
+            version = server.dialect.server_version_info
+            strategy = " STRATEGY FILE_COPY" if version and version >= (15,) else ""
+            server.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}{strategy}"))
         yield self._url.set(database=name).render_as_string(hide_password=False)
         with self._server.connect() as server:
             server.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
@@ -261,7 +264,8 @@ def over_ipv6(receiver: Receiver) -> Iterator[str]:
 def redis_url(embedded: servers.Servers | None) -> str:
     """A Redis without a key in it."""
     number = int(RUNNER.removeprefix("gw"))
-    url = embedded.redis if embedded else f"{os.environ['TEST_REDIS_URL'].rstrip('/0')}/{number}"
+    named = os.environ.get("TEST_REDIS_URL", "").removesuffix("/0").removesuffix("/")
+    url = embedded.redis if embedded else f"{named}/{number}"
     with redis.Redis.from_url(url) as client:
         client.flushdb()
     return url

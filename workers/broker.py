@@ -24,7 +24,7 @@ from dramatiq.brokers.redis import DEFAULT_MAINTENANCE_CHANCE, RedisBroker, _Red
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from periodiq import PeriodiqMiddleware
 
-from app import log, wakeups
+from app import __version__, log, wakeups
 from app.settings import Disabled, Settings, SettingsError
 
 QUEUE = "telemetry"
@@ -192,13 +192,14 @@ class Announcement(dramatiq.Middleware):
         """Log the gate and the warnings, one line each."""
         gate = settings().gate
         if isinstance(gate, Disabled):
-            log.event("disabled", reason=gate.reason)
+            log.event("disabled", reason=gate.reason, release=__version__)
         else:
             log.event(
                 "enabled",
                 endpoint=settings().endpoint_without_query,
                 version=settings().app_version,
                 edition=settings().edition,
+                release=__version__,
             )
         for warning in settings().warnings:
             log.event("warning", level=logging.WARNING, reason=warning)

@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 from rich.markup import escape
 
-from app import change, payload, report
+from app import __version__, change, payload, report
 from app.change import Change
 from app.cli import printing
 from app.cli.entry import FAILED, CommandError, app, complain, explained
@@ -71,6 +71,7 @@ def status(
 def _settings_facts(settings: Settings) -> dict[str, Any]:
     gate = settings.gate
     return {
+        "release": __version__,
         "enabled": not isinstance(gate, Disabled),
         "reason": gate.reason if isinstance(gate, Disabled) else None,
         "warnings": settings.warnings,
@@ -89,6 +90,7 @@ def _settings_rows(settings: Settings) -> Iterator[tuple[str, str]]:
     yield "endpoint", escape(settings.endpoint_without_query)
     yield "version", settings.app_version
     yield "edition", settings.edition
+    yield "release", __version__
 
 
 def _status_rows(now: Status) -> Iterator[tuple[str, str]]:

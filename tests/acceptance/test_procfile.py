@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import Engine
 
-from app import database
+from app import __version__, database
 from app.payload import Heartbeat
 from app.pipeline import Pipeline
 from tests.command import python
@@ -67,7 +67,7 @@ class TestOneByOne:
         (request,) = receiver.wait_for(1)
         worker.wait_for("telemetry.attempt")
         (enabled,) = worker.lines("telemetry.enabled")
-        assert " version=0.2.0 edition=ce" in enabled
+        assert f" version=0.2.0 edition=ce release={__version__}" in enabled
         assert worker.lines("telemetry.queued")
         assert worker.lines("telemetry.payload") == [f"telemetry.payload {request.body.decode()}"]
 
@@ -140,7 +140,8 @@ def test_off_no_process_opens_a_socket_to_the_endpoint_and_what_was_pending_is_d
     worker, *_ = processes.start_all(way, **switch)
     worker.wait_for("telemetry.discarded")
     assert "reason=off" in worker.lines("telemetry.discarded")[0]
-    assert worker.lines("telemetry.disabled reason=")
+    (disabled,) = worker.lines("telemetry.disabled reason=")
+    assert f" release={__version__}" in disabled
     assert outbox_row(db)["state"] == "discarded"
     sockets = processes.trace.read_text()
     assert f"('127.0.0.1', {urlsplit(processes.environment['REDIS_URL']).port})" in sockets

@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import Engine
 
+from app import __version__
 from app.pipeline import Pipeline
 from tests.command import PASSWORD, Ended, command, commands
 from tests.conftest import Clock
@@ -35,6 +36,7 @@ def test_a_fresh_install_is_on_and_says_when_it_will_first_send(
     assert line(shown, "endpoint") == receiver.url
     assert line(shown, "version") == "0.2.0"
     assert line(shown, "edition") == "ce"
+    assert line(shown, "release") == __version__
     assert line(shown, "schedule") == "daily at 02:30 UTC"
     assert line(shown, "instance").startswith("none yet")
     assert line(shown, "notice") == "not given yet"
@@ -43,6 +45,7 @@ def test_a_fresh_install_is_on_and_says_when_it_will_first_send(
     assert line(shown, "pending") == "nothing"
     assert line(shown, "last error") == "none"
     assert told.json == {
+        "release": __version__,
         "enabled": True,
         "reason": None,
         "warnings": [],

@@ -113,12 +113,18 @@ class Compose(Place):
         started = self.started(directory, written, override)
         return Given(sender=started["telemetry"][0], owner=started["release"][0])
 
+    def images(self, directory: Path, written: Mapping[str, str]) -> set[str]:
+        """Return the names of the images that compose starts the containers from."""
+        self.started(directory, written)
+        calls = (directory / "deploy" / "calls").read_text()
+        return set(re.findall(r"\0(consentos-telemetry:[^\0]+)\0", calls))
+
     def started(
         self, directory: Path, written: Mapping[str, str], override: str = ""
     ) -> dict[str, tuple[dict[str, str], list[str]]]:
         """Return the environment and the command of each container that compose starts."""
         there = directory / "deploy"
-        there.mkdir()
+        there.mkdir(parents=True)
         shutil.copy(DEPLOY / "compose.yaml", there)
         shutil.copy(DEPLOY / "Dockerfile", there)
         everything = {**FILLED_IN, **written}
@@ -301,29 +307,33 @@ def of_a_unit(page: str) -> dict[str, str]:
 
 
 class Honcho(Place):
-    """The `.env` that README has the operator write, as honcho reads it."""
+    """The `.env` that README has the operator write, as honcho reads it, beside the owner's URL."""
 
     name = "honcho"
     empty_is_unset = True
 
     def given(self, directory: Path, written: Mapping[str, str]) -> Given:
         (example,) = re.findall(
-            r"(?ms)^cat > \.env <<END\n(.*?)^END$", (ROOT / "README.md").read_text()
+            r"(?ms)^cat > \.env <<'END'\n(.*?)^END$", (ROOT / "README.md").read_text()
         )
         everything = {**FILLED_IN, **written}
+        owners = {ADMIN: everything.pop(ADMIN)}
         del everything["CONSENTOS_NETWORK"]
         (directory / ".env").write_text(with_lines(example, everything))
+        return Given(sender=self._run(directory, {}), owner=self._run(directory, owners))
+
+    def _run(self, directory: Path, around: Mapping[str, str]) -> dict[str, str]:
+        """Return what a command gets that is started with these variables before it."""
         show = "import json, os; print(json.dumps(dict(os.environ)))"
         run = subprocess.run(
             [sys.executable, "-m", "honcho", "run", sys.executable, "-c", show],
             cwd=directory,
-            env=minimal({}),
+            env=minimal(around),
             capture_output=True,
             check=True,
         )
-        environment = json.loads(run.stdout)
-        # The README has one file for everything.
-        return Given(sender=environment, owner=environment)
+        found: dict[str, str] = json.loads(run.stdout)
+        return found
 
 
 PLACES: tuple[Place, ...] = (Compose(), Override(), Helm(), Kustomize(), Systemd(), Honcho())

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import typer.main
 import yaml
 
 import app.cli  # noqa: F401 - has every command register itself
+from app import __version__
 from app.cli.entry import app as cli
 from app.settings import Settings
 from deploy import generate
@@ -63,7 +63,8 @@ class TestCompose:
     def test_sets_no_variable_that_would_win_over_the_operators_file(self) -> None:
         page = COMPOSE.read_text()
         assert not [name for name, each in services(page).items() if "environment" in each]
-        assert re.findall(r"\$\{([A-Z_]+)[^}]*\}", page) == ["CONSENTOS_NETWORK"]
+        read = re.findall(r"\$\{([A-Z_]+)[^}]*\}", page)
+        assert read == ["CONSENTOS_TELEMETRY_TAG", "CONSENTOS_NETWORK"]
 
     def test_takes_no_default_for_the_network(self) -> None:
         assert "${CONSENTOS_NETWORK:?" in COMPOSE.read_text()
@@ -423,19 +424,35 @@ class TestTheImage:
         install, _ = (rest for name, rest in instructions() if name == "RUN")
         assert install == "pip install --no-cache-dir --require-hashes -r requirements.txt"
 
-    def test_is_called_by_the_version_of_the_project_everywhere(self) -> None:
-        version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-        name = f"consentos-telemetry:{version}"
+    @pytest.mark.parametrize("file", generate.VERSIONED, ids=lambda path: path.name)
+    def test_has_one_version_which_every_file_has_from_one_place(self, file: Path) -> None:
+        assert file.read_text() == generate.with_version(file), "run `make docs`"
+
+    def test_is_called_by_the_release_unless_its_builder_says_otherwise(
+        self, tmp_path: Path
+    ) -> None:
+        name = f"consentos-telemetry:{__version__}"
         (image,) = yaml.safe_load(KUSTOMIZATION.read_text())["images"]
-        assert f"{image['newName']}:{image['newTag']}" == name
+        assert image == {"name": "consentos-telemetry", "newName": "consentos-telemetry"}
         for manifest in manifests().values():
             pod = manifest["spec"]["template"]["spec"]
             assert {each["image"] for each in containers(pod).values()} == {name}
         chart = yaml.safe_load((generate.CHART / "Chart.yaml").read_text())
-        assert (chart["version"], chart["appVersion"]) == (version, version)
-        assert {each["image"] for each in services(COMPOSE.read_text()).values()} == {name}
-        assert f"--tag {name} ." in (DEPLOY / "Dockerfile").read_text()
-        assert f"--tag {name} ." in PAGE.read_text()
+        assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+        assert Compose().images(tmp_path, {}) == {name}
+
+    def test_is_called_by_the_tag_that_its_builder_says(self, tmp_path: Path) -> None:
+        tag = "0.1.0-3-g1234567-dirty"
+        written = {"CONSENTOS_TELEMETRY_TAG": tag}
+        assert Compose().images(tmp_path, written) == {f"consentos-telemetry:{tag}"}
+        assert reason({**Compose().given(tmp_path / "again", {**written}).sender}) is None
+
+    @pytest.mark.parametrize("page", [PAGE, DEPLOY / "Dockerfile"], ids=lambda page: page.name)
+    def test_is_built_with_another_tag_for_each_commit(self, page: Path) -> None:
+        lines = re.sub(r"(?m)^# ", "", page.read_text())
+        (built,) = re.findall(r"(?m)^TAG=(.*)\ndocker build (.*) \.$", lines)
+        assert built[0].startswith("$(git describe --tags --always --dirty)")
+        assert re.search(r' --tag "\S*consentos-telemetry:\$TAG"$', built[1])
 
 
 # systemd
@@ -507,8 +524,11 @@ FILES = sorted(
     for path in DEPLOY.rglob("*")
     if path.is_file() and path.name not in OWN and path.suffix not in {".py", ".pyc"}
 )
-ELSEWHERE = {"CONSENTOS_NETWORK", "PYTHONDONTWRITEBYTECODE", "HTTPS_PROXY", "NO_PROXY"}
-"""Read by compose, by Python and by the HTTP client."""
+ELSEWHERE = {
+    *("CONSENTOS_NETWORK", "CONSENTOS_TELEMETRY_TAG", "TAG"),
+    *("PYTHONDONTWRITEBYTECODE", "HTTPS_PROXY", "NO_PROXY"),
+}
+"""Read by compose and the shell, by Python and by the HTTP client."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
@@ -533,7 +553,7 @@ def test_the_page_makes_every_file_with_a_password_readable_by_its_owner_alone()
     assert {"env.example": ".env", "admin.env.example": "admin.env"}.items() <= made.items()
     assert {"deploy/systemd/env.example", "deploy/systemd/admin.example"} <= made.keys()
     readme = (ROOT / "README.md").read_text()
-    assert readme.index("umask 077") < readme.index("cat > .env")
+    assert "\ninstall -m 0600 /dev/null .env " in readme.partition("cat > .env")[0]
 
 
 @pytest.mark.parametrize("page", [PAGE, ROOT / "README.md"], ids=lambda path: path.name)

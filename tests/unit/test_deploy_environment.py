@@ -22,6 +22,7 @@ from tests.unit.places import (
     Compose,
     Given,
     Helm,
+    Honcho,
     Kustomize,
     Override,
     Place,
@@ -84,7 +85,9 @@ def test_a_variable_reaches_the_process(name: str, place: Place, given: Given) -
         assert given.sender[name] == value(name)
 
 
-@pytest.mark.parametrize("place", [Compose(), Helm(), Kustomize(), Systemd()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "place", [Compose(), Helm(), Kustomize(), Systemd(), Honcho()], ids=lambda p: p.name
+)
 def test_the_owners_url_does_not_reach_the_process_that_sends(place: Place, tmp_path: Path) -> None:
     given = place.given(tmp_path, {})
     assert ADMIN not in given.sender
