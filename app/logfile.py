@@ -114,7 +114,8 @@ class _Again:
 _ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 
 _MARK = MARK.encode()
-_WIDE = {encoding: MARK.encode(encoding) for encoding in ("utf-16-le", "utf-16-be")}
+_WIDE = MARK.encode("utf-16-le")
+"""Found in UTF-16 of either byte order: of ASCII they differ only in a NUL before the mark."""
 
 
 def _of_line(line: bytes, number: int) -> Iterator[Logged | Unreadable]:
@@ -133,12 +134,11 @@ def _body(part: bytes) -> str | None:
     if mark:
         wrapped = _unwrapped(part)
         return _text(body) if wrapped is None else wrapped
-    for encoding, wide in _WIDE.items():
-        _, mark, body = part.rpartition(wide)
-        if mark:
-            text = body[: len(body) // 2 * 2].decode(encoding, "backslashreplace")
-            return _text(text.encode(errors="backslashreplace"))
-    return None
+    _, mark, body = part.rpartition(_WIDE)
+    if not mark:
+        return None
+    whole = body + b"\0" * (len(body) % 2)
+    return _text(whole.decode("utf-16-le", "backslashreplace").encode(errors="backslashreplace"))
 
 
 def _unwrapped(part: bytes) -> str | None:

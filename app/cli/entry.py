@@ -106,10 +106,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = app(prog_name=_program(), standalone_mode=False)
-        if code == INTERRUPTED:
-            raise CommandError("Interrupted.", INTERRUPTED)
-        return int(code or 0)
+        return _ended(app(prog_name=_program(), standalone_mode=False))
     except CommandError as error:
         return _fail(str(error), error.code, printed=error.printed)
     except TyperException as error:
@@ -121,6 +118,10 @@ def _run() -> int:
         if isinstance(error, OSError) and error.errno in _FULL:
             return _fail_to_write(error)
         return _fail(f"Something unforeseen happened: {log.cause(error)}.", FAILED)
+
+
+def _ended(code: int | None) -> int:
+    return _fail("Interrupted.", code) if code == INTERRUPTED else code or 0
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}

@@ -66,7 +66,7 @@ def of_consentos(db: Engine) -> dict[str, str | None]:
 
 
 @pytest.mark.usefixtures("pending")
-@pytest.mark.parametrize("line", ["rotate", "forget --yes"])
+@pytest.mark.parametrize("line", ["rotate --yes", "forget --yes"])
 def test_the_pipelines_own_role_may_not_and_is_told_who_may(
     environment: dict[str, str], db: Engine, line: str
 ) -> None:
@@ -84,7 +84,7 @@ class TestRotate:
         second = uuid4()
         run(db, f"INSERT INTO instance VALUES ('{second}', now(), now())")
         untouched = of_consentos(db)
-        ended = command(administered, "rotate")
+        ended = command(administered, "rotate", "--yes")
         new = only_id(db)
         assert new not in {pending, second}
         assert (ended.code, ended.err) == (0, "")
@@ -109,7 +109,7 @@ class TestRotate:
         pending: UUID,
     ) -> None:
         pipeline.drain()
-        told = command(administered, "rotate", "--json").json
+        told = command(administered, "rotate", "--yes", "--json").json
         new = only_id(db)
         assert told == {
             "former": [str(pending)],
@@ -139,7 +139,7 @@ class TestRotate:
     def test_makes_no_id_while_telemetry_is_off_and_says_so(
         self, administered: dict[str, str], db: Engine, pending: UUID
     ) -> None:
-        ended = command({**administered, **OFF}, "rotate")
+        ended = command({**administered, **OFF}, "rotate", "--yes")
         assert ended.code == 0
         assert ended.out.splitlines() == [
             f"The instance id {pending} is deleted.",
@@ -152,7 +152,7 @@ class TestRotate:
     def test_has_nothing_to_do_before_the_first_heartbeat(
         self, administered: dict[str, str], db: Engine
     ) -> None:
-        shown, told = commands(administered, "rotate", "rotate --json")
+        shown, told = commands(administered, "rotate --yes", "rotate --yes --json")
         assert (shown.code, told.code) == (0, 0)
         assert shown.out == "There was no instance id: the first heartbeat makes one.\n"
         assert told.json == {"former": [], "current": None, "discarded": [], "in_flight": []}
@@ -166,7 +166,7 @@ class TestRotate:
         db: Engine,
         claim: Claim,
     ) -> None:
-        ended = command(administered, "rotate")
+        ended = command(administered, "rotate", "--yes")
         assert ended.code == 0
         assert ended.out.splitlines()[-1].startswith(f"The heartbeat of {TODAY} may be on its way")
         assert days(db) == {TODAY: "sending"}
