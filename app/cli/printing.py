@@ -72,13 +72,20 @@ def names_and_values(rows: Iterable[tuple[str, str]]) -> Table:
 ROOM_FOR_IDS = 130
 """Columns from which the table of the outbox has the ids: a row can be named by its day as well."""
 
+ROOM_FOR_ENDS = 100
+"""Columns from which the table of a row's attempts says when each ended."""
+
+
+def _has_room(columns: int, *, err: bool = False) -> bool:
+    return (_width(err=err) or Console(stderr=err).width) >= columns
+
 
 def outbox(rows: Iterable[Record]) -> Table:
     """Return the table of the outbox, each row with its attempts; no day and no state is cut."""
     table = Table(title="telemetry_outbox")
     table.add_column("day", no_wrap=True, min_width=len("2026-05-02"))
     table.add_column("state", no_wrap=True, min_width=max(map(len, STATES)))
-    with_ids = (_width() or Console().width) >= ROOM_FOR_IDS
+    with_ids = _has_room(ROOM_FOR_IDS)
     if with_ids:
         table.add_column("id")
     table.add_column("attempts")
@@ -92,15 +99,18 @@ def outbox(rows: Iterable[Record]) -> Table:
     return table
 
 
-def attempts(row: Record) -> Table:
-    """Return the table of a row's attempts."""
-    title = f"{row['day']}: {row['state']}"
-    table = Table("n", "started", "finished", "outcome", "ms", "endpoint", title=title)
+def attempts(row: Record, *, err: bool = False) -> Table:
+    """Return the table of a row's attempts, to be printed on stdout or on stderr."""
+    table = Table(title=f"{row['day']}: {row['state']}")
+    with_ends = _has_room(ROOM_FOR_ENDS, err=err)
+    ends = ["finished"] * with_ends
+    for name in ("n", "started", *ends, "outcome", "ms", "endpoint"):
+        table.add_column(name, overflow="fold")
     for each in row["tries"]:
         cells = (
             str(each["n"]),
             time(each["started_at"]),
-            time(each["finished_at"]),
+            *[time(each["finished_at"])] * with_ends,
             outcome(each, row),
             str(each["duration_ms"] or ""),
             each["endpoint"],

@@ -358,7 +358,8 @@ def _print_row(row: Record, *, as_json: bool) -> None:
         print_json(row)
         return
     typer.echo(row["payload"])
-    print_table(printing.attempts(row), err=not sys.stdout.isatty())
+    err = not sys.stdout.isatty()
+    print_table(printing.attempts(row, err=err), err=err)
 
 
 def _write_lines(rows: list[Record], path: Path) -> None:

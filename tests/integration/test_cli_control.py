@@ -78,6 +78,17 @@ def test_the_pipelines_own_role_may_not_and_is_told_who_may(
 
 
 class TestRotate:
+    def test_asks_first_and_leaves_all_as_it_is_unless_that_is_wanted(
+        self, administered: dict[str, str], db: Engine, pending: UUID
+    ) -> None:
+        before = everything(db)
+        refused, unanswered = commands(administered, "rotate", "rotate --json", typed="n\n")
+        assert (refused.code, unanswered.code) == (1, 1)
+        assert "deletes the instance id" in refused.out + refused.err
+        assert everything(db) == before
+        assert command(administered, "rotate", typed="y\n").code == 0
+        assert only_id(db) != pending
+
     def test_puts_one_new_id_in_the_place_of_all_and_discards_what_is_pending(
         self, administered: dict[str, str], db: Engine, pending: UUID
     ) -> None:
