@@ -122,9 +122,11 @@ class TestAFailureWithJson:
     def test_is_an_object_with_its_exit_code(
         self, environment: dict[str, str], empty_database: str
     ) -> None:
-        lines = ("audit", "audit last", "audit --verify", "preview --diff", "send")
-        lines = (*lines, "rotate --yes", "forget --yes")
-        gone = {**environment, "DATABASE_URL": empty_database, "MIGRATION_DATABASE_URL": ""}
+        gone = {**environment, "DATABASE_URL": empty_database}
+        lines = (
+            *("audit", "audit last", "audit --verify", "preview --diff", "send"),
+            *("rotate --yes", "forget --yes"),
+        )
         for ended in commands(gone, *(f"{line} --json" for line in lines)):
             assert ended.code == 1
             assert ended.json == {"error": ended.sentence, "code": 1}
