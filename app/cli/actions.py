@@ -160,19 +160,17 @@ def grants(
     with _as_admin(settings) as engine, database.transaction(engine.connect()) as connection:
         made = rights.apply(connection, role, password)
         excess = rights.excess(connection, role)
-        unsearched = rights.unsearched(connection, role)
-        schemas = rights.schemas(connection)
+        search = rights.search(connection, role)
     typer.echo(_made(role, made=made, password=password is not None))
     for what in rights.listed():
         typer.echo(f"granted: {what}")
     for what in excess:
         complain(f"{role} {what}, which telemetry does not need: take it from the role or PUBLIC.")
-    if unsearched and not (own and "search_path" in str(own.query.get("options"))):
+    if search and not (own and "search_path" in str(own.query.get("options"))):
         complain(
-            f"The role {role} does not find the tables by itself: as the role that made it, or as a"
-            f" superuser, run ALTER ROLE {role} SET search_path = {', '.join(schemas)}. Without"
-            f" PgBouncer, DATABASE_URL may end with ?options=-csearch_path%3D{','.join(schemas)}"
-            " instead."
+            f"The role {role} does not find the tables by itself: run {search}; as the role that"
+            " made it, or as a superuser. A search_path in the URL's options does the same, but"
+            " does not pass PgBouncer."
         )
 
 

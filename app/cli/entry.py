@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Annotated
 
@@ -167,5 +167,6 @@ def _fail_to_write(error: OSError) -> int:
 
 
 def complain(sentence: str) -> None:
-    """Say on stderr what is wrong."""
-    typer.echo(f"consentos-telemetry: {sentence}", err=True)
+    """Say on stderr what is wrong, if anything can be written there."""
+    with suppress(OSError):
+        typer.echo(f"{NAME}: {sentence}", err=True)
