@@ -119,6 +119,8 @@ _WIDE = MARK.encode("utf-16-le")
 
 
 def _of_line(line: bytes, number: int) -> Iterator[Logged | Unreadable]:
+    if b"payload" not in line and b"\0" not in line:
+        return  # as nearly every line of a long log; colours may be around the word
     # An old tool, or one that shows progress, ends a line with \r alone.
     for part in line.split(b"\r"):
         found = _body(part)
