@@ -229,14 +229,6 @@ MUTATIONS = (
     ),
     Mutation(
         2,
-        "a line of any length is kept in memory",
-        "app/logfile.py",
-        "        if skipping or len(pending) > LONGEST:\n",
-        "        if skipping:\n",
-        f"{LOGFILE}::test_takes_no_memory_however_long_it_is",
-    ),
-    Mutation(
-        2,
         "a row is accused because of a line that cannot be read",
         "app/verification.py",
         "sure=not found.too_long and not found.problems",
