@@ -215,6 +215,13 @@ def unsearched(connection: Connection, role: str) -> list[str]:
     return [name for name in schemas(connection) if name.strip('"') not in path]
 
 
+def search(connection: Connection, role: str) -> str | None:
+    """Return the SQL after which ``role`` finds the tables by itself; None if it does already."""
+    missing = unsearched(connection, role)
+    path = [*missing, *(name for name in schemas(connection) if name not in missing)]
+    return f"ALTER ROLE {_quoted(role)} SET search_path = {', '.join(path)}" if missing else None
+
+
 # A setting of the role in this database comes before one of the role, of the database, of all.
 _SEARCH_PATH = text(
     """

@@ -5,6 +5,7 @@ claimed is changed only under its lease token, until its lease has lapsed and a 
 whoever has lost the lease leaves it as it is.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -31,7 +32,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from app.models import ATTEMPT, CURRENT_INSTANCE, FINAL, INSTANCE, OUTBOX, last_telemetry_at
+from app.models import (
+    ATTEMPT,
+    CURRENT_INSTANCE,
+    FINAL,
+    INSTANCE,
+    OUTBOX,
+    last_telemetry_at,
+)
+from app.models import STATES as STATES  # noqa: PLC0414 - the commands have it from here
+from app.models import State as State  # noqa: PLC0414 - as above
 from app.retry import Delivered, Outcome, Rejected, RetryAt, Verdict, backoff
 from app.schedule import CLOCKS_DIFFER, Day
 
@@ -429,14 +439,52 @@ def last_failure(connection: Connection) -> Record | None:
     return next(iter(_read(connection, latest)), None)
 
 
-def rows(connection: Connection) -> list[Record]:
-    """Return the whole outbox, the newest day first."""
-    return _read(connection, select(OUTBOX).order_by(_row.day.desc()))
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows are asked for: the latest days that meet every condition that is set."""
+
+    id: UUID | None = None
+    day: date | None = None
+    since: date | None = None
+    state: State | None = None
+    tried: bool = False
+    limit: int | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """Return what is set as SQL, but for the limit."""
+        conditions: list[ColumnElement[bool]] = []
+        if self.id is not None:
+            conditions.append(_row.id == self.id)
+        if self.day is not None:
+            conditions.append(_row.day == self.day)
+        if self.since is not None:
+            conditions.append(_row.day >= self.since)
+        if self.state is not None:
+            conditions.append(_row.state == self.state)
+        if self.tried:
+            conditions.append(exists().where(_attempt.outbox_id == _row.id))
+        return conditions
 
 
-def attempts(connection: Connection) -> list[Record]:
-    """Return every attempt, row by row, in the order in which they began."""
-    return _read(connection, select(ATTEMPT).order_by(_attempt.outbox_id, _attempt.n))
+ALL = Wanted()
+
+
+def rows(connection: Connection, wanted: Wanted = ALL) -> list[Record]:
+    """Return the rows that are wanted, the newest day first, with their attempts as ``tries``."""
+    chosen = select(OUTBOX).where(*wanted.conditions()).order_by(_row.day.desc())
+    found = _read(connection, chosen.limit(wanted.limit))
+    ids = chosen.with_only_columns(_row.id).limit(wanted.limit)
+    tries: dict[UUID, list[Record]] = defaultdict(list)
+    begun = select(ATTEMPT).where(_attempt.outbox_id.in_(ids))
+    for each in _read(connection, begun.order_by(_attempt.outbox_id, _attempt.n)):
+        tries[each["outbox_id"]].append(each)
+    return [{**row, "tries": tries[row["id"]]} for row in found]
+
+
+def count(connection: Connection, wanted: Wanted) -> int:
+    """Return how many rows are wanted, whatever the limit."""
+    counted = select(func.count()).select_from(OUTBOX).where(*wanted.conditions())
+    return connection.execute(counted).scalar_one()
 
 
 def _read(connection: Connection, statement: Select[*tuple[Any, ...]]) -> list[Record]:

@@ -1,15 +1,24 @@
 """What the operator asks to see: read-only, in one transaction each."""
 
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from app import __version__, database, grants, instance, log, outbox, payload, verification, wakeups
-from app.outbox import Record
+from app import (
+    __version__,
+    database,
+    grants,
+    instance,
+    log,
+    logfile,
+    outbox,
+    payload,
+    verification,
+    wakeups,
+)
+from app.outbox import Record, Wanted
 from app.pipeline import (
     CollectError,
     Outlook,
@@ -61,12 +70,21 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """The rows that were asked for, and how many more there are beyond the limit."""
+
+    rows: list[Record]
+    more: int
+
+
+@dataclass(frozen=True)
 class Verification:
     """How much was looked at, and what is not as it should be."""
 
     rows: int
     attempts: int
     logged: int | None
+    too_long: list[int]
     problems: list[Problem]
 
 
@@ -90,38 +108,31 @@ def preview(pipeline: Pipeline, *, beside_last_sent: bool = False) -> Preview:
     return Preview(heartbeat.canonical(), instance_known=known is not None, last_sent=last)
 
 
-def audit(pipeline: Pipeline) -> list[Record]:
-    """Return the whole outbox, the newest day first, each row with its attempts as ``tries``."""
+def audit(pipeline: Pipeline, wanted: Wanted = outbox.ALL) -> Listed:
+    """Return the rows that are wanted, the newest day first, each row with its attempts."""
     with pipeline.transaction(read_only=True) as connection:
-        return _rows(connection)
-
-
-def _rows(connection: Connection) -> list[Record]:
-    tries: dict[UUID, list[Record]] = defaultdict(list)
-    for each in outbox.attempts(connection):
-        tries[each["outbox_id"]].append(each)
-    return [{**row, "tries": tries[row["id"]]} for row in outbox.rows(connection)]
+        rows = outbox.rows(connection, wanted)
+        return Listed(rows, outbox.count(connection, wanted) - len(rows))
 
 
 def verify(
-    pipeline: Pipeline, log_lines: Iterable[str] | None, *, since: date | None
+    pipeline: Pipeline, log_file: logfile.Stream | None, *, since: date | None
 ) -> Verification:
-    """Check the rows of ``since`` and later, and a log against them where its lines are given."""
+    """Check the rows of ``since`` and later, and a log against them if its file is given."""
     with pipeline.transaction(read_only=True) as connection:
-        rows = [row for row in _rows(connection) if since is None or row["day"] >= since]
+        rows = outbox.rows(connection, Wanted(since=since))
         frozen = outbox.frozen(connection)
     problems = [] if frozen else [Problem(verification.NOT_FROZEN)]
     problems += verification.of_rows(rows)
-    bodies = None
-    if log_lines is not None:
-        bodies = list(verification.logged(log_lines))
-        if since:
-            bodies = list(verification.since(since, bodies))
-        problems += verification.of_log(rows, bodies)
+    compared = None
+    if log_file is not None:
+        compared = verification.of_log(rows, logfile.read(log_file), since=since)
+        problems += compared.problems
     return Verification(
         rows=len(rows),
         attempts=sum(len(row["tries"]) for row in rows),
-        logged=len(bodies) if bodies is not None else None,
+        logged=compared.logged if compared else None,
+        too_long=compared.too_long if compared else [],
         problems=problems,
     )
 

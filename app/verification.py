@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from uuid import UUID
 
 from app import payload
+from app.logfile import MARK, Entry, Logged, TooLong, Unreadable
 from app.outbox import Record
 from app.schedule import running_day
-
-MARK = "telemetry.payload "
 
 NOT_FROZEN = (
     "the trigger telemetry_outbox_frozen, which keeps a row from being changed, does not stand"
@@ -61,41 +60,79 @@ def _outcomes(row: Record) -> set[str | None]:
     return {each["outcome"] for each in row["tries"]}
 
 
-@dataclass(frozen=True)
-class Logged:
-    """A body as a line of the log has it."""
+@dataclass
+class Compared:
+    """How many bodies a log has, which lines were too long to have one, and what is wrong."""
 
-    body: str
-    line: int
-
-
-def logged(lines: Iterable[str]) -> Iterator[Logged]:
-    """Yield the bodies that a log holds, as ``grep`` and ``sed`` would: whatever stands before."""
-    for number, line in enumerate(lines, start=1):
-        _, mark, body = line.rstrip("\r\n").rpartition(MARK)
-        if mark:
-            yield Logged(body, number)
+    logged: int = 0
+    too_long: list[int] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
-def of_log(rows: Sequence[Record], bodies: Sequence[Logged]) -> Iterator[Problem]:
-    """Yield each body that was logged and is not stored, and each row sent that was not logged."""
-    stored = {row["payload"] for row in rows}
-    for each in bodies:
-        if each.body not in stored:
-            yield Problem("the log has a body that is not stored", line=each.line)
-    told = {each.body for each in bodies}
+def of_log(
+    rows: Sequence[Record], entries: Iterable[Entry], *, since: date | None = None
+) -> Compared:
+    """Compare a log with the rows: each logged body is stored, and each row sent was logged.
+
+    With ``since``, which the rows are of, earlier bodies are left out. A body that does not say
+    when it was written is not.
+    """
+    found, stored, seen = Compared(), {row["payload"] for row in rows}, set()
+    for entry in entries:
+        match entry:
+            case TooLong(line):
+                found.too_long.append(line)
+            case Unreadable(line, reason):
+                found.problems.append(Problem(f"{_UNREADABLE}: {reason}", line=line))
+            case Logged(body, line):
+                whole = _joined(entry, stored) or body
+                if since is None or _counts(whole, since):
+                    found.logged += 1
+                    seen.add(whole)
+                    found.problems += _of_logged(whole, line, stored)
+    found.problems += _not_logged(rows, seen, sure=not found.too_long and not found.problems)
+    return found
+
+
+_UNREADABLE = "the log has a body here that cannot be read"
+_NOT_WHOLE = f"{_UNREADABLE}: it is not a whole JSON object"
+
+
+def _joined(logged: Logged, stored: Iterable[str]) -> str | None:
+    """Return the stored body whose end is on the next line; None if that cannot be said."""
+    if not logged.following or MARK in logged.following:
+        return None
+    for body in stored:
+        if body.startswith(logged.body) and logged.following.endswith(body[len(logged.body) :]):
+            return body
+    return None
+
+
+def _of_logged(body: str, line: int, stored: set[str]) -> Iterator[Problem]:
+    if body not in stored:
+        known = "the log has a body that is not stored"
+        yield Problem(known if _is_whole(body) else _NOT_WHOLE, line=line)
+
+
+def _is_whole(body: str) -> bool:
+    try:
+        return isinstance(json.loads(body), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _not_logged(rows: Iterable[Record], seen: set[str], *, sure: bool) -> Iterator[Problem]:
+    missing = "it was sent, and the log has no such body"
     for row in rows:
         sent = row["state"] == "sent" or "sent" in _outcomes(row)
-        if sent and row["payload"] not in told:
-            yield Problem("it was sent, and the log has no such body", row["day"], row["id"])
+        if sent and row["payload"] not in seen:
+            where = missing if sure else f"{missing} in the lines that can be read"
+            yield Problem(where, row["day"], row["id"])
 
 
-def since(day: date, bodies: Iterable[Logged]) -> Iterator[Logged]:
-    """Yield the bodies of ``day`` and later, and those that do not say when they were written."""
-    for each in bodies:
-        written = _written(each.body)
-        if written is None or running_day(written).date >= day:
-            yield each
+def _counts(body: str, since: date) -> bool:
+    written = _written(body)
+    return written is None or running_day(written).date >= since
 
 
 def _written(body: str) -> datetime | None:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app import control, database, log
 from app import grants as rights
-from app.cli.entry import FAILED, SWITCHED_OFF, CommandError, app, complain, explained
+from app.cli.entry import FAILED, SWITCHED_OFF, CommandError, command, complain, explained
 from app.cli.printing import AsJson, count, print_json, time
 from app.control import Forgotten, Rotated
 from app.database import PATIENCE_OF_AN_OWNER
@@ -25,7 +25,7 @@ from app.settings import Disabled, Enabled, Settings
 from migrations import migrate
 
 
-@app.command()
+@command(short_help="Send the day's heartbeat now.")
 def send(*, as_json: AsJson = False) -> None:
     """Write the running day's heartbeat if it is missing, and send it now.
 
@@ -91,7 +91,7 @@ def _as_admin(settings: Settings) -> Iterator[Engine]:
             ) from error
 
 
-@app.command(name="migrate")
+@command(name="migrate", short_help="Create, upgrade or repair the tables of telemetry.")
 def migrate_command(
     *,
     down: Annotated[
@@ -131,7 +131,7 @@ def migrate_command(
         )
 
 
-@app.command()
+@command(short_help="Create the small database role, or print its SQL.")
 def grants(
     *,
     role: Annotated[str, typer.Option(help="The role that the pipeline logs in as.")],
@@ -160,16 +160,18 @@ def grants(
     with _as_admin(settings) as engine, database.transaction(engine.connect()) as connection:
         made = rights.apply(connection, role, password)
         excess = rights.excess(connection, role)
-        unsearched = rights.unsearched(connection, role)
-        schemas = rights.schemas(connection)
+        search = rights.search(connection, role)
     typer.echo(_made(role, made=made, password=password is not None))
     for what in rights.listed():
         typer.echo(f"granted: {what}")
     for what in excess:
         complain(f"{role} {what}, which telemetry does not need: take it from the role or PUBLIC.")
-    if unsearched and not (own and "search_path" in str(own.query.get("options"))):
-        path = ",".join(schemas)
-        complain(f"DATABASE_URL must find the tables: end it with ?options=-csearch_path%3D{path}.")
+    if search and not (own and "search_path" in str(own.query.get("options"))):
+        complain(
+            f"The role {role} does not find the tables by itself: run {search}; as the role that"
+            " made it, or as a superuser. A search_path in the URL's options does the same, but"
+            " does not pass PgBouncer."
+        )
 
 
 def _url(settings: Settings) -> URL | None:
@@ -186,14 +188,25 @@ def _made(role: str, *, made: bool, password: bool) -> str:
     return f"The role {role} is made, without a password: give it one (in psql: \\password {role})."
 
 
-@app.command()
-def rotate(*, as_json: AsJson = False) -> None:
+@command(short_help="Replace the instance id.")
+def rotate(
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before replacing.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Replace the instance id by a new random one; what is pending is discarded.
 
     Done as MIGRATION_DATABASE_URL or DATABASE_URL. While telemetry is off the id is only deleted:
     the first heartbeat after that makes the new one.
     """
     settings = Settings.load()
+    if not yes:
+        typer.confirm(
+            "This deletes the instance id, and discards the heartbeat that is pending. The next"
+            " heartbeat has a new id. The old id cannot be restored. Go on?",
+            abort=True,
+            err=True,
+        )
     with _as_admin(settings) as engine:
         result = control.rotate(engine, enabled=isinstance(settings.gate, Enabled))
     if as_json:
@@ -222,7 +235,7 @@ def _on_their_way(days: Iterable[date]) -> Iterator[str]:
         yield f"The heartbeat of {day} may be on its way at this moment, and cannot be called back."
 
 
-@app.command()
+@command(short_help="Delete the instance id and all that is on record.")
 def forget(
     *,
     remote: Annotated[

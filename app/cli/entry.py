@@ -1,39 +1,81 @@
-"""The command line itself: every failure is one sentence on stderr and an exit code."""
+"""The command line itself: every failure is one sentence on stderr and an exit code.
 
+With ``--json`` a failure is an object on stdout as well.
+"""
+
+import errno
+import json
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Annotated
 
 import typer
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from typer.exceptions import TyperException
 
-from app import log, streams
+from app import __version__, log, streams
 from app.control import NotErasedError
 from app.grants import RoleError, RoleNameError
 from app.pipeline import CollectError
 from app.settings import SettingsError
 from migrations import MigrationRefusedError
 
+NAME = "consentos-telemetry"
+
 FAILED = 1
 WRONG_CALL = WRONG_ENVIRONMENT = 2
 SWITCHED_OFF = 3
+INTERRUPTED = 130
+"""What a shell reports of a program that Ctrl-C has ended."""
+
+EXIT_CODES = (
+    "Exit codes: 0 success; 1 failed, or a check found a problem; 2 wrong arguments or settings;"
+    " 3 telemetry is off (send)."
+)
 
 app = typer.Typer(
-    name="consentos-telemetry",
+    name=NAME,
     help="See, check and control the one heartbeat a day that this ConsentOS sends."
     " Everything is read from the environment; TELEMETRY_ENABLED=false and a restart turn it off.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    rich_markup_mode=None,  # frames and columns of options cannot be read at 60 columns
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+command = partial(app.command, epilog=EXIT_CODES)
+
+
+def _show_version(value: bool) -> None:  # noqa: FBT001 - as the library calls it
+    if value:
+        typer.echo(f"{NAME} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 class CommandError(Exception):
     """A command cannot do what it was asked; the message is one sentence for the operator."""
 
-    def __init__(self, sentence: str, code: int = FAILED) -> None:
-        """Keep the sentence, and the exit code that goes with it."""
+    def __init__(self, sentence: str, code: int = FAILED, *, printed: bool = False) -> None:
+        """Keep the sentence and its exit code; ``printed`` is true if stdout has its JSON."""
         super().__init__(sentence)
         self.code = code
+        self.printed = printed
 
 
 @contextmanager
@@ -59,16 +101,72 @@ def explained() -> Iterator[None]:
 def main() -> None:
     """Run the command line."""
     streams.ensure()
+    raise SystemExit(_run())
+
+
+def _run() -> int:
     try:
-        app()
+        return _ended(app(prog_name=_program(), standalone_mode=False))
     except CommandError as error:
-        complain(str(error))
-        raise SystemExit(error.code) from None
+        return _fail(str(error), error.code, printed=error.printed)
+    except TyperException as error:
+        error.show()  # type: ignore[attr-defined]  # each that Typer raises has it
+        return _fail(error.format_message(), error.exit_code, shown=True)
+    except typer.Abort:
+        return _fail("Aborted: nothing was changed.", FAILED)
     except Exception as error:  # noqa: BLE001 - an operator gets a sentence, whatever happens
-        complain(f"Something unforeseen happened: {log.cause(error)}.")
-        raise SystemExit(FAILED) from None
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return _fail_to_write(error)
+        return _fail(f"Something unforeseen happened: {log.cause(error)}.", FAILED)
+
+
+def _ended(code: int | None) -> int:
+    return _fail("Interrupted.", code) if code == INTERRUPTED else code or 0
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What only a write to stdout can meet: whoever opens a file explains its errors there."""
+
+
+def _program() -> str | None:
+    """Return the name to complete, which is the installed command's; None is the one typed."""
+    asked = {"--install-completion", "--show-completion"}
+    return NAME if asked & set(sys.argv) else None
+
+
+def _fail(sentence: str, code: int, *, shown: bool = False, printed: bool = False) -> int:
+    """Say on stderr what is wrong, and on stdout too with ``--json``; return the exit code.
+
+    ``shown`` is true if stderr has it already, and ``printed`` if stdout has.
+    """
+    if not shown:
+        complain(sentence)
+    if _wants_json() and not printed:
+        try:
+            typer.echo(failure(sentence, code))
+        except OSError as error:
+            return _fail_to_write(error)
+    return code
+
+
+def _wants_json() -> bool:
+    words = sys.argv[1:]
+    return "--json" in words[: words.index("--") if "--" in words else None]
+
+
+def failure(sentence: str, code: int) -> str:
+    """Return a failure as JSON."""
+    return json.dumps({"error": sentence, "code": code}, indent=2)
+
+
+def _fail_to_write(error: OSError) -> int:
+    """Say why stdout cannot be written, and drop what is left: the exit would try it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    complain(f"The output cannot be written: {error.strerror}.")
+    return FAILED
 
 
 def complain(sentence: str) -> None:
-    """Say on stderr what is wrong."""
-    typer.echo(f"consentos-telemetry: {sentence}", err=True)
+    """Say on stderr what is wrong, if anything can be written there."""
+    with suppress(OSError):
+        typer.echo(f"{NAME}: {sentence}", err=True)

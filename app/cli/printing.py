@@ -1,6 +1,7 @@
 """How the commands print: tables for a person, JSON for a machine, times in UTC."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable
 from datetime import UTC, date, datetime
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.outbox import Record
+from app.outbox import STATES, Record
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
@@ -40,9 +41,22 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
-def print_table(table: Table) -> None:
-    """Print a table, not folded where nobody's terminal sets a width."""
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+WIDE = 160
+"""Columns where neither a terminal nor COLUMNS sets a width."""
+
+
+def print_table(table: Table, *, err: bool = False) -> None:
+    """Print a table on stdout or on stderr; ``typer.echo`` alone meets what those may refuse."""
+    console = Console(width=_width(err=err), stderr=err)
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo(captured.get(), nl=False, err=err)
+
+
+def _width(*, err: bool = False) -> int | None:
+    """Return the columns of a table; None has rich find out."""
+    stream = sys.stderr if err else sys.stdout
+    return None if stream.isatty() or "COLUMNS" in os.environ else WIDE
 
 
 def names_and_values(rows: Iterable[tuple[str, str]]) -> Table:
@@ -55,26 +69,48 @@ def names_and_values(rows: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
+ROOM_FOR_IDS = 130
+"""Columns from which the table of the outbox has the ids: a row can be named by its day as well."""
+
+ROOM_FOR_ENDS = 100
+"""Columns from which the table of a row's attempts says when each ended."""
+
+
+def _has_room(columns: int, *, err: bool = False) -> bool:
+    return (_width(err=err) or Console(stderr=err).width) >= columns
+
+
 def outbox(rows: Iterable[Record]) -> Table:
-    """Return the table of the outbox, each row with its attempts."""
-    table = Table("day", "state", "id", "attempts", "next or finished", title="telemetry_outbox")
+    """Return the table of the outbox, each row with its attempts; no day and no state is cut."""
+    table = Table(title="telemetry_outbox")
+    table.add_column("day", no_wrap=True, min_width=len("2026-05-02"))
+    table.add_column("state", no_wrap=True, min_width=max(map(len, STATES)))
+    with_ids = _has_room(ROOM_FOR_IDS)
+    if with_ids:
+        table.add_column("id")
+    table.add_column("attempts")
+    table.add_column("next try, or end")
     for row in rows:
         when = row["finished_at"] or row["next_attempt_at"]
         tries = [f"{t['n']}. {time(t['started_at'])} {outcome(t, row)}" for t in row["tries"]]
-        cells = (str(row["day"]), row["state"], str(row["id"]), "\n".join(tries), time(when))
+        ids = [str(row["id"])] * with_ids
+        cells = (str(row["day"]), row["state"], *ids, "\n".join(tries), time(when))
         table.add_row(*map(escape, cells))
     return table
 
 
-def attempts(row: Record) -> Table:
-    """Return the table of a row's attempts."""
-    title = f"{row['day']}: {row['state']}"
-    table = Table("n", "started", "finished", "outcome", "ms", "endpoint", title=title)
+def attempts(row: Record, *, err: bool = False) -> Table:
+    """Return the table of a row's attempts, to be printed on stdout or on stderr."""
+    table = Table(title=f"{row['day']}: {row['state']}")
+    with_ends = _has_room(ROOM_FOR_ENDS, err=err)
+    ends = ["finished"] * with_ends
+    for name in ("n", "started", *ends, "outcome", "ms", "endpoint"):
+        table.add_column(name, overflow="fold")
     for each in row["tries"]:
         cells = (
             str(each["n"]),
             time(each["started_at"]),
-            time(each["finished_at"]),
+            *[time(each["finished_at"])] * with_ends,
             outcome(each, row),
             str(each["duration_ms"] or ""),
             each["endpoint"],

@@ -1,10 +1,12 @@
 """The commands that look, and change nothing."""
 
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -13,11 +15,11 @@ from rich.markup import escape
 from app import __version__, change, payload, report
 from app.change import Change
 from app.cli import printing
-from app.cli.entry import FAILED, CommandError, app, complain, explained
+from app.cli.entry import FAILED, CommandError, command, complain, explained
 from app.cli.printing import AsJson, count, print_json, print_table, time
-from app.outbox import Record
+from app.outbox import STATES, Record, State, Wanted
 from app.pipeline import Pipeline
-from app.report import Preview, Status, Verification
+from app.report import Listed, Preview, Status, Verification
 from app.settings import Disabled, Settings
 from app.verification import Problem
 
@@ -27,7 +29,7 @@ LATE_SWEEP = 5 * MINUTE
 """Seconds after which a sweep, which comes every minute, is missed."""
 
 
-@app.command()
+@command(short_help="Show whether it is on, what happened last, what comes next.")
 def status(
     *,
     as_json: AsJson = False,
@@ -47,12 +49,13 @@ def status(
         with explained():
             now = report.status(Pipeline(settings))
     except CommandError as error:
+        code = 0 if check else error.code
         if as_json:
-            print_json({**_settings_facts(settings), "error": str(error)})
+            print_json({**_settings_facts(settings), "error": str(error), "code": code})
         else:
             print_table(printing.names_and_values(_settings_rows(settings)))
         if not check:
-            raise
+            raise CommandError(str(error), code, printed=as_json) from error
         # Nobody knows whether a heartbeat is overdue, and a restart would not mend this.
         complain(str(error))
         return
@@ -148,7 +151,7 @@ def _rights(now: Status) -> str:
     return f"[yellow]more than it needs[/]: its role {escape(shown)}. See `grants`"
 
 
-@app.command()
+@command(short_help="Print the body that would be written now.")
 def preview(
     *,
     diff: Annotated[
@@ -205,17 +208,48 @@ def _diff_lines(changes: Change) -> Iterator[str]:
         yield f"~ {name} = {printing.to_json(before)} -> {printing.to_json(after)}"
 
 
-@app.command()
-def audit(
+LATEST = 30
+"""Rows that a list has unless told otherwise."""
+
+
+@command(short_help="List what was sent, print a row, verify or export.")
+def audit(  # noqa: PLR0913 - one for each option
     which: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ID|DAY|last]",
+            metavar="ID|DAY|last",
             help="Print this row's exact bytes and its attempts: by its id, by its day such as"
             " 2026-05-02, or the last that was tried.",
+            show_default=False,
         ),
     ] = None,
     *,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help=f"List the latest N rows; the default is {LATEST}.",
+            show_default=False,
+        ),
+    ] = None,
+    all_rows: Annotated[bool, typer.Option("--all", help="List all rows.")] = False,
+    state: Annotated[
+        State | None,
+        typer.Option(
+            metavar="STATE",
+            help=f"List or export only the rows in this state: {', '.join(STATES)}.",
+        ),
+    ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(
+            metavar="DAY",
+            formats=["%Y-%m-%d"],
+            help="List, export or verify only this day and later. With --log: as far as the log"
+            " goes back.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     verify: Annotated[
         bool,
@@ -227,57 +261,73 @@ def audit(
         ),
     ] = False,
     log: Annotated[
-        typer.FileText | None,
+        typer.FileBinaryRead | None,
         typer.Option(
             "--log",
             metavar="FILE",
-            encoding="utf-8",
-            errors="backslashreplace",
             help="With --verify: that each telemetry.payload in this file, or in what is piped to"
-            " -, is stored, and that each row sent was logged.",
-        ),
-    ] = None,
-    since: Annotated[
-        datetime | None,
-        typer.Option(
-            metavar="DAY",
-            formats=["%Y-%m-%d"],
-            help="With --verify: look only at this day and later: as far as the log goes back.",
+            " -, is stored, and that each row sent was logged. The file may be gzipped.",
         ),
     ] = None,
     export: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write all of it into a new file, or to - for stdout, as JSON Lines: a row with"
+            help="Write all rows into a new file, or to - for stdout, as JSON Lines: a row with"
             " its attempts on each.",
         ),
     ] = None,
 ) -> None:
-    """List the outbox, newest first: every heartbeat, whether it left, and each attempt."""
-    if (which is not None) + verify + (export is not None) > 1:
-        raise typer.BadParameter("choose one of a row, --verify and --export")
-    if not verify and (log or since):
-        raise typer.BadParameter("--log and --since belong to --verify")
+    """List the outbox, newest first: every heartbeat, whether it left, and each attempt.
+
+    A row's body goes to stdout. The table of its attempts follows, on stderr if stdout is not a
+    terminal, so that `audit last | jq` works.
+    """
+    listing = limit is not None or all_rows
+    _refuse(
+        ("choose one of a row, --verify and --export", (which, verify, export)),
+        ("choose one of --limit and --all", (limit, all_rows)),
+        ("--limit and --all belong to the list", (listing, which or verify or export)),
+        ("--state belongs to the list and to --export", (state, which or verify)),
+        ("--since does not go with a row", (since, which)),
+        ("--log belongs to --verify", (log, not verify)),
+    )
     pipeline = Pipeline(Settings.load())
+    day = since.date() if since else None
     if verify:
-        with explained():
-            found = report.verify(pipeline, log, since=since.date() if since else None)
-        _print_verification(found, as_json=as_json)
-        return
-    with explained():
-        rows = report.audit(pipeline)
-    if export is not None:
-        _write_lines(rows, export)
+        _print_verification(_verified(pipeline, log, day), as_json=as_json)
     elif which is not None:
-        _print_row(_chosen(rows, which), as_json=as_json)
-    elif as_json:
-        print_json(rows)
+        _print_row(_chosen(pipeline, which), as_json=as_json)
+    elif export is not None:
+        _write_lines(_listed(pipeline, Wanted(state=state, since=day)).rows, export)
     else:
-        print_table(printing.outbox(rows))
+        most = None if all_rows else limit or LATEST
+        found = _listed(pipeline, Wanted(state=state, since=day, limit=most))
+        _print_rows(found, as_json=as_json)
 
 
-def _chosen(rows: list[Record], which: str) -> Record:
+def _refuse(*rules: tuple[str, tuple[object, ...]]) -> None:
+    """Refuse what does not go together: of the values that a rule names, one may be set."""
+    for sentence, values in rules:
+        if sum(value not in {None, False} for value in values) > 1:
+            raise typer.BadParameter(sentence)
+
+
+def _listed(pipeline: Pipeline, wanted: Wanted) -> Listed:
+    with explained():
+        return report.audit(pipeline, wanted)
+
+
+def _print_rows(found: Listed, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found.rows)
+    else:
+        print_table(printing.outbox(found.rows))
+    if found.more:
+        complain(f"{count(found.more, 'older row')} not shown: --all shows all.")
+
+
+def _chosen(pipeline: Pipeline, which: str) -> Record:
     """Return the row that is asked for.
 
     Raises:
@@ -285,23 +335,23 @@ def _chosen(rows: list[Record], which: str) -> Record:
         typer.BadParameter: ``which`` names none in any of the ways.
     """
     if which == "last":
-        found = [row for row in rows if row["tries"]]
-        missing = "No heartbeat has been tried yet."
+        wanted, missing = Wanted(tried=True, limit=1), "No heartbeat has been tried yet."
     else:
-        key, value = _key(which)
-        found = [row for row in rows if row[key] == value]
-        missing = f"No row of the outbox has the {key} {value}."
+        wanted, missing = _named(which)
+    found = _listed(pipeline, wanted).rows
     if not found:
         raise CommandError(missing)
     return found[0]
 
 
-def _key(which: str) -> tuple[str, UUID | date]:
-    for key, read in (("id", UUID), ("day", date.fromisoformat)):
-        try:
-            return key, read(which)
-        except ValueError:
-            continue
+def _named(which: str) -> tuple[Wanted, str]:
+    """Return what a day or an id asks for, and the sentence for the case that it is missing."""
+    with suppress(ValueError):
+        row_id = UUID(which)
+        return Wanted(id=row_id), f"No row of the outbox has the id {row_id}."
+    with suppress(ValueError):
+        day = date.fromisoformat(which)
+        return Wanted(day=day), f"No row of the outbox has the day {day}."
     raise typer.BadParameter("a row is named by its id, by its day such as 2026-05-02, or by last")
 
 
@@ -310,7 +360,8 @@ def _print_row(row: Record, *, as_json: bool) -> None:
         print_json(row)
         return
     typer.echo(row["payload"])
-    print_table(printing.attempts(row))
+    err = not sys.stdout.isatty()
+    print_table(printing.attempts(row, err=err), err=err)
 
 
 def _write_lines(rows: list[Record], path: Path) -> None:
@@ -327,21 +378,36 @@ def _write_lines(rows: list[Record], path: Path) -> None:
     typer.echo(f"{count(len(rows), 'heartbeat')} with {attempts} written to {path}.", err=True)
 
 
+def _verified(pipeline: Pipeline, log: IO[bytes] | None, since: date | None) -> Verification:
+    try:
+        with explained():
+            return report.verify(pipeline, log, since=since)
+    except OSError as error:
+        raise CommandError(f"The log cannot be read: {error.strerror}.") from error
+
+
 def _print_verification(found: Verification, *, as_json: bool) -> None:
     if as_json:
         print_json({"verified": not found.problems, **asdict(found)})
     else:
         for problem in found.problems:
             typer.echo(f"{_place(problem)}: {problem.sentence}.")
+    if found.too_long:
+        lines = count(len(found.too_long), "line is", "lines are")
+        complain(
+            f"In the log {lines} skipped as too long to hold a body, the first of them line"
+            f" {found.too_long[0]}."
+        )
     where = f"{count(found.rows, 'heartbeat')} with {count(found.attempts, 'attempt')}"
     if found.logged is not None:
         where += f" and {count(found.logged, 'logged body', 'logged bodies')}"
     if found.problems:
-        raise CommandError(f"{count(len(found.problems), 'problem')} in {where}.")
+        problems = count(len(found.problems), "problem")
+        raise CommandError(f"{problems} in {where}.", printed=as_json)
     if not as_json:
         typer.echo(f"No problem in {where}.")
         typer.echo("Each body is as its schema allows, and the trigger that freezes it stands.")
-        typer.echo("The attempts are numbered without a gap, and what was sent has one that was.")
+        typer.echo("The attempts are numbered without a gap, and every sent row has a success.")
         if found.logged is not None:
             typer.echo("Each logged body is stored, and each that was sent was logged.")
 
@@ -352,7 +418,7 @@ def _place(problem: Problem) -> str:
     return f"{problem.day} {problem.id}" if problem.id else "telemetry_outbox"
 
 
-@app.command()
+@command(short_help="Print the JSON Schema of the heartbeat.")
 def schema() -> None:
     """Print the JSON Schema of the heartbeat."""
     print_json(payload.json_schema())

@@ -88,6 +88,10 @@ class Demo:
         """Run one of the operator's commands and return its output."""
         return self.run(sys.executable, "-m", "app", *words, **more)
 
+    def shown(self, *words: str) -> str:
+        """Run one of the operator's commands and return all that a terminal would show of it."""
+        return self.run(*("sh", "-c", 'exec "$@" 2>&1', "sh"), sys.executable, "-m", "app", *words)
+
     def release(self) -> None:
         """Run both Procfiles' release lines, to their end."""
         for procfile in ("Procfile", "Procfile.collector"):
@@ -247,7 +251,7 @@ def show(demo: Demo, row: Mapping[str, Any]) -> None:
     verify = ("audit", "--verify", "--log", str(demo.log), "--since", row["day"])
     for words in (("audit", "last"), ("audit",), verify, ("status",)):
         console.print(Rule(f"consentos-telemetry {' '.join(words)}", align="left"))
-        console.print(escape(demo.command(*words)))
+        console.print(escape(demo.shown(*words)))
     if demo.collected() != [json.loads(row["payload"])]:
         raise DemoError("the collector does not hold the stored body, or not only that")
     console.print("[green]✓[/] row, log line and collector hold the same heartbeat, once")

@@ -18,7 +18,7 @@ COMMANDS = (
 )
 ASKING = (
     *("status", "preview", "preview --diff", "audit", "audit last", "audit --verify"),
-    *("send", "migrate", "grants --role pipeline --apply", "rotate", "forget --yes"),
+    *("send", "migrate", "grants --role pipeline --apply", "rotate --yes", "forget --yes"),
 )
 """The commands that need a database."""
 
@@ -39,6 +39,7 @@ def test_every_command_has_a_help_that_teaches() -> None:
         ("status", "--check --json an hour after it was due, probe restarts the process"),
         ("preview", "store nothing, send nothing whether telemetry is on or off --diff --json"),
         ("audit", "[ID DAY last] newest first exact bytes --json --verify Exits with 1"),
+        ("audit", "--limit --all --state pending, --since"),
         (
             "audit",
             "--log telemetry payload piped --since goes back --export JSON Lines new file,",
@@ -47,7 +48,7 @@ def test_every_command_has_a_help_that_teaches() -> None:
         ("send", "with 0 when 3 when telemetry is off never asks a receiver before the time"),
         ("migrate", "--down --yes MIGRATION_DATABASE_URL alembic_version are never touched"),
         ("grants", "--role --apply SQL MIGRATION_DATABASE_URL password keeps"),
-        ("rotate", "new random pending is discarded MIGRATION_DATABASE_URL off --json"),
+        ("rotate", "new random pending is discarded MIGRATION_DATABASE_URL off --yes --json"),
         ("forget", "the outbox, its attempts notice --yes --json turns nothing off new id"),
     ):
         assert set(words.split()) <= set(teaches[name].split())

@@ -53,10 +53,9 @@ def test_a_row_begins_with_the_bytes_that_were_sent_and_a_machine_gets_them_too(
     sent, rejected = f"audit {three_days[0]}", f"audit {three_days[1]} --json"
     shown, listed = commands(environment, sent, rejected)
     assert shown.code == 0
-    first, rest = shown.out.split("\n", 1)
-    assert first.encode() == receiver.requests[0].body
-    assert "sent (HTTP 202)" in rest
-    assert receiver.url in rest
+    assert shown.out.encode() == receiver.requests[0].body + b"\n"
+    assert "sent (HTTP 202)" in shown.err
+    assert receiver.url in shown.err
     told = listed.json
     assert told["payload"].encode() == receiver.requests[1].body
     assert [each["n"] for each in told["tries"]] == [1]

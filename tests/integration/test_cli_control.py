@@ -66,7 +66,7 @@ def of_consentos(db: Engine) -> dict[str, str | None]:
 
 
 @pytest.mark.usefixtures("pending")
-@pytest.mark.parametrize("line", ["rotate", "forget --yes"])
+@pytest.mark.parametrize("line", ["rotate --yes", "forget --yes"])
 def test_the_pipelines_own_role_may_not_and_is_told_who_may(
     environment: dict[str, str], db: Engine, line: str
 ) -> None:
@@ -78,13 +78,24 @@ def test_the_pipelines_own_role_may_not_and_is_told_who_may(
 
 
 class TestRotate:
+    def test_asks_first_and_leaves_all_as_it_is_unless_that_is_wanted(
+        self, administered: dict[str, str], db: Engine, pending: UUID
+    ) -> None:
+        before = everything(db)
+        refused, unanswered = commands(administered, "rotate", "rotate --json", typed="n\n")
+        assert (refused.code, unanswered.code) == (1, 1)
+        assert "deletes the instance id" in refused.out + refused.err
+        assert everything(db) == before
+        assert command(administered, "rotate", typed="y\n").code == 0
+        assert only_id(db) != pending
+
     def test_puts_one_new_id_in_the_place_of_all_and_discards_what_is_pending(
         self, administered: dict[str, str], db: Engine, pending: UUID
     ) -> None:
         second = uuid4()
         run(db, f"INSERT INTO instance VALUES ('{second}', now(), now())")
         untouched = of_consentos(db)
-        ended = command(administered, "rotate")
+        ended = command(administered, "rotate", "--yes")
         new = only_id(db)
         assert new not in {pending, second}
         assert (ended.code, ended.err) == (0, "")
@@ -109,7 +120,7 @@ class TestRotate:
         pending: UUID,
     ) -> None:
         pipeline.drain()
-        told = command(administered, "rotate", "--json").json
+        told = command(administered, "rotate", "--yes", "--json").json
         new = only_id(db)
         assert told == {
             "former": [str(pending)],
@@ -139,7 +150,7 @@ class TestRotate:
     def test_makes_no_id_while_telemetry_is_off_and_says_so(
         self, administered: dict[str, str], db: Engine, pending: UUID
     ) -> None:
-        ended = command({**administered, **OFF}, "rotate")
+        ended = command({**administered, **OFF}, "rotate", "--yes")
         assert ended.code == 0
         assert ended.out.splitlines() == [
             f"The instance id {pending} is deleted.",
@@ -152,7 +163,7 @@ class TestRotate:
     def test_has_nothing_to_do_before_the_first_heartbeat(
         self, administered: dict[str, str], db: Engine
     ) -> None:
-        shown, told = commands(administered, "rotate", "rotate --json")
+        shown, told = commands(administered, "rotate --yes", "rotate --yes --json")
         assert (shown.code, told.code) == (0, 0)
         assert shown.out == "There was no instance id: the first heartbeat makes one.\n"
         assert told.json == {"former": [], "current": None, "discarded": [], "in_flight": []}
@@ -166,7 +177,7 @@ class TestRotate:
         db: Engine,
         claim: Claim,
     ) -> None:
-        ended = command(administered, "rotate")
+        ended = command(administered, "rotate", "--yes")
         assert ended.code == 0
         assert ended.out.splitlines()[-1].startswith(f"The heartbeat of {TODAY} may be on its way")
         assert days(db) == {TODAY: "sending"}

@@ -1,5 +1,6 @@
 """``audit --verify`` finds what is not as it was written, in the outbox and beside a log."""
 
+import io
 import json
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -126,7 +127,7 @@ def test_what_the_pipeline_leaves_behind_verifies_in_every_state(
     receiver: Receiver,
     tmp_path: Path,
 ) -> None:
-    rows = report.audit(pipeline)
+    rows = report.audit(pipeline).rows
     found = [(row["state"], [each["outcome"] for each in row["tries"]]) for row in rows]
     assert found == every_state
     log = tmp_path / "log"
@@ -145,7 +146,7 @@ def test_what_the_pipeline_leaves_behind_verifies_in_every_state(
     assert {ended.code for ended in (shown, told, beside, while_off)} == {0}
     assert shown.out.startswith("No problem in 8 heartbeats with 6 attempts.\n")
     assert shown.out == while_off.out
-    counted = {"rows": 8, "attempts": 6, "logged": None}
+    counted: dict[str, Any] = {"rows": 8, "attempts": 6, "logged": None, "too_long": []}
     assert told.json == {"verified": True, **counted, "problems": []}
     assert beside.json == {**told.json, "logged": 2}
 
@@ -153,7 +154,14 @@ def test_what_the_pipeline_leaves_behind_verifies_in_every_state(
 def test_an_outbox_without_a_row_verifies(environment: dict[str, str]) -> None:
     shown, told = commands(environment, "audit --verify", "audit --verify --json")
     assert (shown.code, told.code) == (0, 0)
-    assert told.json == {"verified": True, "rows": 0, "attempts": 0, "logged": None, "problems": []}
+    nothing: dict[str, Any] = {
+        "rows": 0,
+        "attempts": 0,
+        "logged": None,
+        "too_long": [],
+        "problems": [],
+    }
+    assert told.json == {"verified": True, **nothing}
 
 
 OTHER = "5b1c2f63-0c43-4f0e-9c56-0d2b0e6a9f10"
@@ -316,7 +324,8 @@ def problems(
     pipeline: Pipeline, lines: list[str] | None = None, since: str | None = None
 ) -> list[Problem]:
     day = date.fromisoformat(since) if since else None
-    return report.verify(pipeline, lines, since=day).problems
+    log = None if lines is None else io.BytesIO("".join(lines).encode())
+    return report.verify(pipeline, log, since=day).problems
 
 
 FIRST, SECOND, THIRD = "2026-05-01", "2026-05-02", "2026-05-03"
@@ -367,8 +376,12 @@ def test_a_logged_body_that_is_not_stored_is_named_by_its_line_and_not_repeated(
     log.write_text("".join([good, "hello\n", changed, good, cut, line_of(SECOND)]))
     ended = command(environment, "audit", "--verify", "--log", str(log))
     assert ended.code == 1
+    not_stored = "the log has a body that is not stored"
+    not_whole = "the log has a body here that cannot be read: it is not a whole JSON object"
     assert ended.out.splitlines() == [
-        f"log, line {number}: the log has a body that is not stored." for number in (3, 5, 6)
+        f"log, line 3: {not_stored}.",
+        f"log, line 5: {not_whole}.",
+        f"log, line 6: {not_stored}.",
     ]
     assert ended.sentence == "3 problems in 1 heartbeat with 1 attempt and 5 logged bodies."
     assert not repeats_a_body(ended)
@@ -400,10 +413,11 @@ class TestSinceADay:
         log.write_text("".join(lines))
         line = f"audit --verify --json --log {log} --since"
         late, later = commands(environment, f"{line} {SECOND}", f"{line} {THIRD}")
+        nothing: dict[str, Any] = {"verified": True, "too_long": [], "problems": []}
         counted = {"attempts": 1, "rows": 1, "logged": 1}
-        assert (late.code, late.json) == (0, {"verified": True, **counted, "problems": []})
+        assert (late.code, late.json) == (0, {**nothing, **counted})
         counted = dict.fromkeys(counted, 0)
-        assert (later.code, later.json) == (0, {"verified": True, **counted, "problems": []})
+        assert (later.code, later.json) == (0, {**nothing, **counted})
 
     def test_a_body_that_cannot_be_read_is_not(self, pipeline: Pipeline) -> None:
         unreadable = line_of(FIRST)[:-2]
@@ -424,8 +438,14 @@ def test_what_does_not_belong_together_is_a_wrong_call(
     calls = [
         f"audit --log {log}",
         f"audit --log {log} last",
-        "audit --since 2026-05-02",
+        "audit --since 2026-05-02 last",
         "audit --since yesterday --verify",
+        "audit --limit 3 --all",
+        "audit --limit 0",
+        "audit --limit 3 --verify",
+        "audit --all last",
+        "audit --state missing",
+        "audit --state sent --verify",
         f"audit --verify {uuid4()}",
         "audit --verify last",
         f"audit --verify --export {tmp_path / 'export'}",

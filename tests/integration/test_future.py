@@ -76,7 +76,7 @@ class TestAStampInTheFuture:
     def test_is_not_carried_over_by_a_rotation(
         self, administered: dict[str, str], db: Engine
     ) -> None:
-        assert command(administered, "rotate").code == 0
+        assert command(administered, "rotate", "--yes").code == 0
         assert one(db, "SELECT last_telemetry_at FROM instance") is None
 
 

@@ -32,6 +32,8 @@ FUTURE = "integration/test_future.py"
 ACCESS = "integration/test_facts_access.py"
 LINES = "unit/test_line_writer.py"
 STDOUT = "faults/test_stdout.py"
+OUTPUT = "integration/test_cli_output.py"
+LOGFILE = "unit/test_logfile.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -205,17 +207,33 @@ MUTATIONS = (
         2,
         "a logged body that is not stored is not found",
         "app/verification.py",
-        "if each.body not in stored:",
-        "if not stored:",
+        "    if body not in stored:",
+        "    if not stored:",
         f"{VERIFY}::test_a_logged_body_that_is_not_stored_is_named_by_its_line_and_not_repeated",
     ),
     Mutation(
         2,
         "a row that was sent and not logged is not found",
         "app/verification.py",
-        'if sent and row["payload"] not in told:',
-        "if sent and not told:",
+        'if sent and row["payload"] not in seen:',
+        "if sent and not seen:",
         f"{VERIFY}::test_what_has_left_must_be_logged_even_where_its_row_was_not_sent_in_time",
+    ),
+    Mutation(
+        2,
+        "a log in UTF-16 is taken for one without a body",
+        "app/logfile.py",
+        "    if not mark:\n        return None\n    whole",
+        "    return None\n    whole",
+        f"{LOGFILE}::test_in_the_encoding_of",
+    ),
+    Mutation(
+        2,
+        "a row is accused because of a line that cannot be read",
+        "app/verification.py",
+        "sure=not found.too_long and not found.problems",
+        "sure=True",
+        "unit/test_verification.py::test_joins_nothing_else_and_does_not_accuse_the_row",
     ),
     Mutation(
         2,
@@ -695,6 +713,30 @@ MUTATIONS = (
         f"{STDOUT}::test_is_not_where_the_next_socket_is_opened",
     ),
     # 6. No silent failure
+    Mutation(
+        6,
+        "an output that cannot be written is something unforeseen",
+        "app/cli/entry.py",
+        "isinstance(error, OSError) and error.errno in _FULL",
+        "error is None",
+        f"{OUTPUT}::test_on_a_full_disk_is_one_sentence",
+    ),
+    Mutation(
+        6,
+        "a list does not say that it is cut off",
+        "app/report.py",
+        "outbox.count(connection, wanted) - len(rows)",
+        "0",
+        f"{OUTPUT}::test_has_the_latest_rows_and_says_how_many_more_there_are",
+    ),
+    Mutation(
+        6,
+        "a failure is no JSON although that was asked for",
+        "app/cli/entry.py",
+        "    if _wants_json() and not printed:\n",
+        "    if printed:\n",
+        f"{OUTPUT}::test_is_an_object_with_its_exit_code",
+    ),
     Mutation(
         6,
         "a probe fails although it is Redis that is away",

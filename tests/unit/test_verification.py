@@ -1,4 +1,4 @@
-"""What a log holds, whose day it is of, and what is wrong beside the rows; and a body's fault."""
+"""What is wrong with the rows, with a log compared with them, and with a body."""
 
 import json
 from collections.abc import Iterable
@@ -10,24 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.logfile import Logged, TooLong, Unreadable
 from app.payload import Heartbeat, fault, fields
-from app.verification import Logged, Problem, logged, of_log, of_rows, since
+from app.verification import Problem, of_log, of_rows
 from tests.unit.published import EXAMPLE, with_value
 
 BODY = Heartbeat.model_validate_json(EXAMPLE).canonical()
 DAY, NEXT_DAY = date(2026, 5, 2), date(2026, 5, 3)
 ID = UUID(int=7)
 FIELDS = [name for name, _ in fields()]
-
-PREFIXES = {
-    "the worker": "",
-    "honcho": "02:30:01 worker.1    | ",
-    "docker compose, in colours": "\x1b[36mworker-1  | \x1b[0m",
-    "docker compose, with timestamps": "worker-1  | 2026-05-02T02:30:01.123456789Z ",
-    "kubectl": "[pod/telemetry-worker-5c9f/worker] ",
-    "heroku": "2026-05-02T02:30:01.123456+00:00 app[worker.1]: ",
-    "journald": "May 02 02:30:01 host consentos-telemetry[4711]: ",
-}
 
 
 def written_at(moment: str) -> str:
@@ -41,25 +32,6 @@ def row(state: str, *outcomes: str | None, body: str = BODY) -> dict[str, Any]:
 
 def told(problems: Iterable[Problem]) -> list[tuple[str, int | None, UUID | None]]:
     return [(problem.sentence, problem.line, problem.id) for problem in problems]
-
-
-class TestABodyIsFoundInALog:
-    @pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES)
-    @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
-    def test_that_is_written_by(self, prefix: str, end: str) -> None:
-        assert list(logged([f"{prefix}telemetry.payload {BODY}{end}"])) == [Logged(BODY, 1)]
-
-    def test_among_other_lines_under_the_number_of_its_own(self) -> None:
-        others = ["telemetry.attempt id=1 n=1\n", "\n", "telemetry.payloads {}\n", f"{BODY}\n"]
-        mine = f"telemetry.payload {BODY}\n"
-        assert list(logged([*others, mine, *others, mine])) == [Logged(BODY, 5), Logged(BODY, 10)]
-
-    @given(
-        st.lists(st.tuples(st.sampled_from([*PREFIXES.values()]), st.sampled_from([BODY, "{", ""])))
-    )
-    def test_byte_for_byte_whatever_it_is(self, lines: list[tuple[str, str]]) -> None:
-        log = [f"{prefix}telemetry.payload {body}\n" for prefix, body in lines]
-        assert [each.body for each in logged(log)] == [body for _, body in lines]
 
 
 class TestSinceADay:
@@ -76,17 +48,24 @@ class TestSinceADay:
         self, moment: str, *, counts: bool
     ) -> None:
         body = Logged(written_at(moment), 1)
-        assert list(since(NEXT_DAY, [body])) == [body] * counts
+        assert of_log([], [body], since=NEXT_DAY).logged == counts
 
     @pytest.mark.parametrize("body", ["", "{}", BODY[:-1], f"{BODY} ", BODY.replace("1-10", "7")])
     def test_a_body_that_cannot_be_trusted_to_say_when_always_counts(self, body: str) -> None:
-        assert list(since(NEXT_DAY, [Logged(body, 1)])) == [Logged(body, 1)]
+        assert of_log([], [Logged(body, 1)], since=NEXT_DAY).logged == 1
+
+
+NOT_STORED = "the log has a body that is not stored"
+NOT_WHOLE = "the log has a body here that cannot be read: it is not a whole JSON object"
+NOT_LOGGED = "it was sent, and the log has no such body"
+NOT_READ = f"{NOT_LOGGED} in the lines that can be read"
 
 
 class TestTheOutboxBesideALog:
     def test_agrees_where_what_was_sent_was_logged_once_or_twice(self) -> None:
         rows = [row("sent", "sent"), row("pending", body="never left")]
-        assert list(of_log(rows, [Logged(BODY, 1), Logged(BODY, 2)])) == []
+        compared = of_log(rows, [Logged(BODY, 1), Logged(BODY, 2)])
+        assert (compared.problems, compared.logged) == ([], 2)
 
     @pytest.mark.parametrize(
         "outcomes", [("sent",), ("retryable", "sent"), ("sent", None), ("sent", "rejected")]
@@ -95,20 +74,43 @@ class TestTheOutboxBesideALog:
     def test_misses_what_has_left_whatever_became_of_the_row(
         self, state: str, outcomes: tuple[str | None, ...]
     ) -> None:
-        assert told(of_log([row(state, *outcomes)], [])) == [
-            ("it was sent, and the log has no such body", None, ID)
-        ]
+        assert told(of_log([row(state, *outcomes)], []).problems) == [(NOT_LOGGED, None, ID)]
 
     @pytest.mark.parametrize("outcome", ["retryable", "rejected", None])
     def test_misses_nothing_that_was_not_accepted(self, outcome: str | None) -> None:
-        assert list(of_log([row("expired", outcome)], [])) == []
+        assert of_log([row("expired", outcome)], []).problems == []
 
     @given(st.integers(0, len(BODY) - 1), st.characters(codec="ascii"))
     def test_notices_one_character_that_is_another(self, place: int, other: str) -> None:
         changed = BODY[:place] + other + BODY[place + 1 :]
-        problems = told(of_log([row("rejected", "rejected")], [Logged(changed, 9)]))
-        not_stored = [("the log has a body that is not stored", 9, None)]
-        assert problems == (not_stored if changed != BODY else [])
+        problems = told(of_log([row("rejected", "rejected")], [Logged(changed, 9)]).problems)
+        expected = [[]] if changed == BODY else [[(NOT_STORED, 9, None)], [(NOT_WHOLE, 9, None)]]
+        assert problems in expected
+
+    @pytest.mark.parametrize("place", [0, 1, 300, len(BODY) - 1])
+    def test_joins_a_body_that_was_split_into_two_lines(self, place: int) -> None:
+        split = Logged(BODY[:place], 9, following=f"02:30:01 worker | {BODY[place:]}")
+        assert of_log([row("sent", "sent")], [split]).problems == []
+
+    @pytest.mark.parametrize(
+        "following", ["", "another line", f"{BODY[300:]} ", f"telemetry.payload {BODY}"]
+    )
+    def test_joins_nothing_else_and_does_not_accuse_the_row(self, following: str) -> None:
+        split = Logged(BODY[:300], 9, following)
+        assert told(of_log([row("sent", "sent")], [split]).problems) == [
+            (NOT_WHOLE, 9, None),
+            (NOT_READ, None, ID),
+        ]
+
+    def test_says_what_cannot_be_read_and_does_not_accuse_the_row(self) -> None:
+        compared = of_log([row("sent", "sent")], [Unreadable(7, "of a reason")])
+        unread = "the log has a body here that cannot be read: of a reason"
+        assert told(compared.problems) == [(unread, 7, None), (NOT_READ, None, ID)]
+
+    def test_skips_a_line_that_is_too_long_to_hold_a_body(self) -> None:
+        compared = of_log([row("sent", "sent")], [TooLong(3), Logged(BODY, 4)])
+        assert (compared.problems, compared.too_long) == ([], [3])
+        assert told(of_log([row("sent", "sent")], [TooLong(3)]).problems) == [(NOT_READ, None, ID)]
 
 
 class TestABodyIsWithoutFault:
