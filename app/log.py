@@ -81,8 +81,9 @@ class _Handler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Write a record; the original holds a lock meanwhile, and others would wait for it."""
-        self.emit(record)
-        return True
+        if wanted := bool(self.filter(record)):
+            self.emit(record)
+        return wanted
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record as one line; one that cannot be formatted is reported as a failure."""
