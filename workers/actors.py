@@ -78,5 +78,5 @@ def _swallowed(stage: str) -> Iterator[None]:
         stage = getattr(error, "stage", stage)
         if is_away(error):
             database_outage.failed(stage, log.cause(error))
-        else:
-            log.event("failed", level=logging.WARNING, stage=stage, error=log.cause(error))
+            return
+        log.event("failed", level=logging.WARNING, stage=stage, error=log.cause(error))

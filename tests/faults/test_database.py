@@ -32,6 +32,7 @@ from tests.faults.steps import (
     standing_at,
     until_worked_off,
     without_harm,
+    worked_off,
 )
 from tests.processes import Process, Processes
 from tests.receiver import Receiver, answer
@@ -176,12 +177,12 @@ class TestAway:
             worker.wait_for("telemetry.failed stage=connect")
             do(processes, "drain", "sweep", "drain")
         assert failures(worker) == ['stage=connect error="the database cannot be reached"']
+        send_again(processes, worker, db)
         do(processes, "sweep", "sweep")
         (recovered,) = worker.lines("telemetry.recovered")
         assert re.fullmatch(
             r"telemetry.recovered stage=connect after_seconds=\d+ level=INFO", recovered
         )
-        send_again(processes, worker, db)
         assert_sent(db, receiver, "sent")
         assert len(receiver.requests) == 1
 
@@ -297,7 +298,10 @@ def test_a_worker_whose_connections_all_answer_nothing_sends_when_one_does(
     with relayed_database.silent():
         for actor in ("sweep", "drain", "sweep", "drain"):
             processes.wake(actor)
-        worker.wait_for("the database does not answer", count=4, seconds=4 * PATIENCE)
+        eventually(lambda: worked_off(processes), seconds=4 * PATIENCE)
+        assert [line.split(" error=")[1] for line in failures(worker)] == [
+            '"the database does not answer"'
+        ]
     send_again(processes, worker, db)
     assert_sent(db, receiver, "sent")
 
