@@ -528,7 +528,8 @@ MUTATIONS = (
         "the response's body is read",
         "app/sender.py",
         '        return response.status_code, ", ".join(asked) or None\n',
-        '        await response.aread()\n        return response.status_code, ", ".join(asked) or None\n',
+        "        await response.aread()\n"
+        '        return response.status_code, ", ".join(asked) or None\n',
         f"{RECEIVER}::test_an_answers_body_is_not_read",
     ),
     Mutation(
