@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy.exc import DBAPIError
+
+from app.advice import advise_on_tables
 
 _CLOCK = "consentos-telemetry clock"
 
@@ -35,6 +38,8 @@ _BEGIN = text(
     " set_config('DateStyle', 'ISO', true),"
     " set_config('IntervalStyle', 'postgres', true)"
 )
+
+_READ_ONLY = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
 class _Bounded(psycopg.Connection[Any]):
@@ -116,11 +121,16 @@ def transaction(
     ``connecting`` gives the connection, and may have opened it: enter what is returned at once. A
     transaction that is read-only sees the database as of one moment.
     """
-    with connecting as connection, connection.begin():
-        if read_only:
-            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        connection.info[_CLOCK] = connection.execute(_BEGIN).one()[0]
-        yield connection
+    with connecting as connection:
+        try:
+            with connection.begin():
+                if read_only:
+                    connection.execute(_READ_ONLY)
+                connection.info[_CLOCK] = connection.execute(_BEGIN).one()[0]
+                yield connection
+        except DBAPIError as error:
+            advise_on_tables(connection, error)
+            raise
 
 
 def clock(connection: Connection) -> datetime:

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from app import database, instance, log, outbox, sender
+from app.advice import advise_on_rights
 from app.outbox import Begun, Claim, Refusal
 from app.retry import Delivered, Outcome, RetryAt, judge
 from app.settings import Settings
@@ -176,6 +177,7 @@ class Delivery:
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise
+            advise_on_rights(error.orig)
             self._unstamped = error
 
     def _judge(self, connection: Connection, outcome: Outcome) -> Ended:

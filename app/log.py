@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, TextIO
@@ -15,6 +15,8 @@ from app.line_writer import LineWriter, is_writable
 
 _logger = logging.getLogger("telemetry")
 
+_PAYLOAD = "telemetry.payload %s"
+
 
 def event(name: str, *, level: int = logging.INFO, **fields: object) -> None:
     """Log ``telemetry.<name>``; a value is one word, or quoted as JSON, or ``-`` for none."""
@@ -23,7 +25,7 @@ def event(name: str, *, level: int = logging.INFO, **fields: object) -> None:
 
 def payload(body: str) -> None:
     """Log the exact body that a receiver has accepted, and nothing after it."""
-    _logger.info("telemetry.payload %s", body)
+    _logger.info(_PAYLOAD, body)
 
 
 def _event(name: str, fields: Mapping[str, object]) -> str:
@@ -40,10 +42,23 @@ def _word(value: object) -> str:
     return word if plain and word else json.dumps(word)
 
 
+def _failed(what: str) -> str:
+    """Return the line about a failure of the log itself, which is no record."""
+    return _event("failed", {"stage": "log", "error": what, "level": "WARNING"})
+
+
 class _Line(logging.Formatter):
-    """One line a record; what a library says of an error is told without a value in it."""
+    """One line a record, with the level at its end; nothing may follow the body of a payload.
+
+    What a library says of an error is told without a value in it.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
+        if record.name == _logger.name and record.msg == _PAYLOAD:
+            return record.getMessage()
+        return f"{self._told(record)} level={record.levelname}"
+
+    def _told(self, record: logging.LogRecord) -> str:
         if record.name == _logger.name:
             return record.getMessage()
         told = logging.makeLogRecord(record.__dict__)
@@ -66,15 +81,16 @@ class _Handler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Write a record; the original holds a lock meanwhile, and others would wait for it."""
-        self.emit(record)
-        return True
+        if wanted := bool(self.filter(record)):
+            self.emit(record)
+        return wanted
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record as one line; one that cannot be formatted is reported as a failure."""
         try:
             line = self.format(record)
         except Exception as error:  # noqa: BLE001 - the words and arguments of any library
-            line = _event("failed", {"stage": "log", "error": cause(error)})
+            line = _failed(cause(error))
         self._writer.write(_encoded(line))
 
     def close(self) -> None:
@@ -91,7 +107,7 @@ def _encoded(line: str) -> bytes:
 
 def _loss(lines: int) -> bytes:
     what = "1 line" if lines == 1 else f"{lines} lines"
-    return _encoded(_event("failed", {"stage": "log", "error": f"{what} could not be written"}))
+    return _encoded(_failed(f"{what} could not be written"))
 
 
 def complain(sentence: str) -> None:
@@ -119,7 +135,7 @@ def setup(level: str, stream: TextIO | None = None) -> None:
     streams.ensure()
     closed = sys.__stdout__ is None and stream in {None, sys.stdout}
     handler = _handler(sys.__stderr__ if closed else stream or sys.__stdout__)
-    handler.setFormatter(_Line("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Line("%(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     wanted = logging.getLevelNamesMapping()[level]
     _logger.setLevel(min(wanted, logging.INFO))
@@ -138,24 +154,50 @@ def _handler(stream: TextIO | None) -> logging.Handler:
         return logging.StreamHandler(stream)
 
 
-# Postgres's own messages that name nothing but tables, columns and limits, by SQLSTATE.
-_NAMES_ONLY = frozenset(
-    {"25006", "3F000", "42501", "42703", "42P01", "42P07", "55P03", "57014", "57P01"}
-)
+_WRONG_PASSWORD = "the database refuses the password"  # noqa: S105 - no password
+_NO_DATABASE = "the database or its role does not exist"
+_CROWDED = "the database has no connection left"
 
-_NOT_THERE = frozenset({"42703", "42P01"})
-_OWN_TABLE = re.compile(r'\btelemetry_\w+|relation "instance"')
-_UNMIGRATED = (
-    "the tables of telemetry are missing or of another release; run `python -m app migrate` first"
-)
 
+def _violated_null(diagnostics: Any) -> str | None:
+    column, table = diagnostics.column_name, diagnostics.table_name
+    return f"the column {column} of {table} is NOT NULL and has no default" if column else None
+
+
+# Postgres's own messages that name nothing but tables, columns and limits, and what other answers
+# mean, by SQLSTATE.
+_ANSWERS: Mapping[str, Callable[[Any], str | None]] = {
+    **dict.fromkeys(
+        ("25006", "3F000", "42501", "42703", "42P01", "42P07", "55P03", "57014", "57P01"),
+        lambda diagnostics: str(diagnostics.message_primary),
+    ),
+    "23502": _violated_null,
+    "28P01": lambda _: _WRONG_PASSWORD,
+    "3D000": lambda _: _NO_DATABASE,
+    "53300": lambda _: _CROWDED,
+}
+
+# libpq gives no SQLSTATE for a connection that fails. These are its own words, and psycopg's, which
+# no server translates.
 _CONNECTION_TROUBLE = (
-    (r"password authentication failed|no password supplied", "the database refuses the password"),
-    (r'FATAL: +(database|role) ".*" does not exist', "the database or its role does not exist"),
+    (r"no password supplied", "the database asks for a password"),
     (r"timeout expired", "the database does not answer"),
-    (r"FATAL: .*(too many|connection slots)", "the database has no connection left"),
     (r"invalid \S+ value", "the database's URL has an option with a wrong value"),
     (r"root certificate|certificate verify", "the database's certificate cannot be verified"),
+)
+
+# The server's words, where they are English: they tell more than its SQLSTATE could.
+_SERVER_TROUBLE = (
+    (r"password authentication failed", _WRONG_PASSWORD),
+    (r'FATAL: +(database|role) ".*" does not exist', _NO_DATABASE),
+    (r"FATAL: .*(too many|connection slots)", _CROWDED),
+)
+_REFUSAL = re.compile(r"failed: [^\s:]+:  ")
+"""A server's refusal begins with its severity, in its language, a colon and two blanks."""
+
+_REFUSED = (
+    "the database refuses the connection (a wrong password, role or database name, no connection"
+    " left, a start or a stop): its own log says why"
 )
 
 
@@ -168,17 +210,28 @@ def cause(error: BaseException) -> str:
     origin: Any = getattr(error, "orig", None) or error
     if sentence := getattr(origin, "sentence", None):
         return str(sentence)
-    if "redis.exceptions" in (kind.__module__ for kind in type(origin).__mro__):
+    kinds = type(origin).__mro__
+    if "redis.exceptions" in (kind.__module__ for kind in kinds):
         from app import wakeups  # noqa: PLC0415 - whoever has such an error has loaded it
 
         return wakeups.cause(origin)
     state = getattr(origin, "sqlstate", None)
-    if state in _NAMES_ONLY:
-        told = str(origin.diag.message_primary)
-        return _UNMIGRATED if state in _NOT_THERE and _OWN_TABLE.search(told) else told
-    if state is None and "OperationalError" in (kind.__name__ for kind in type(origin).__mro__):
-        known = (told for words, told in _CONNECTION_TROUBLE if re.search(words, str(origin)))
-        return next(known, "the database cannot be reached")
+    answer = _ANSWERS.get(str(state))
+    if answer and (told := answer(origin.diag)):
+        return told
+    if state is None and "OperationalError" in (kind.__name__ for kind in kinds):
+        return _why_not_connected(origin)
     if state is None and "invalid connection option" in str(origin):
         return "the database's URL has an option that Postgres does not know"
     return f"{type(origin).__name__} {state}" if state else type(origin).__name__
+
+
+def _why_not_connected(error: Any) -> str:
+    """Name what kept a connection from being made, or broke it."""
+    words = str(error)
+    for known, told in (*_CONNECTION_TROUBLE, *_SERVER_TROUBLE):
+        if re.search(known, words):
+            return told
+    if getattr(error.pgconn, "used_password", False) or _REFUSAL.search(words):
+        return _REFUSED
+    return "the database cannot be reached"

@@ -9,7 +9,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from functools import cached_property
@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import DBAPIError
 
 from app import change, database, facts, instance, log, notice, outbox, payload
+from app.advice import advise_on_rights
 from app.delivery import Delivery, lease, sent_elsewhere
 from app.facts import NotConsentOSError
 from app.instance import Identity
@@ -56,6 +57,7 @@ def _counting() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
+        advise_on_rights(error.orig)
         raise CollectError(error.orig) from error
     except NotConsentOSError as error:
         raise CollectError(error) from error
@@ -206,7 +208,8 @@ class Pipeline:
     def _engine(self) -> Engine:
         return database.engine(self.settings.require("database_url"))
 
-    def transaction(self, *, read_only: bool = False) -> AbstractContextManager[Connection]:
+    @contextmanager
+    def transaction(self, *, read_only: bool = False) -> Iterator[Connection]:
         """Open a transaction on the database that the settings name.
 
         Raises:
@@ -214,7 +217,12 @@ class Pipeline:
         """
         shared: Connection | None = getattr(self._thread, "connection", None)
         connecting = nullcontext(database.alive(shared)) if shared else self._engine.connect()
-        return database.transaction(connecting, read_only=read_only)
+        try:
+            with database.transaction(connecting, read_only=read_only) as connection:
+                yield connection
+        except DBAPIError as error:
+            advise_on_rights(error.orig)
+            raise
 
     @contextmanager
     def connected(self) -> Iterator[Self]:

@@ -198,10 +198,28 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+class UnreadableCertificatesError(Exception):
+    """The file that SSL_CERT_FILE names is missing, may not be read, or holds no certificate."""
+
+
 @cache
 def tls_context() -> ssl.SSLContext:
-    """Read the trusted certificates once: that takes longer than all the rest of a POST."""
-    return httpx.create_ssl_context()
+    """Read the trusted certificates once: that takes longer than all the rest of a POST.
+
+    Raises:
+        UnreadableCertificatesError: they cannot be read; the next call tries again.
+    """
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise UnreadableCertificatesError from error
+
+
+def _context_for(target: Target) -> ssl.SSLContext:
+    """Return what a POST to an endpoint is to trust: where there is no TLS, nothing is read."""
+    if target.endpoint.lower().startswith("https:"):
+        return tls_context()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
 
 
 async def _exchange(method: str, target: Target, body: bytes) -> tuple[int, str | None]:
@@ -232,7 +250,7 @@ async def _ask(method: str, target: Target, body: bytes) -> tuple[int, str | Non
     async with (
         asyncio.timeout(target.timeout),
         httpx.AsyncClient(
-            verify=tls_context(),
+            verify=_context_for(target),
             proxy=proxy or None,
             trust_env=False,
             timeout=None,  # noqa: S113 - see above
@@ -240,11 +258,12 @@ async def _ask(method: str, target: Target, body: bytes) -> tuple[int, str | Non
         ) as client,
         client.stream(method, target.endpoint, content=body, headers=headers) as response,
     ):
-        return response.status_code, response.headers.get("Retry-After")
+        asked = set(response.headers.get_list("Retry-After"))  # it may come twice
+        return response.status_code, ", ".join(asked) or None
 
 
 def _kind(failure: BaseException) -> str:
-    """Name a failure in one word; its own text may hold the endpoint's query."""
+    """Name a failure in words of a closed list; its own text may hold the endpoint's query."""
     causes: list[BaseException] = []
     to_see: list[BaseException | None] = [failure]
     while to_see:
@@ -257,14 +276,67 @@ def _kind(failure: BaseException) -> str:
         if isinstance(cause, BaseExceptionGroup):
             to_see.extend(cause.exceptions)
     for kind, word in _KINDS:
-        if any(isinstance(each, kind) for each in causes):
-            return word
+        for each in causes:
+            if isinstance(each, kind):
+                return _why_no_tls(each) if isinstance(each, ssl.SSLError) else word
     return "connection"
+
+
+def _why_no_tls(error: ssl.SSLError) -> str:
+    """Name what OpenSSL found wrong, if it is known to have no value in it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        found = str(error.verify_message)
+        # Python adds the host's name to these two.
+        known = next((each for each in _MISMATCHES if found.startswith(each)), found)
+        return f"tls: {known}" if known in _MISMATCHES + _VERIFY_MESSAGES else "tls"
+    reason = _HANDSHAKES.get(str(error.reason))
+    return f"tls: {reason}" if reason else "tls"
+
+
+_MISMATCHES = ("Hostname mismatch", "IP address mismatch")
+
+_VERIFY_MESSAGES = (
+    "certificate has expired",
+    "certificate is not yet valid",
+    "self-signed certificate",
+    "self-signed certificate in certificate chain",
+    "unable to get issuer certificate",
+    "unable to get local issuer certificate",
+    "unable to verify the first certificate",
+    "certificate signature failure",
+    "invalid CA certificate",
+    "path length constraint exceeded",
+    "unsuitable certificate purpose",
+    "certificate revoked",
+    "EE certificate key too weak",
+    "CA certificate key too weak",
+    "CA signature digest algorithm too weak",
+    "CA cert does not include key usage extension",
+    "Basic Constraints of CA cert not marked critical",
+    "Missing Authority Key Identifier",
+    "Missing Subject Key Identifier",
+)
+"""OpenSSL's own words for what it finds wrong with a certificate."""
+
+_NOT_TLS, _NO_VERSION = "the receiver does not speak TLS", "no TLS version in common"
+_HANDSHAKES = {
+    "WRONG_VERSION_NUMBER": _NOT_TLS,
+    "RECORD_LAYER_FAILURE": _NOT_TLS,
+    "HTTP_REQUEST": _NOT_TLS,
+    "UNSUPPORTED_PROTOCOL": _NO_VERSION,
+    "TLSV1_ALERT_PROTOCOL_VERSION": _NO_VERSION,
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the receiver refuses the handshake",
+    "TLSV1_UNRECOGNIZED_NAME": "the receiver does not know the host's name",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the receiver asks for a client certificate",
+    "UNEXPECTED_EOF_WHILE_READING": "the connection ended in the handshake",
+}
+"""What OpenSSL's reasons mean, by their names."""
 
 
 # The deadline comes first: the TLS of a read that it cuts off leaves an SSLWantReadError behind.
 _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (TimeoutError, "deadline"),
+    (UnreadableCertificatesError, "tls: SSL_CERT_FILE cannot be read"),
     (socket.gaierror, "dns"),
     (UnicodeError, "dns"),
     (ssl.SSLError, "tls"),
@@ -282,6 +354,8 @@ def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
     None where there is no header, where it cannot be understood, or where it asks for no wait.
     """
     text = (value or "").strip()
+    same = set(re.split(r"\s*,\s*", text))  # a proxy joins a header that is given twice
+    text = same.pop() if len(same) == 1 else text
     if re.fullmatch(r"[0-9]+", text):
         # Nine digits are 31 years: enough to be too long, never too long for an integer.
         asked = timedelta(seconds=int(text.lstrip("0")[:9] or "0"))

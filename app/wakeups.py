@@ -88,6 +88,9 @@ _ANSWERS = {
     "READONLY": "this Redis is a replica, which cannot be written to",
     "OOM": "Redis has no memory left",
 }
+_DENIED_IN_A_SCRIPT = "ACL failure in script"
+"""How a message begins that has no code of its own; Redis and Valkey translate none."""
+
 _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (redis.AuthenticationError, _ANSWERS["WRONGPASS"]),
     (redis.MaxConnectionsError, "Redis has no connection left"),
@@ -101,11 +104,13 @@ _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
 
 
 def cause(error: BaseException) -> str:
-    """Say why Redis cannot be used, without a value in it: by codes and types, never by texts."""
+    """Say why Redis cannot be used, without a value in it: by codes and types, and by one text."""
     chain = [*_chain(error)]
     for each in chain:
         if answer := _ANSWERS.get(getattr(each, "status_code", None) or ""):
             return answer
+        if str(each).startswith(_DENIED_IN_A_SCRIPT):
+            return _ANSWERS["NOPERM"]
     for kind, words in _CAUSES:
         if any(isinstance(each, kind) for each in chain):
             return words

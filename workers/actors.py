@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import dramatiq
 from periodiq import cron
+from redis.exceptions import RedisError
 
 from app import log
+from app.outage import Outage, is_away
 from workers.broker import QUEUE, record_sweep, settings, stopping
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def sweep() -> None:
     with _swallowed("connect"), _pipeline().connected() as pipeline:
         with _swallowed("sweep"):
             due = pipeline.sweep()
+            database_outage.succeeded()
         with _swallowed("write"):
             due = pipeline.write_heartbeat() or due
         with _swallowed("prune"):
@@ -60,11 +63,20 @@ def _pipeline() -> "Pipeline":
     return Pipeline(settings(), stopping)
 
 
+database_outage = Outage()
+"""What this process knows of Postgres; a sweep, every minute, sees whether it is back."""
+
+
 @contextmanager
 def _swallowed(stage: str) -> Iterator[None]:
     """Log a failure and end it here: nothing of telemetry may reach its host."""
     try:
         yield
+    except RedisError:
+        pass  # the broker's client has logged it
     except Exception as error:  # noqa: BLE001 - the one place where failures end
         stage = getattr(error, "stage", stage)
+        if is_away(error):
+            database_outage.failed(stage, log.cause(error))
+            return
         log.event("failed", level=logging.WARNING, stage=stage, error=log.cause(error))

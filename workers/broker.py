@@ -23,8 +23,10 @@ import redis
 from dramatiq.brokers.redis import DEFAULT_MAINTENANCE_CHANCE, RedisBroker, _RedisConsumer
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from periodiq import PeriodiqMiddleware
+from redis.exceptions import NoScriptError
 
 from app import __version__, log, wakeups
+from app.outage import Outage
 from app.settings import Disabled, Settings, SettingsError
 
 QUEUE = "telemetry"
@@ -33,11 +35,18 @@ IDLE_SECONDS = 20
 """How long Redis lets an idle worker wait for a wake-up; within a minute, or Dramatiq takes the
 worker for dead."""
 
+WAIT = "BRPOPLPUSH"
+
 ONE_SECOND = 1
 """How soon a wait in this process notices that it is told to stop."""
 
 stopping = Event()
 """Set when this process is told to stop: waits end, and no further attempt begins."""
+
+STAGE = "redis"
+
+redis_outage = Outage()
+"""What this process knows of Redis; every exchange reports to it, so nobody else logs one."""
 
 
 @cache
@@ -76,6 +85,8 @@ def build() -> RedisBroker:
         maintenance_chance=10 * DEFAULT_MAINTENANCE_CHANCE,
     )
     dramatiq.set_broker(broker)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_not_about_redis)
     return broker
 
 
@@ -84,6 +95,19 @@ def record_sweep() -> None:
     broker = dramatiq.get_broker()
     assert isinstance(broker, RedisBroker)  # noqa: S101 - `build` made it
     wakeups.record_sweep(broker.client, broker.namespace)
+
+
+def _is_not_about_redis(record: logging.LogRecord) -> bool:
+    """Return whether a line is to be logged: Dramatiq's own about a failure of Redis are not.
+
+    It logs each try, every three seconds; ``redis_outage`` logs one a minute, in words.
+    """
+    if not record.name.startswith("dramatiq."):
+        return True
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    errors = [*arguments, record.exc_info and record.exc_info[1]]
+    about_redis = any(isinstance(each, redis.RedisError | BrokerConnectionError) for each in errors)
+    return not about_redis and not str(record.msg).startswith("Restarting consumer in ")
 
 
 class Broker(RedisBroker):
@@ -119,40 +143,68 @@ class Consumer(_RedisConsumer):
         queue = f"{self.broker.namespace}:{self.queue_name}"
         try:
             with _connection(self.broker.client.connection_pool) as connection:
-                connection.send_command("BRPOPLPUSH", queue, queue, IDLE_SECONDS)
+                connection.send_command(WAIT, queue, queue, IDLE_SECONDS)
                 for _ in range(IDLE_SECONDS + wakeups.TIMEOUT):
                     if stopping.is_set():
                         break
                     if connection.can_read(timeout=ONE_SECOND):
                         connection.read_response()
+                        redis_outage.succeeded(WAIT)
                         return
                 connection.disconnect()  # its answer is not waited for
         except (redis.ConnectionError, redis.TimeoutError) as error:
+            # One that breaks while it waits is replaced; if that fails, it is an outage.
+            raise ConnectionClosed(error) from None
+        except redis.RedisError as error:
+            _report(error, WAIT)
             raise ConnectionClosed(error) from None
 
 
 @contextmanager
 def _connection(pool: redis.ConnectionPool) -> Iterator[redis.Connection]:
     """Take a connection out of a pool, and put it back."""
-    connection = pool.get_connection()
+    try:
+        connection = pool.get_connection()
+    except redis.RedisError as error:
+        _report(error, WAIT)
+        raise
     try:
         yield connection
     finally:
         pool.release(connection)
 
 
+def _report(error: redis.RedisError, what: str) -> None:
+    """Report an exchange that failed; one that Redis has refused must succeed to be in order."""
+    away = isinstance(error, redis.ConnectionError | redis.TimeoutError)
+    redis_outage.failed(STAGE, log.cause(error), until=None if away else what)
+
+
 class RedisAwayError(redis.ConnectionError, BrokerConnectionError):
     """Redis cannot be reached: the one error that Dramatiq waits out, wherever it is raised."""
+
+
+DISPATCHED = 4
+"""Where an EVALSHA of Dramatiq's has the script's own command."""
 
 
 class _Client(redis.Redis):
     """Dramatiq knows its own ConnectionError, and Redis's; a TimeoutError is neither."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
+        command = args[DISPATCHED] if args[0] == "EVALSHA" and len(args) > DISPATCHED else args[0]
         try:
-            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            answer = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            raise  # the script is sent then
         except (redis.ConnectionError, redis.TimeoutError) as error:
+            _report(error, command)
             raise RedisAwayError(str(error)) from error
+        except redis.RedisError as error:
+            _report(error, command)
+            raise
+        redis_outage.succeeded(command)
+        return answer
 
 
 def _stop_once() -> None:

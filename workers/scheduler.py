@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from logging import WARNING
 from queue import SimpleQueue
 from types import FrameType
 from typing import Any
@@ -17,10 +16,10 @@ import dramatiq
 import pendulum
 import periodiq
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.errors import BrokerError
 from redis.exceptions import RedisError
 
 from app import log
+from app.outage import Outage
 from workers.broker import QUEUE, build, stopping
 
 MOST_WAITING = 100
@@ -38,6 +37,7 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
         super().__init__(actors=actors)
         self.broker = broker
         self._unsent: list[dramatiq.Actor[Any, Any]] = []
+        self._crowd = Outage()
         # Unlike Queue, its put may be called from a signal handler that interrupts its get.
         self.alarm_q: SimpleQueue[bool] = SimpleQueue()
         self._first_request = iter([True])
@@ -46,26 +46,23 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
         signal.set_wakeup_fd(wake_up.detach(), warn_on_full_buffer=False)
 
     def send_actors(self, actors: Sequence[dramatiq.Actor[Any, Any]], now: Any) -> None:
-        """Send each actor's message; one that cannot be sent is logged, and kept to try again."""
-        self._unsent = []
-        for actor in actors:
-            if error := self._try_to_send(actor, now):
-                self._unsent.append(actor)
-                name = actor.actor_name
-                log.event("failed", level=WARNING, stage="schedule", actor=name, error=error)
+        """Send each actor's message; one that cannot be sent is kept, to try again."""
+        self._unsent = [actor for actor in actors if not self._is_sent(actor, now)]
 
-    def _try_to_send(self, actor: dramatiq.Actor[Any, Any], now: Any) -> str | None:
-        """Return why the message could not be sent, if it could not and is still wanted."""
+    def _is_sent(self, actor: dramatiq.Actor[Any, Any], now: Any) -> bool:
+        """Send an actor's message, and return whether that is done, or is not wanted any more."""
         if stopping.is_set():
-            return None
+            return True
         try:
             # Not the broker's own count: it has in it what was fetched and never acknowledged.
             if self.broker.client.llen(f"{self.broker.namespace}:{QUEUE}") >= MOST_WAITING:
-                return "no worker takes what waits"
+                self._crowd.failed("schedule", "no worker takes what waits")
+                return False
             super().send_actors([actor], now)
-        except (BrokerError, RedisError) as failure:
-            return log.cause(failure)
-        return None
+        except RedisError:
+            return False  # the broker's client has logged it
+        self._crowd.succeeded()
+        return True
 
     def loop(self) -> None:
         """Schedule at each alarm, until a request to stop.
@@ -83,7 +80,7 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
                 self._signalled.recv(64)
             except TimeoutError:
                 now = pendulum.now()
-                self._unsent = [actor for actor in self._unsent if self._try_to_send(actor, now)]
+                self._unsent = [actor for actor in self._unsent if not self._is_sent(actor, now)]
 
     def run(self) -> None:
         """Say what is scheduled, and schedule it until a request to stop."""

@@ -91,4 +91,6 @@ def test_a_redis_whose_authority_is_named_is_reached_and_checked(
     processes.start("solo", REDIS_URL=f"{checked}&ssl_ca_certs={bundle}")
     receiver.wait_for(1)
     unknown = processes.start("solo", REDIS_URL=checked)
-    unknown.wait_for("telemetry.failed stage=schedule")
+    unknown.wait_for(
+        'telemetry.failed stage=redis error="the certificate of Redis cannot be verified"'
+    )

@@ -238,8 +238,8 @@ def test_processes_that_start_without_redis_wait_for_it_and_then_work(
     with trouble():
         started = processes.start_all(way)
         worker, scheduler = started[0], started[-1]
-        scheduler.wait_for("telemetry.failed stage=schedule actor=sweep")
-        worker.wait_for("Consumer encountered a connection error")
+        scheduler.wait_for("telemetry.failed stage=redis")
+        worker.wait_for("telemetry.failed stage=redis")
         assert count(db, "telemetry_outbox") == 0
     receiver.wait_for(1, A_MINUTE)
     all_sent(db, receiver)
@@ -253,7 +253,7 @@ def test_a_wake_up_that_cannot_be_sent_at_its_minute_is_sent_as_soon_as_redis_is
 ) -> None:
     worker, scheduler = start_on_the_eve(way)
     with trouble():
-        scheduler.wait_for("telemetry.failed stage=schedule", seconds=A_MINUTE)
+        scheduler.wait_for("telemetry.failed stage=redis", seconds=A_MINUTE)
         assert receiver.connections == 0
     receiver.wait_for(1, seconds=20)
     all_sent(db, receiver)
@@ -289,7 +289,7 @@ def test_an_actor_ends_its_work_without_redis_and_the_worker_takes_the_next(
     with trouble():
         answer_now()
         all_sent(db, receiver)
-        worker.wait_for("post_process_message")  # Dramatiq's name for what was not acknowledged
+        worker.wait_for("telemetry.failed stage=redis")
     the_next_day_is_sent_too(processes, clock, receiver, db)
     assert unharmed(worker)
 
@@ -333,7 +333,7 @@ def test_a_heartbeat_that_is_written_without_redis_is_sent_after_its_return(
     writing = standing_at("app.pipeline:write_heartbeat:return", processes, actor)
     with valkey.down():
         writing.go_on()
-        writing.process.wait_for("telemetry.failed stage=wake")
+        writing.process.wait_for("telemetry.failed stage=redis")
         assert count(db, "telemetry_outbox") == 1
         assert receiver.connections == 0
     processes.wake("sweep")

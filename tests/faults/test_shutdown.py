@@ -318,7 +318,7 @@ class TestWithoutRedis:
     ) -> None:
         with without_redis():
             scheduler = processes.start(name)
-            scheduler.wait_for("telemetry.failed stage=schedule")
+            scheduler.wait_for("telemetry.failed stage=redis")
             scheduler.signal(SIGTERM)
             assert stopped(scheduler)
         assert untouched(db)

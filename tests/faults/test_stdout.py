@@ -139,7 +139,7 @@ def test_lines_that_nobody_has_read_by_the_end_are_reported_on_stderr(
     assert seconds_to_stop(process) < PROMPT
     (told,) = process.output().splitlines()
     assert told.startswith("telemetry.failed stage=log error=")
-    assert told.endswith('lines could not be written"')
+    assert told.endswith('lines could not be written" level=WARNING')
 
 
 @senders

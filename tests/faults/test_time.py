@@ -116,7 +116,7 @@ class TestAsleep:
         (sent,) = bodies(receiver)
         assert json.loads(sent)["sent_at"].startswith("2026-05-05T09:00:")
         assert worker.lines("telemetry.expired") == [
-            f"telemetry.expired id={old['id']} day=2026-05-02"
+            f"telemetry.expired id={old['id']} day=2026-05-02 level=WARNING"
         ]
         assert outcomes(db) == ["sent"]
         assert without_harm(worker)

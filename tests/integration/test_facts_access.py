@@ -170,7 +170,10 @@ class TestACountThatWouldNotBeTrue:
             ),
             (
                 f"REVOKE SELECT (deleted_at) ON organisations FROM {ROLE}",
-                "permission denied for table organisations",
+                (
+                    "permission denied for table organisations:"
+                    " run `python -m app grants --role ROLE --apply`"
+                ),
             ),
             ("DROP TABLE alembic_version", 'relation "alembic_version" does not exist'),
         ],

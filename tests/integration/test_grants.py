@@ -158,7 +158,10 @@ class TestEachRight:
         for table, privilege, column in RIGHTS:
             what = f"{privilege} ({column}) ON {table}" if column else f"{privilege} ON {table}"
             run(db, f"REVOKE {what} FROM {ROLE}")
-            assert missed(caplog, db, clock, receiver) == f"permission denied for table {table}"
+            assert missed(caplog, db, clock, receiver) == (
+                f"permission denied for table {table}:"
+                " run `python -m app grants --role ROLE --apply`"
+            )
             run(db, f"GRANT {what} TO {ROLE}")
         assert missed(caplog, db, clock, receiver) is None
 

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import errors
+from psycopg.errors import FinishedPGconn
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
@@ -19,6 +21,9 @@ from app import log
 from tests.pipe import Pipe
 from tests.unit.environment import MARKER
 from tests.unit.published import EXAMPLE
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
 
 LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 LOGGERS = ["", "telemetry", "dramatiq"]
@@ -45,11 +50,24 @@ def written(say: Callable[[], object], level: str = "INFO") -> str:
 
 def test_an_event_is_its_name_and_then_its_fields() -> None:
     line = written(lambda: log.event("attempt", id="7f", n=1, outcome="sent", status=202))
-    assert line == "telemetry.attempt id=7f n=1 outcome=sent status=202\n"
+    assert line == "telemetry.attempt id=7f n=1 outcome=sent status=202 level=INFO\n"
 
 
 def test_an_event_may_have_no_field() -> None:
-    assert written(lambda: log.event("enabled")) == "telemetry.enabled\n"
+    assert written(lambda: log.event("enabled")) == "telemetry.enabled level=INFO\n"
+
+
+@pytest.mark.parametrize("level", ["WARNING", "ERROR", "CRITICAL"])
+@pytest.mark.parametrize("name", ["telemetry", "dramatiq.worker", "sqlalchemy.pool"])
+def test_every_line_ends_with_its_level(name: str, level: str) -> None:
+    number = logging.getLevelNamesMapping()[level]
+    line = written(lambda: logging.getLogger(name).log(number, "a line"))
+    assert line.endswith(f" level={level}\n")
+
+
+def test_a_failure_of_a_library_has_its_level_after_its_cause() -> None:
+    line = written(lambda: logging.getLogger("library").error("odd", exc_info=KeyError(MARKER)))
+    assert line == "library: odd (KeyError) level=ERROR\n"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +89,8 @@ def test_an_event_may_have_no_field() -> None:
     ],
 )
 def test_a_value_is_one_word_or_quoted_or_a_dash_for_none(value: object, word: str) -> None:
-    assert written(lambda: log.event("queued", day=value)) == f"telemetry.queued day={word}\n"
+    line = written(lambda: log.event("queued", day=value))
+    assert line == f"telemetry.queued day={word} level=INFO\n"
 
 
 @given(st.text())
@@ -79,7 +98,7 @@ def test_an_event_is_one_printable_line_whatever_its_value_is(value: str) -> Non
     line = written(lambda: log.event("failed", error=value, stage="write"))
     assert line.removesuffix("\n").isprintable()
     assert line.isascii()
-    word = line.removeprefix("telemetry.failed error=").removesuffix(" stage=write\n")
+    word = line.removeprefix("telemetry.failed error=").removesuffix(" stage=write level=INFO\n")
     assert (json.loads(word) if word.startswith('"') else word) == value
 
 
@@ -99,7 +118,12 @@ def test_no_log_level_hides_an_event_or_a_payload(level: str) -> None:
         log.event("failed", level=logging.WARNING)
         log.payload("{}")
 
-    lines = ["telemetry.notice", "telemetry.failed", "telemetry.payload {}", ""]
+    lines = [
+        "telemetry.notice level=INFO",
+        "telemetry.failed level=WARNING",
+        "telemetry.payload {}",
+        "",
+    ]
     assert written(say, level) == "\n".join(lines)
 
 
@@ -127,7 +151,7 @@ def test_what_libraries_tell_below_a_warning_is_hidden_at_every_level(
 
 def test_a_librarys_warning_is_told_with_its_level_and_its_name() -> None:
     line = written(lambda: logging.getLogger("sqlalchemy.pool").warning("odd"))
-    assert line == "WARNING sqlalchemy.pool: odd\n"
+    assert line == "sqlalchemy.pool: odd level=WARNING\n"
 
 
 @pytest.mark.parametrize(("level", "told"), [("DEBUG", True), ("INFO", True), ("ERROR", False)])
@@ -147,7 +171,7 @@ def test_each_line_is_one_write() -> None:
     log.setup("INFO", Stream())
     log.event("queued", id="7f")
     log.payload("{}")
-    assert writes == ["telemetry.queued id=7f\n", "telemetry.payload {}\n"]
+    assert writes == ["telemetry.queued id=7f level=INFO\n", "telemetry.payload {}\n"]
 
 
 @pytest.fixture
@@ -168,26 +192,27 @@ def piped(pipe: Pipe, *steps: Callable[[], object]) -> bytes:
 
 
 def test_a_line_is_in_the_pipe_when_the_call_returns(pipe: Pipe) -> None:
-    assert piped(pipe, lambda: log.event("queued", id="7f")) == b"telemetry.queued id=7f\n"
+    line = piped(pipe, lambda: log.event("queued", id="7f"))
+    assert line == b"telemetry.queued id=7f level=INFO\n"
 
 
 def test_what_cannot_be_encoded_is_escaped(pipe: Pipe) -> None:
     line = piped(pipe, lambda: logging.getLogger("library").warning("a name: \udcff"))
-    assert line == rb"WARNING library: a name: \udcff" + b"\n"
+    assert line == rb"library: a name: \udcff level=WARNING" + b"\n"
 
 
 def test_a_record_that_cannot_be_formatted_is_a_failure_in_one_line(pipe: Pipe) -> None:
     line = piped(pipe, lambda: logging.getLogger("library").warning("%d", MARKER))
-    assert line == b"telemetry.failed stage=log error=TypeError\n"
+    assert line == b"telemetry.failed stage=log error=TypeError level=WARNING\n"
 
 
 def test_lost_lines_are_reported_as_a_failure_when_there_is_a_reader_again(pipe: Pipe) -> None:
     def say() -> None:
         log.event("queued", id="7f")
 
-    report = b'telemetry.failed stage=log error="2 lines could not be written"\n'
+    report = b'telemetry.failed stage=log error="2 lines could not be written" level=WARNING\n'
     lines = piped(pipe, pipe.hang_up, say, say, pipe.open, say)
-    assert lines == b"telemetry.queued id=7f\n" + report
+    assert lines == b"telemetry.queued id=7f level=INFO\n" + report
 
 
 @pytest.mark.parametrize(
@@ -228,6 +253,28 @@ def test_a_refused_connection_is_told_in_words_of_our_own(words: str, told: str)
     assert log.cause(psycopg.OperationalError(words.format(MARKER))) == told
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "FATAL:  Passwort-Authentifizierung für Benutzer »{}« fehlgeschlagen",
+        'ВАЖНО:  база данных "{}" не существует',
+        "FATAL:  {}",
+    ],
+)
+def test_a_refusal_in_any_language_is_a_refusal_and_not_an_unreachable_database(
+    words: str,
+) -> None:
+    where = f'connection failed: connection to server at "{MARKER}", port 5432 failed: '
+    told = log.cause(psycopg.OperationalError(where + words.format(MARKER)))
+    assert told.startswith("the database refuses the connection (a wrong password,")
+
+
+def test_a_refusal_after_a_password_is_known_by_the_connection() -> None:
+    used = FinishedPGconn(used_password=True)
+    told = log.cause(psycopg.OperationalError("no words", pgconn=cast("PGconn", used)))
+    assert told.startswith("the database refuses the connection")
+
+
 @pytest.mark.parametrize("kind", [errors.UniqueViolation, errors.InvalidTextRepresentation])
 def test_an_error_about_a_row_is_told_by_its_type_and_state(kind: type[psycopg.Error]) -> None:
     told = log.cause(kind(f"Key (id)=({MARKER}) already exists."))
@@ -237,4 +284,4 @@ def test_an_error_about_a_row_is_told_by_its_type_and_state(kind: type[psycopg.E
 def test_a_time_is_told_to_the_second_with_its_offset() -> None:
     at = datetime(2026, 5, 2, 2, 30, tzinfo=UTC) + timedelta(milliseconds=999)
     line = written(lambda: log.event("attempt", next_attempt_at=at))
-    assert line == "telemetry.attempt next_attempt_at=2026-05-02T02:30:00+00:00\n"
+    assert line == "telemetry.attempt next_attempt_at=2026-05-02T02:30:00+00:00 level=INFO\n"

@@ -1,0 +1,75 @@
+"""An outage of Redis or of Postgres, as one process sees it: one line a minute, and one at its end.
+
+It loads no driver: the scheduler, which needs this too, has none of Postgres.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from threading import RLock
+from typing import Any
+
+from app import log
+
+MOST_OFTEN = 60.0
+"""Seconds between two lines about failures."""
+
+_AWAY = ("08", "28", "3D", "53300", "57P")
+"""The beginnings of the SQLSTATEs that hold for every statement: no connection, no login, no such
+database, no connection left, a server that stops or starts."""
+
+
+class Outage:
+    """Logs the failures of a server at most once a minute, and its return once.
+
+    Threads share it, and an actor may be interrupted in it: the lock is reentrant and never held
+    while a line is written.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with a server that is well; ``clock`` gives seconds."""
+        self._clock = clock
+        self._lock = RLock()
+        self._since: float | None = None
+        self._until: object = None
+        self._stage = ""
+        self._logged = False
+        self._last_line = -math.inf
+
+    def failed(self, stage: str, error: str, *, until: object = None) -> None:
+        """Remember a failure, and log it unless one was logged within the last minute.
+
+        ``until`` names what has to succeed for the outage to be over; without it, anything.
+        """
+        with self._lock:
+            now = self._clock()
+            if self._since is None:
+                self._since, self._stage, self._logged = now, stage, False
+            self._until = until
+            due = now - self._last_line >= MOST_OFTEN
+            if due:
+                self._last_line, self._logged = now, True
+        if due:
+            log.event("failed", level=logging.WARNING, stage=stage, error=error)
+
+    def succeeded(self, what: object = None) -> None:
+        """End the outage if this is its end, and log that if the outage was logged."""
+        if self._since is None:  # nearly always, and without the lock
+            return
+        with self._lock:
+            if self._since is None or self._until not in {None, what}:
+                return
+            seconds = round(self._clock() - self._since)
+            stage, logged, self._since = self._stage, self._logged, None
+        if logged:
+            log.event("recovered", stage=stage, after_seconds=seconds)
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether Postgres cannot be used at all, by an error's type and SQLSTATE."""
+    origin: Any = getattr(error, "orig", None) or error
+    state = getattr(origin, "sqlstate", None)
+    if state is None:
+        return "OperationalError" in (kind.__name__ for kind in type(origin).__mro__)
+    return str(state).startswith(_AWAY)
