@@ -78,7 +78,9 @@ def test_an_idle_worker_asks_once_between_two_waits(processes: Processes, admin:
 def test_a_wake_up_wakes_all_that_wait_and_one_of_them_works_it_off(
     processes: Processes, admin: Redis
 ) -> None:
-    both = [idle(processes), ready(processes, LOG_LEVEL="DEBUG")]
+    # By the clock of the one, the other is alive: to Dramatiq a worker silent for a minute is dead.
+    clock = ahead(SOON_AFTER_A_MINUTE)
+    both = [idle(processes), ready(processes, LOG_LEVEL="DEBUG", GUARD_CLOCK=clock)]
     for times in range(1, 6):
         eventually(lambda: asleep(admin) == len(both))
         processes.wake("drain")
