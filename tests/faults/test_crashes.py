@@ -115,7 +115,7 @@ class TestAWorkerThatSends:
         assert count(collector, "heartbeat") == 1
         row = outbox_row(db)
         shown = command(processes.environment, "audit", str(row["id"]))
-        body, _, table = shown.out.partition("\n")
+        body, table = shown.out.removesuffix("\n"), shown.err
         assert body == row["payload"]
         first, second = (line for line in table.splitlines() if receiver.url in line)
         assert "in flight when the process died" in first
@@ -247,7 +247,7 @@ class TestAScheduler:
         be_at(DAY_BEGINS, processes, clock)
         worker = processes.start("worker", LOG_LEVEL="DEBUG")
         # The heartbeat comes first, then the sweep: neither is sent, or the heartbeat only.
-        processes.start_to_stop_at(f"__main__:_try_to_send:{when}", "scheduler").kill()
+        processes.start_to_stop_at(f"__main__:_is_sent:{when}", "scheduler").kill()
         be_at(MORE_THAN_A_LEASE, processes, clock)
         anew = processes.start("scheduler")
         worker.wait_for("Received message sweep")

@@ -303,7 +303,7 @@ class TestWithoutRedis:
         with without_redis():
             worker.signal(SIGTERM)
             assert stopped(worker)
-        assert "Failed to requeue messages" in worker.output()
+        assert without_harm(worker)
         assert one(db, "SELECT count(*) FROM telemetry_outbox WHERE last_error = 'stopped'") == 2
         assert [attempt["error"] for attempt in attempts(db)] == ["stopped"] * 2
         assert len(receiver.requests) == 2
