@@ -152,7 +152,8 @@ def status(pipeline: Pipeline) -> Status:
         due = enabled and seen.obstacle is None
         # Last, for a failure ends the transaction.
         stale, cannot_write = _as_it_would_be_written(connection, pipeline, due=due)
-    cannot_write = cannot_write or _why_not_stored(lacking, read_only=due and read_only)
+    if due and not cannot_write:
+        cannot_write = _why_not_stored(lacking, read_only=read_only)
     waking = wakeups.look(settings)
     # A restart of the process does not help if its database or its Redis is at fault.
     not_its_fault = cannot_write or (settings.redis_url and waking.trouble)

@@ -64,9 +64,10 @@ def status(
     else:
         rows = [*_settings_rows(settings), *_status_rows(now)]
         print_table(printing.names_and_values(rows))
-    reason = now.cannot_write or now.redis_trouble
-    if check and now.enabled and reason:
-        complain(f"The day's heartbeat cannot be written: {reason}.")
+    if check and now.cannot_write:
+        complain(f"The day's heartbeat cannot be written: {now.cannot_write}.")
+    if check and now.enabled and settings.redis_url and now.redis_trouble:
+        complain(f"Redis cannot be used, so that no worker is woken: {now.redis_trouble}.")
     if check and now.overdue:
         raise typer.Exit(FAILED)
 

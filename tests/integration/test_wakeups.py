@@ -168,7 +168,8 @@ class TestTheCheck:
         ended = command({**due, "REDIS_URL": "redis://127.0.0.1:1/0"}, "status", "--check")
         assert ended.code == 0
         assert ended.sentence == (
-            "The day's heartbeat cannot be written: nothing listens where REDIS_URL points to."
+            "Redis cannot be used, so that no worker is woken: nothing listens where REDIS_URL"
+            " points to."
         )
 
     @pytest.mark.parametrize(
