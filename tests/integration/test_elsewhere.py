@@ -117,8 +117,9 @@ def test_the_command_says_who_has_sent_it_as_if_it_had_been_asked_later(
         assert ended.out.splitlines()[-1] == said
 
 
+@pytest.mark.parametrize("stamped", [True, False])
 def test_what_was_sent_under_a_lease_that_was_lost_is_not_sent_again(
-    pipeline: Pipeline, receiver: Receiver, db: Engine, clock: Clock
+    pipeline: Pipeline, receiver: Receiver, db: Engine, clock: Clock, *, stamped: bool
 ) -> None:
     def lose_the_lease() -> None:
         run(db, "UPDATE telemetry_outbox SET lease_until = now() - interval '1 second'")
@@ -129,6 +130,8 @@ def test_what_was_sent_under_a_lease_that_was_lost_is_not_sent_again(
     assert outbox_row(db)["state"] == "pending"
     assert [each["outcome"] for each in attempts(db)] == ["sent"]
     receiver.during = lambda: None
+    if not stamped:
+        run(db, "UPDATE instance SET last_telemetry_at = NULL")
     clock("2026-05-02T02:40:00Z")
     pipeline.drain()
     assert len(receiver.requests) == 1

@@ -386,7 +386,7 @@ MUTATIONS = (
         "a stamp that fails undoes the settling",
         "app/delivery.py",
         "            if error.connection_invalidated:\n                raise\n",
-        "        raise\n",
+        "            raise\n",
         f"{SENDING}::test_an_instance_that_somebody_holds_is_not_stamped_and_nothing_leaves_again",
     ),
     Mutation(
