@@ -50,7 +50,7 @@ def _failed(what: str) -> str:
 class _Line(logging.Formatter):
     """One line a record, with the level at its end; nothing may follow the body of a payload.
 
-    What a library says of an error is told without a value in it.
+    A message of a library about an error is logged without any value.
     """
 
     def format(self, record: logging.LogRecord) -> str:
