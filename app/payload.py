@@ -1,14 +1,14 @@
-"""The heartbeat: a closed schema in which raw numbers and free text cannot be built.
+"""The heartbeat: closed schemas in which raw numbers and free text cannot be built.
 
 Pure: facts come in as arguments, one canonical line of JSON comes out.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import (
@@ -17,13 +17,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StringConstraints,
     ValidationError,
+    field_validator,
 )
-from pydantic_core import PydanticCustomError
-
-SCHEMA_VERSION = 1
-"""The schema of this module's ``Heartbeat``; the notice is given once for each."""
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import CoreSchema
 
 Bucket = Literal["0", "1-10", "10-100", "100-1k", "1k-10k", "10k+"]
 Edition = Literal["ce", "ee"]
@@ -141,9 +142,11 @@ class Stack(_Closed):
 
 
 class Heartbeat(_Closed):
-    """One heartbeat of one self-hosted ConsentOS, schema 1."""
+    """What a heartbeat of every schema has; its own schema is a subclass that ``SCHEMAS`` names."""
 
-    telemetry_schema: Annotated[Literal[1], _only(int)] = Field(
+    model_config = ConfigDict(title="Heartbeat")
+
+    telemetry_schema: int = Field(
         description="Version of this schema, raised by a breaking change."
     )
     instance_id: InstanceId = Field(
@@ -154,6 +157,33 @@ class Heartbeat(_Closed):
     )
     version: Version = Field(description="Version of ConsentOS, from APP_VERSION.")
     edition: Edition = Field(description="Community (`ce`) or enterprise (`ee`) edition.")
+
+    @field_validator("telemetry_schema")
+    @classmethod
+    def _its_own(cls, version: int) -> int:
+        if SCHEMAS.get(version) is not cls:
+            raise PydanticCustomError("literal_error", f"Input should be {_known()}")
+        return version
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler, /
+    ) -> dict[str, Any]:
+        """Say which version it is, as a literal would."""
+        schema = handler(core_schema)
+        version = next(version for version, model in SCHEMAS.items() if model is cls)
+        named = handler.resolve_ref_schema(schema)["properties"]
+        named["telemetry_schema"] = {"const": version, **named["telemetry_schema"]}
+        return schema
+
+    def canonical(self) -> str:
+        """Return the body: ASCII JSON on one line, fields in the order of this schema."""
+        return self.model_dump_json()
+
+
+class Heartbeat1(Heartbeat):
+    """One heartbeat of one self-hosted ConsentOS, schema 1."""
+
     python_version: PythonVersion = Field(description="Version of the Python that runs this.")
     platform: Platform = Field(description="Operating system of the worker.")
     deployment: Deployment = Field(
@@ -163,13 +193,122 @@ class Heartbeat(_Closed):
     features: Features
     stack: Stack
 
-    def canonical(self) -> str:
-        """Return the body: ASCII JSON on one line, fields in the order of this schema."""
-        return self.model_dump_json()
+
+SCHEMAS: Mapping[int, type[Heartbeat]] = {1: Heartbeat1}
+"""Every schema that a body may have, by its version. One that is superseded stays."""
+
+SCHEMA_VERSION = max(SCHEMAS)
+"""The schema in which heartbeats are written; the notice is given once for each."""
+
+NEWEST = SCHEMAS[SCHEMA_VERSION]
 
 
-SCHEMAS: Mapping[int, type[BaseModel]] = {1: Heartbeat}
-"""Every schema that a stored body may have: one that is superseded stays, to read old rows by."""
+def _known() -> str:
+    return " or ".join(map(str, SCHEMAS))
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """A field that its schema does not allow: a dotted name, a sentence, and the kind of fault."""
+
+    field: str
+    problem: str
+    kind: str
+
+    @classmethod
+    def of(cls, error: ErrorDetails) -> Self:
+        """Read it off pydantic's error; nothing of the body's values gets into it."""
+        # Field names come from outside as well; and the words of a ValueError may hold the value.
+        names = (re.sub(r"[^A-Za-z0-9_]", "?", str(name))[:64] for name in error["loc"])
+        problem = "Value is not possible" if error["type"] == "value_error" else error["msg"]
+        return cls(".".join(names), problem[:200], error["type"])
+
+
+class NotAHeartbeatError(ValueError):
+    """A body is of no schema; the sentence and the flaws repeat no value of it."""
+
+    def __init__(
+        self, sentence: str, flaws: Iterable[Flaw] = (), *, version: int | None = None
+    ) -> None:
+        """Say so in ``sentence``; ``flaws`` are beside the schema ``version``, if it names one."""
+        super().__init__(sentence)
+        self.flaws = [*flaws]
+        self.version = version
+
+
+class UnknownSchemaError(NotAHeartbeatError):
+    """A body names a ``telemetry_schema`` that is not in ``SCHEMAS``."""
+
+
+class NewerSchemaError(UnknownSchemaError):
+    """The schema that a body names is newer than any in ``SCHEMAS``."""
+
+
+def parse(body: str | bytes) -> Heartbeat:
+    """Return the heartbeat that a body is, of the schema that it names.
+
+    Raises:
+        NewerSchemaError: the body names a newer schema than these.
+        UnknownSchemaError: it names another number, or something else than a number.
+        NotAHeartbeatError: it is no UTF-8 or no JSON object, names a field twice, or is not as its
+            schema says.
+    """
+    try:
+        text = body if isinstance(body, str) else body.decode()
+    except UnicodeDecodeError:
+        raise NotAHeartbeatError("The body is not UTF-8.") from None
+    try:
+        tree = json.loads(text, object_pairs_hook=_without_twins)
+    except _TwinsError:
+        raise NotAHeartbeatError("The body names a field twice.") from None
+    except (ValueError, RecursionError):
+        tree = None  # the model says what is wrong
+    named = isinstance(tree, dict) and "telemetry_schema" in tree
+    version = tree["telemetry_schema"] if named else None
+    model = SCHEMAS.get(version) if type(version) is int else None
+    try:
+        heartbeat = (model or NEWEST).model_validate_json(text)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise _refusal(version, named=named)(
+            f"This is not a heartbeat of telemetry_schema {_known()}.",
+            map(Flaw.of, found),
+            version=version if model else None,
+        ) from None
+    if tree is None:  # pydantic reads numbers that Python finds too long
+        raise NotAHeartbeatError("The body cannot be read.")
+    return heartbeat
+
+
+def _refusal(version: object, *, named: bool) -> type[NotAHeartbeatError]:
+    match version:
+        case bool():
+            return UnknownSchemaError
+        case int():
+            known, newer = version in SCHEMAS, version > SCHEMA_VERSION
+            unknown = NewerSchemaError if newer else UnknownSchemaError
+            return NotAHeartbeatError if known else unknown
+    return UnknownSchemaError if named else NotAHeartbeatError
+
+
+class _TwinsError(ValueError):
+    """An object names a field twice: readers differ in which of the two they take."""
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _TwinsError
+    return found
+
+
+def canonical(values: Mapping[str, Any]) -> str:
+    """Return stored values as the body that they were; what no schema allows, as it is stored."""
+    text = json.dumps(values, separators=(",", ":"))
+    try:
+        return parse(text).canonical()
+    except NotAHeartbeatError:
+        return text
 
 
 def fault(body: str) -> str | None:
@@ -178,21 +317,18 @@ def fault(body: str) -> str | None:
     The schema is that of the version which the body names; no value of the body is repeated.
     """
     try:
-        version = json.loads(body)["telemetry_schema"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return "its body is no JSON object that names a telemetry_schema"
-    model = SCHEMAS.get(version) if type(version) is int else None
-    if model is None:
+        written = parse(body).canonical()
+    except UnknownSchemaError:
         return "its body names a telemetry_schema that is unknown here"
-    try:
-        canonical = model.model_validate_json(body).model_dump_json()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # A field's name comes from the body as well.
-        names = (re.sub(r"[^A-Za-z0-9_]", "?", str(name))[:64] for name in first["loc"])
-        where = ".".join(names) or "it"
-        return f"its body is not of schema {version}: {where} ({first['type']})"
-    return None if body == canonical else "its body is not written in the canonical form"
+    except NotAHeartbeatError as error:
+        if error.version:
+            first = error.flaws[0]
+            where = first.field or "it"
+            return f"its body is not of schema {error.version}: {where} ({first.kind})"
+        if error.flaws:
+            return "its body is no JSON object that names a telemetry_schema"
+        written = ""  # it names a field twice
+    return None if body == written else "its body is not written in the canonical form"
 
 
 def flat(body: str) -> dict[str, Any]:
@@ -235,15 +371,15 @@ class Facts:
     rate_limit_enabled: bool
 
 
-def compose(facts: Facts, *, instance_id: UUID, at: datetime) -> Heartbeat:
+def compose(facts: Facts, *, instance_id: UUID, at: datetime) -> Heartbeat1:
     """Compose the heartbeat of ``instance_id``, written ``at`` (an aware time).
 
     Raises:
         pydantic.ValidationError: a fact does not fit the schema.
     """
     census = facts.census
-    return Heartbeat(
-        telemetry_schema=1,
+    return Heartbeat1(
+        telemetry_schema=SCHEMA_VERSION,
         instance_id=str(instance_id),
         sent_at=at.astimezone(UTC).isoformat(timespec="seconds"),
         version=facts.version,
@@ -280,18 +416,29 @@ def _platform(name: str) -> Platform:
     return "other"
 
 
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of the heartbeat."""
+def json_schema(model: type[Heartbeat] = NEWEST) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a heartbeat."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Heartbeat.model_json_schema(),
+        **model.model_json_schema(),
     }
 
 
-def fields(model: type[BaseModel] = Heartbeat, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted name and the meaning of every field, in the order of the body."""
+def fields(model: type[BaseModel] = NEWEST, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the dotted name of every field, and what it is, in the order of the body."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from fields(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field.description or ""
+            yield f"{prefix}{name}", field
+
+
+def all_fields() -> dict[str, FieldInfo]:
+    """Return the fields of all schemas by their dotted names: the newest's, then the older ones'.
+
+    A name means the same in every schema that has it.
+    """
+    found: dict[str, FieldInfo] = {}
+    for _, model in sorted(SCHEMAS.items(), reverse=True):
+        found = {**found, **{name: field for name, field in fields(model) if name not in found}}
+    return found

@@ -31,7 +31,9 @@ def schema() -> str:
 def table() -> str:
     """Return the table of fields: one row each, in the order of the body."""
     forms = dict(_forms(payload.json_schema()))
-    rows = [f"| `{name}` | {forms[name]} | {purpose} |" for name, purpose in payload.fields()]
+    rows = [
+        f"| `{name}` | {forms[name]} | {field.description} |" for name, field in payload.fields()
+    ]
     return "\n".join(["| Field | Form | Purpose |", "| --- | --- | --- |", *rows])
 
 

@@ -202,7 +202,7 @@ def _print_diff(found: Preview, *, as_json: bool) -> None:
 def _diff_lines(changes: Change) -> Iterator[str]:
     meanings = dict(payload.fields())
     for name, value in changes.added.items():
-        yield f"+ {name} = {printing.to_json(value)}    {meanings[name]}"
+        yield f"+ {name} = {printing.to_json(value)}    {meanings[name].description}"
     for name, value in changes.removed.items():
         yield f"- {name} = {printing.to_json(value)}"
     for name, (before, after) in changes.changed.items():

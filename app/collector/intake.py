@@ -1,23 +1,19 @@
 """What senders ask for: to keep a heartbeat, and to forget an install. Closed in what it takes."""
 
 import asyncio
-import json
-import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app import payload
 from app.collector.inbox import Inbox
 from app.collector.limit import Limiter
-from app.payload import SCHEMA_VERSION, Heartbeat
 
 MAX_BODY_BYTES = 16 * 1024
 MAX_DETAILS = 10
@@ -105,37 +101,17 @@ async def _read(request: Request, seconds: float) -> bytes:
     return bytes(body)
 
 
-def parse(body: bytes) -> Heartbeat:
+def parse(body: bytes) -> payload.Heartbeat:
     """Return the heartbeat in ``body``.
 
     Raises:
-        NotAHeartbeat: it is not UTF-8, not JSON, names a field twice, or does not fit the schema.
+        payload.NewerSchemaError: it is of a schema that this collector does not know yet.
+        NotAHeartbeat: it is not of a schema.
     """
     try:
-        text = body.decode()
-        heartbeat = Heartbeat.model_validate_json(text)
-    except UnicodeDecodeError:
-        raise NotAHeartbeat("The body is not UTF-8.") from None
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise NotAHeartbeat(
-            f"This collector takes heartbeats of telemetry_schema {SCHEMA_VERSION} only, "
-            "and this is not one.",
-            [_detail(each) for each in found[:MAX_DETAILS]],
-        ) from None
-    # Only now: pydantic has bounded the depth, and takes the last of two values without a word.
-    json.loads(text, object_pairs_hook=_refuse_twins)
-    return heartbeat
-
-
-def _refuse_twins(pairs: Iterable[tuple[str, object]]) -> None:
-    names = [name for name, _ in pairs]
-    if len(names) != len(set(names)):
-        raise NotAHeartbeat("The body names a field twice.")
-
-
-def _detail(error: ErrorDetails) -> dict[str, str]:
-    # Field names come from outside as well; and the words of a ValueError may hold the value.
-    names = (re.sub(r"[^A-Za-z0-9_]", "?", str(name))[:64] for name in error["loc"])
-    problem = "Value is not possible" if error["type"] == "value_error" else error["msg"]
-    return {"field": ".".join(names), "problem": problem[:200]}
+        return payload.parse(body)
+    except payload.NewerSchemaError:
+        raise
+    except payload.NotAHeartbeatError as error:
+        details = [{"field": flaw.field, "problem": flaw.problem} for flaw in error.flaws]
+        raise NotAHeartbeat(str(error), details[:MAX_DETAILS]) from None

@@ -118,7 +118,7 @@ class Demo:
 
     def age(self) -> None:
         """Make the pipeline's tables look two days old: notice given, yesterday's on record."""
-        heartbeat = payload.Heartbeat.model_validate_json(self.command("preview"))
+        heartbeat = payload.parse(self.command("preview"))
         engine = database.engine(_driver(self.consentos))
         with database.transaction(engine.connect()) as connection:
             day = Day(running_day(database.clock(connection)).date - timedelta(days=1))

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
-from app.payload import Census, Counts, Edition, Facts, Heartbeat, bucket, compose
+from app.payload import Census, Counts, Edition, Facts, Heartbeat1, bucket, compose
 from app.schedule import offset
 
 DUE = time(2, 30, tzinfo=UTC)
@@ -65,14 +65,14 @@ class Arrival(NamedTuple):
     """A heartbeat, and when the collector receives it."""
 
     received_at: datetime
-    heartbeat: Heartbeat
+    heartbeat: Heartbeat1
 
 
 class Batch(NamedTuple):
     """Heartbeats that a collector takes at one moment."""
 
     at: datetime
-    heartbeats: list[Heartbeat]
+    heartbeats: list[Heartbeat1]
 
 
 def by_minute(arrivals: Iterable[Arrival]) -> Iterator[Batch]:
@@ -113,7 +113,7 @@ class _Install:
     traffic: float
     facts: Facts
     silent_until: int = 0
-    heartbeat: Heartbeat | None = None
+    heartbeat: Heartbeat1 | None = None
     """What it sends, but for ``sent_at``; None when it has to be composed anew."""
 
 
@@ -174,7 +174,7 @@ class Fleet:
                 heartbeat = self._heartbeat(install, number, written)
                 yield Arrival(written + timedelta(seconds=chance()), heartbeat)
 
-    def _heartbeat(self, install: _Install, number: int, written: datetime) -> Heartbeat:
+    def _heartbeat(self, install: _Install, number: int, written: datetime) -> Heartbeat1:
         age = number - install.joined
         if install.pace and age % install.pace == 0:
             self._upgrade(install, number)

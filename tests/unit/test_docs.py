@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.payload import Heartbeat, fields
+from app.payload import Heartbeat1, fields
 from bench import collector, report
 from docs import generate
 from tests.prove.mutations import MUTATIONS
@@ -62,7 +62,7 @@ def test_a_page_without_its_two_markers_is_refused_and_not_written_over(page: st
 
 
 def test_the_payload_that_consentos_documents_is_a_heartbeat() -> None:
-    heartbeat = Heartbeat.model_validate_json(EXAMPLE)
+    heartbeat = Heartbeat1.model_validate_json(EXAMPLE)
     assert heartbeat.model_dump() == json.loads(EXAMPLE)
 
 
@@ -72,7 +72,7 @@ def test_the_documented_payload_has_exactly_our_fields_in_our_order() -> None:
 
 def test_the_body_is_the_documented_payload_without_its_spaces() -> None:
     compact = json.dumps(json.loads(EXAMPLE), separators=(",", ":"))
-    assert Heartbeat.model_validate_json(EXAMPLE).canonical() == compact
+    assert Heartbeat1.model_validate_json(EXAMPLE).canonical() == compact
 
 
 def test_the_tables_of_the_measurements_are_those_of_their_results() -> None:

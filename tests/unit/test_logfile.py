@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.logfile import LONGEST, Entry, Logged, TooLong, Unreadable, read
-from app.payload import Heartbeat
+from app.payload import Heartbeat1
 from tests.unit.published import EXAMPLE
 
-BODY = Heartbeat.model_validate_json(EXAMPLE).canonical()
+BODY = Heartbeat1.model_validate_json(EXAMPLE).canonical()
 LINE = f"telemetry.payload {BODY}"
 
 PREFIXES = {

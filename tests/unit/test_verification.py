@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.logfile import Logged, TooLong, Unreadable
-from app.payload import Heartbeat, fault, fields
+from app.payload import Heartbeat1, fault, fields
 from app.verification import Problem, of_log, of_rows
 from tests.unit.published import EXAMPLE, with_value
 
-BODY = Heartbeat.model_validate_json(EXAMPLE).canonical()
+BODY = Heartbeat1.model_validate_json(EXAMPLE).canonical()
 DAY, NEXT_DAY = date(2026, 5, 2), date(2026, 5, 3)
 ID = UUID(int=7)
 FIELDS = [name for name, _ in fields()]
 
 
 def written_at(moment: str) -> str:
-    return Heartbeat.model_validate(with_value("sent_at", f"{moment}+00:00")).canonical()
+    return Heartbeat1.model_validate(with_value("sent_at", f"{moment}+00:00")).canonical()
 
 
 def row(state: str, *outcomes: str | None, body: str = BODY) -> dict[str, Any]:
