@@ -12,10 +12,13 @@ from datetime import UTC, date, datetime, time, timedelta
 
 from sqlalchemy import Connection, text
 
-from app.payload import fields
+from app.payload import all_fields
 
 OTHER = "*"
 """Stands for every rarer version or value; no version and no value looks like that."""
+
+ABSENT = ""
+"""Stands for no value: what an install does not report, because its schema does not have it."""
 
 KEPT = 50
 
@@ -30,9 +33,9 @@ SETTLED = timedelta(minutes=1)
 
 _NOT_COUNTED = {"telemetry_schema", "instance_id", "sent_at", "version", "edition"}
 _NOT_COUNTED |= {"stack.redis_present"}  # is always true
-VALUES = tuple(name for name, _ in fields() if name not in _NOT_COUNTED)
-"""The fields whose values are counted, of the installs heard of within 48 hours: by their dotted
-names. Python's version is counted by major and minor, that of Postgres by major."""
+VALUES = tuple(name for name in all_fields() if name not in _NOT_COUNTED)
+"""The fields of every schema whose values are counted, of the installs heard of within 48 hours: by
+their dotted names. Python's version is counted by major and minor, that of Postgres by major."""
 
 
 def _value(field: str) -> str:
@@ -89,7 +92,7 @@ _COUNT = text(
         WHERE counts
         GROUP BY metric, version, edition
         UNION ALL
-        SELECT CASE {_FIELD} END, version, edition, coalesce({_FIELDS}), count(*)
+        SELECT CASE {_FIELD} END, version, edition, coalesce({_FIELDS}, '{ABSENT}'), count(*)
         FROM seen
         WHERE last_seen >= :as_of - interval '48 hours'
         GROUP BY GROUPING SETS ({_SETS})
@@ -100,7 +103,8 @@ _COUNT = text(
     ),
     ranked AS (
         SELECT metric, value, row_number() OVER (
-            PARTITION BY metric ORDER BY sum(installs) DESC, value) AS place
+            PARTITION BY metric ORDER BY value = '{ABSENT}' DESC, sum(installs) DESC, value
+        ) AS place
         FROM counted GROUP BY metric, value
     ),
     told AS (
@@ -262,7 +266,10 @@ def versions(
 
 
 def values(connection: Connection, day: date, chosen: Filter) -> dict[str, dict[str, Cells]]:
-    """Return, for ``edition`` and each of ``VALUES``, how many active installs have which."""
+    """Return, for ``edition`` and each of ``VALUES``, how many active installs have which.
+
+    Those that do not report a field have the value ``ABSENT``.
+    """
     found: dict[str, dict[str, Cells]] = {"edition": {}, **{field: {} for field in VALUES}}
     parameters = {"day": day, **chosen.parameters}
     for edition, *cells in connection.execute(_EDITIONS, parameters):

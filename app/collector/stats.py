@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
-from app.collector.daily import MOVEMENTS, OTHER, Cells, Counts, Filter
-from app.payload import Features
+from app.collector.daily import ABSENT, MOVEMENTS, OTHER, Cells, Counts, Filter
+from app.payload import Bucket, all_fields
 
 FOLD_BELOW = 5
 FEW: Literal["fewer than 5"] = "fewer than 5"
@@ -42,11 +42,14 @@ class Group:
 class Distribution:
     """The groups that are told, the largest first, and how many installs all others hold.
 
-    That is None only where there are fewer than ``FOLD_BELOW`` installs in all.
+    That is None only where there are fewer than ``FOLD_BELOW`` installs in all. ``reported_by`` is
+    how many installs have a value at all; where that is None it is not told, and those that have no
+    value are counted with the others.
     """
 
     groups: list[Group]
     folded_installs: Told
+    reported_by: Told
 
     @property
     def total(self) -> int:
@@ -71,8 +74,12 @@ def distribute(counts: Mapping[str, Cells]) -> Distribution:
     """Fold what is small, what would give it away, and what was not kept apart to begin with."""
     hidden = _hidden(counts)
     told = {value: cells[0] for value, cells in counts.items() if cells[0] and value not in hidden}
+    told.pop(ABSENT, None)
     groups = [Group(v, n) for v, n in sorted(told.items(), key=lambda each: (-each[1], each[0]))]
-    return Distribution(groups, fold(sum(counts[value][0] for value in hidden)))
+    folded = fold(sum(counts[value][0] for value in hidden))
+    if folded is None or ABSENT in hidden:
+        return Distribution(groups, folded, reported_by=None)
+    return Distribution(groups, folded, reported_by=sum(told.values()) + folded)
 
 
 def _hidden(counts: Mapping[str, Cells]) -> set[str]:
@@ -89,7 +96,10 @@ def _hidden(counts: Mapping[str, Cells]) -> set[str]:
 def _hide(counts: Mapping[str, Cells], parts: _Parts, hidden: set[str]) -> set[str]:
     """Return ``hidden``, what is small in a part, and what it takes for the sum not to be."""
     hidden = hidden | {value for value, cells in counts.items() if _any_small([cells], parts)}
-    told = sorted(counts.keys() - hidden, key=lambda value: (-sum(counts[value]), value))
+    # Those that have no value are the last to be hidden: without them the rest has no base.
+    told = sorted(
+        counts.keys() - hidden, key=lambda value: (value != ABSENT, -sum(counts[value]), value)
+    )
     while told and _any_small([counts[value] for value in hidden], parts):
         hidden.add(told.pop())
     return hidden
@@ -110,18 +120,22 @@ class Use:
 def use(counts: Mapping[str, Cells], told: Distribution, unused: str) -> Use:
     """Say how many have another value than ``unused``, by what is told and by no other number."""
     groups = {group.value: group.installs for group in told.groups}
-    if unused in groups or told.folded_installs == 0:
+    if told.reported_by is not None and (unused in groups or told.folded_installs == 0):
         others = sum(n for value, n in groups.items() if value != unused)
         return Use(others + (told.folded_installs or 0), "exactly")
     idle = counts.get(unused, (0,))[0]
-    if _small(sum(cells[0] for cells in counts.values()) - idle):
+    absent = counts.get(ABSENT, (0,))[0]
+    if _small(sum(cells[0] for cells in counts.values()) - idle - absent):
         return Use(None, FEW)
     return Use(None, "all but fewer than 5" if _small(idle) else "not told")
 
 
+_IDLE = {bool: "false", Bucket: "0"}
+
 UNUSED = {
-    f"features.{name}": "false" if field.annotation is bool else "0"
-    for name, field in Features.model_fields.items()
+    name: _IDLE[field.annotation]
+    for name, field in all_fields().items()
+    if name.startswith("features.") and field.annotation in _IDLE
 }
 """The features, and the value of each that means that it is not used."""
 
@@ -138,7 +152,10 @@ class DayOfStats:
     @property
     def by_version(self) -> Distribution:
         """The versions, the commonest first."""
-        return Distribution([Group(*each) for each in self.versions.items()], self.other_versions)
+        groups = [Group(*each) for each in self.versions.items()]
+        folded = self.other_versions
+        of = None if folded is None else sum(self.versions.values()) + folded
+        return Distribution(groups, folded, reported_by=of)
 
 
 @dataclass(frozen=True)
@@ -251,28 +268,34 @@ def document(stats: Stats) -> dict[str, Any]:
     return {**asdict(stats), "as_of": as_of, "since": since, "until": until, "days": days}
 
 
-def rows(stats: Stats) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the lines of ``stats.csv``: day, metric, value and installs, the names first.
+def rows(stats: Stats) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield the lines of ``stats.csv``: day, metric, value, installs and of, the names first.
 
-    The value ``OTHER`` is all that are folded; the value of a movement is empty; and how many use a
-    feature has the value ``used``.
+    ``of`` is how many installs report the metric, empty where that is not told. The value ``OTHER``
+    is all that are folded; the value of a movement is empty; and how many use a feature has the
+    value ``used``.
     """
-    yield "day", "metric", "value", "installs"
+    yield "day", "metric", "value", "installs", "of"
     for each in stats.days:
         day = each.day.isoformat()
         for movement, installs in each.movements.items():
-            yield day, movement, "", _cell(installs)
+            yield day, movement, "", _cell(installs), ""
+        of = _base(each.by_version)
         for version, installs in [*each.versions.items(), (OTHER, each.other_versions)]:
-            yield day, "version", version, _cell(installs)
+            yield day, "version", version, _cell(installs), of
     day = str(stats.until)
     for name, told in stats.values.items():
         for group in told.groups:
-            yield day, name, group.value, _cell(group.installs)
-        yield day, name, OTHER, _cell(told.folded_installs)
+            yield day, name, group.value, _cell(group.installs), _base(told)
+        yield day, name, OTHER, _cell(told.folded_installs), _base(told)
     for name, used in stats.features.items():
         words = used.words if used.installs is None else str(used.installs)
-        yield day, name, "used", words
+        yield day, name, "used", words, _base(stats.values[name])
 
 
 def _cell(installs: Told) -> str:
     return FEW if installs is None else str(installs)
+
+
+def _base(told: Distribution) -> str:
+    return "" if told.reported_by is None else str(told.reported_by)

@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any, get_args
 
 from app.collector import chart
-from app.collector.daily import ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, LOST, NEW
+from app.collector.daily import ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, LOST, NEW, VALUES
 from app.collector.stats import (
     FEW,
     FOLD_BELOW,
@@ -18,9 +18,8 @@ from app.collector.stats import (
     Distribution,
     Stats,
     Told,
-    Use,
 )
-from app.payload import Bucket
+from app.payload import Bucket, all_fields
 
 RANGES = (30, 90, 365)
 LINES = 5
@@ -37,33 +36,40 @@ DASH = "\N{EN DASH}"
 NONE_TOLD = "There are too few installs for this to be told."
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_FEATURES = {
-    "tcf_v22_sites": "TCF 2.2",
-    "auto_blocking_sites": "Blocks until opt-in",
-    "scanner_scheduled_sites": "Scheduled scans",
-    "geoip_header_configured": "GeoIP by header",
-    "geoip_maxmind_configured": "GeoIP by MaxMind",
-    "rate_limit_enabled": "Rate limit",
-    "compliance_ee": "Enterprise compliance",
-}
-_COUNTS = {
-    "orgs": "Organisations",
-    "sites": "Sites",
-    "users": "Users",
-    "scans_last_24h": "Scans in 24 hours",
-    "consents_last_24h": "Consents in 24 hours",
-}
-_WHERE = {
+LABELS = {
+    "version": "Version",
+    "edition": "Edition",
     "deployment": "Deployment",
     "platform": "Platform",
-    "edition": "Edition",
+    "python_version": "Python",
+    "stack.postgres_version": "Postgres",
+    "counts.orgs": "Organisations",
+    "counts.sites": "Sites",
+    "counts.users": "Users",
+    "counts.scans_last_24h": "Scans in 24 hours",
+    "counts.consents_last_24h": "Consents in 24 hours",
+    "features.tcf_v22_sites": "TCF 2.2",
+    "features.auto_blocking_sites": "Blocks until opt-in",
+    "features.scanner_scheduled_sites": "Scheduled scans",
+    "features.geoip_header_configured": "GeoIP by header",
+    "features.geoip_maxmind_configured": "GeoIP by MaxMind",
+    "features.rate_limit_enabled": "Rate limit",
+    "features.compliance_ee": "Enterprise compliance",
 }
+"""What the page calls each field that is counted."""
+
 _MOSTLY = {
     "deployment": "deployed as {} ({})",
     "platform": "on {} ({})",
     "edition": "in the {} edition ({})",
 }
-_RUNTIMES = {"python_version": "Python", "stack.postgres_version": "Postgres"}
+_RUNTIMES = ("python_version", "stack.postgres_version")
+_SIZES = tuple(name for name in VALUES if name.startswith("counts."))
+_ELSEWHERE = {*_MOSTLY, *_RUNTIMES, *_SIZES, *UNUSED}
+_WHERE = (*_MOSTLY, *(name for name in VALUES if name not in _ELSEWHERE))
+"""What is shown under *Where does it run?*: all that has no section of its own."""
+_FORMS: dict[str, object] = {name: field.annotation for name, field in all_fields().items()}
+_YES_OR_NO = {"true": "yes", "false": "no"}
 
 
 @dataclass(frozen=True)
@@ -300,6 +306,8 @@ def _shares(
         )
     if told.folded_installs != 0:
         together = "others together" if rows else "all together"
+        if told.reported_by is None and told.folded_installs is not None:
+            together += ", and those that do not report it"
         rows.append(_row(together, told.folded_installs, total, is_rest=True))
     return rows
 
@@ -393,13 +401,14 @@ def _speed(newest: str, days: Sequence[DayOfStats]) -> str:
 
 
 def _where(stats: Stats) -> Question:
-    asked = {
-        name: words for name, words in _WHERE.items() if name != "edition" or not stats.edition
-    }
-    leaders = {name: _leader(stats.values[name]) for name in asked}
-    parts = [_MOSTLY[name].format(*leader) for name, leader in leaders.items() if leader]
+    asked = [name for name in _WHERE if name != "edition" or not stats.edition]
+    parts = [
+        words.format(*leader)
+        for name, words in _MOSTLY.items()
+        if name in asked and (leader := _leader(stats.values[name]))
+    ]
     answer = f"Most often {', '.join(parts)}." if parts else NONE_TOLD
-    tables = [Table(words, _shares(stats.values[name])) for name, words in asked.items()]
+    tables = [_of_field(name, stats) for name in asked]
     return Question("where", "Where does it run?", answer, tables=tables)
 
 
@@ -409,15 +418,35 @@ def _leader(told: Distribution) -> tuple[str, str] | None:
     return told.groups[0].value, percent(told.groups[0].installs, told.total)
 
 
+def _of_field(name: str, stats: Stats, more: str = "") -> Table:
+    """Return the table of a field: its values in their natural order, if they have one."""
+    told, form = stats.values[name], _FORMS[name]
+    caption = f"{LABELS[name]}{more}{_of_those(told, stats)}"
+    if form is Bucket:
+        return Table(caption, _shares(told.in_order(key=BUCKETS.index), _bucket))
+    if name in _RUNTIMES:
+        return Table(caption, _shares(told.in_order(key=_age), f"{LABELS[name]} {{}}".format))
+    return Table(caption, _shares(told, _YES_OR_NO.__getitem__ if form is bool else str))
+
+
+def _of_those(told: Distribution, stats: Stats) -> str:
+    """Say of how many installs a field is told, if not of all: an older schema does not have it."""
+    if told.reported_by == stats.values["edition"].total:
+        return ""
+    if told.reported_by is None:
+        return " (how many installs report it is not told)"
+    return f" (of {told.reported_by:,} installs that report it)"
+
+
 def _runtimes(stats: Stats) -> Question:
     parts, tables = [], []
-    for name, words in _RUNTIMES.items():
+    for name in _RUNTIMES:
         told = stats.values[name].in_order(key=_age)
-        tables.append(Table(words, _shares(told, f"{words} {{}}".format)))
+        tables.append(_of_field(name, stats))
         if told.groups:
             oldest = told.groups[0]
             parts.append(
-                f"the oldest {words} told is {oldest.value}, on"
+                f"the oldest {LABELS[name]} told is {oldest.value}, on"
                 f" {percent(oldest.installs, told.total)} of the active installs"
             )
     answer = f"{_capital('; '.join(parts))}." if parts else NONE_TOLD
@@ -425,13 +454,13 @@ def _runtimes(stats: Stats) -> Question:
 
 
 def _sizes(stats: Stats) -> Question:
-    tables, parts = [], []
-    for name, words in _COUNTS.items():
-        told = stats.values[f"counts.{name}"]
-        tables.append(Table(words, _shares(told.in_order(key=BUCKETS.index), _bucket)))
-        if name in {"sites", "users"} and (leader := _leader(told)):
-            parts.append(f"{_bucket(leader[0])} {words.lower()} ({leader[1]})")
+    parts = [
+        f"{_bucket(leader[0])} {LABELS[name].lower()} ({leader[1]})"
+        for name in ("counts.sites", "counts.users")
+        if (leader := _leader(stats.values[name]))
+    ]
     answer = f"Most common are {' and '.join(parts)}." if parts else NONE_TOLD
+    tables = [_of_field(name, stats) for name in _SIZES]
     return Question("sizes", "How big are installs?", answer, tables=tables)
 
 
@@ -440,32 +469,33 @@ def _bucket(name: str) -> str:
 
 
 def _features(stats: Stats) -> Question:
-    uses = {name: stats.features[f"features.{name}"] for name in _FEATURES}
-    totals = {name: stats.values[f"features.{name}"].total for name in _FEATURES}
-    exact = {name: used.installs for name, used in uses.items() if used.installs is not None}
-    in_order = sorted(_FEATURES, key=lambda name: (-exact.get(name, -1), name))
-    rows = [_use(_FEATURES[name], uses[name], totals[name]) for name in in_order]
+    share = {
+        name: used.installs / total
+        for name, used in stats.features.items()
+        if used.installs is not None and (total := stats.values[name].total)
+    }
+    in_order = sorted(UNUSED, key=lambda name: (-share.get(name, -1), name))
     answer = NONE_TOLD
-    if exact:
-        most = max(exact, key=lambda name: exact[name])
-        least = min(exact, key=lambda name: exact[name])
+    if share:
+        most, least = (
+            max(share, key=lambda name: share[name]),
+            min(share, key=lambda name: share[name]),
+        )
         answer = (
-            f"Most used is “{_FEATURES[most]}” ({percent(exact[most], totals[most])}), and least"
-            f" “{_FEATURES[least]}” ({percent(exact[least], totals[least])})."
+            f"Most used is “{LABELS[most]}” ({percent(share[most], 1)}), and least"
+            f" “{LABELS[least]}” ({percent(share[least], 1)})."
         )
+    rows = [_use(name, stats) for name in in_order]
     details = [
-        Table(
-            f"{words}: on how many sites",
-            _shares(told.in_order(key=BUCKETS.index), _bucket),
-        )
-        for name, words in _FEATURES.items()
-        if UNUSED[f"features.{name}"] == "0" and (told := stats.values[f"features.{name}"])
+        _of_field(name, stats, ": on how many sites") for name in UNUSED if UNUSED[name] == "0"
     ]
     table = Table("Active installs that use a feature", rows)
     return Question("features", "Which features are used?", answer, tables=[table], details=details)
 
 
-def _use(name: str, used: Use, total: int) -> Row:
-    return (
-        Row(name, used.words, 0, "") if used.installs is None else _row(name, used.installs, total)
-    )
+def _use(name: str, stats: Stats) -> Row:
+    told, used = stats.values[name], stats.features[name]
+    words = f"{LABELS[name]}{_of_those(told, stats)}"
+    if used.installs is None:
+        return Row(words, used.words, 0, "")
+    return _row(words, used.installs, told.total)

@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
-from app.collector import daily, store
+from app.collector import daily, stats, store
 from app.collector.daily import Filter
 from app.demo.fleet import Batch, Fleet, by_minute
 from app.payload import Heartbeat1
@@ -312,6 +312,43 @@ def test_a_day_begins_with_its_first_second_and_ends_before_the_next(collector: 
     with collector.begin() as connection:
         values = daily.values(connection, date(2026, 3, 3), Filter())
     assert values["platform"] == {"linux": (1, 0, 0, 0)}
+
+
+def test_a_field_is_counted_among_the_installs_whose_schema_has_it(collector: Engine) -> None:
+    take(collector, "2026-03-01T02:30:00", *[heartbeat(number) for number in range(1, 48)])
+    with collector.begin() as connection:
+        for table in ("install", "heartbeat"):
+            older = f"UPDATE {table} SET body = body #- '{{stack,postgres_version}}' WHERE "
+            connection.execute(text(f"{older} instance_id > '{UUID(int=40)}'"))
+    measure(collector, "2026-03-01T12:00:00")  # of what each install has told last
+    for _ in range(2):
+        with collector.begin() as connection:
+            values = daily.values(connection, date(2026, 3, 1), Filter())
+        assert values["stack.postgres_version"] == {
+            "16": (40, 0, 0, 0),
+            daily.ABSENT: (7, 0, 0, 0),
+        }
+        assert values["platform"] == {"linux": (47, 0, 0, 0)}
+        told = stats.distribute(values["stack.postgres_version"])
+        assert (told.groups, told.folded_installs, told.reported_by) == (
+            [stats.Group("16", 40)],
+            0,
+            40,
+        )
+        measure(collector, "2026-03-02T12:00:00")
+
+
+def test_those_that_do_not_report_a_field_are_never_among_its_others(collector: Engine) -> None:
+    labels = [heartbeat(n, deployment=f"label-{n}") for n in range(1, 70)]
+    take(collector, "2026-03-01T02:30:00", *labels, heartbeat(70))
+    with collector.begin() as connection:
+        older = "UPDATE install SET body = body - 'deployment' WHERE instance_id ="
+        connection.execute(text(f"{older} '{UUID(int=70)}'"))
+    measure(collector, "2026-03-01T12:00:00")
+    with collector.begin() as connection:
+        values = daily.values(connection, date(2026, 3, 1), Filter())["deployment"]
+    assert values[daily.ABSENT][0] == 1
+    assert values[daily.OTHER][0] == 70 - daily.KEPT
 
 
 @pytest.mark.parametrize("year", ["2025", "2027", "0001", "9999"])

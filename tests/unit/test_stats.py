@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.collector import stats, view
-from app.collector.daily import MOVEMENTS, OTHER, VALUES, Cells, Filter
+from app.collector.daily import ABSENT, MOVEMENTS, OTHER, VALUES, Cells, Filter
 from app.collector.page import Templates
 from app.collector.stats import Distribution, Group, Stats, Use, distribute, fold, tell, use
 
@@ -32,7 +32,7 @@ TEMPLATES = Templates("/static/style.css")
 
 @dataclass(frozen=True)
 class Install:
-    """An active install: how it can be chosen, and a value of each kind."""
+    """An active install: how it can be chosen, and a value of each kind, or none."""
 
     version: str
     edition: str
@@ -55,9 +55,9 @@ INSTALLS = st.builds(
     Install,
     version=st.sampled_from(VERSIONS),
     edition=st.sampled_from(EDITIONS),
-    word=st.sampled_from(("docker", "heroku", "dokku", OTHER)),
-    bucket=st.sampled_from(("0", "1-10", "10-100", "10k+")),
-    flag=st.sampled_from(("true", "false")),
+    word=st.sampled_from(("docker", "heroku", "dokku", OTHER, ABSENT)),
+    bucket=st.sampled_from(("0", "1-10", "10-100", "10k+", ABSENT)),
+    flag=st.sampled_from(("true", "false", ABSENT)),
 )
 FLEETS = st.lists(st.tuples(INSTALLS, st.integers(1, 12)), max_size=9).map(
     lambda groups: [install for install, count in groups for _ in range(count)]
@@ -141,7 +141,9 @@ def test_no_number_from_1_to_4_is_in_what_is_told(fleet: list[Install], chosen: 
     document = json.loads(json.dumps(stats.document(answer)))
     assert not {1, 2, 3, 4} & {*numbers(document)}
     lines = [*csv.reader(io.StringIO("\n".join(",".join(row) for row in stats.rows(answer))))]
-    assert not {"1", "2", "3", "4"} & {installs for *_, installs in lines}
+    assert not {"1", "2", "3", "4"} & {
+        told for *_, installs, of in lines for told in (installs, of)
+    }
     html = TEMPLATES.page(answer, days="90", query="")
     assert not small(html)
     assert not small(svg_words(html))
@@ -175,9 +177,12 @@ def test_nothing_from_1_to_4_can_be_worked_out_from_two_answers(fleet: list[Inst
         inner, outer = (one, other) if _is_within(one, other) else (other, one)
         if not _is_within(inner, outer):
             continue
-        pairs = [(outer.values[name], inner.values[name]) for name in inner.values]
-        pairs += [(outer.days[-1].by_version, inner.days[-1].by_version)]
-        for whole, part in pairs:
+        pairs = [
+            (_sizes(outer.values[name], outer), _sizes(inner.values[name], inner))
+            for name in inner.values
+        ]
+        versions = [_sizes(each.days[-1].by_version, each) for each in (outer, inner)]
+        for whole, part in [*pairs, (versions[0], versions[1])]:
             _cannot_be_told_apart(whole, part)
 
 
@@ -185,20 +190,28 @@ def _is_within(inner: Stats, outer: Stats) -> bool:
     return outer.version in {None, inner.version} and outer.edition in {None, inner.edition}
 
 
-def _cannot_be_told_apart(whole: Distribution, part: Distribution) -> None:
-    of_whole, of_part = _sizes(whole), _sizes(part)
-    assert fold(whole.total - part.total) is not None
-    for value in of_whole.keys() & of_part.keys():
-        assert fold(of_whole[value] - of_part[value]) is not None
+FOLDED = "folded"
+
+
+def _cannot_be_told_apart(whole: dict[str, int], part: dict[str, int]) -> None:
+    assert fold(sum(whole.values()) - sum(part.values())) is not None
     # What only the outer answer tells is folded in the inner one; never the other way round.
-    assert of_part.keys() <= of_whole.keys()
-    hidden = sum(n for value, n in of_whole.items() if value not in of_part)
-    rests = (whole.folded_installs or 0) + hidden - (part.folded_installs or 0)
-    assert fold(rests) is not None
+    assert part.keys() <= whole.keys()
+    for value in part.keys() - {FOLDED}:
+        assert fold(whole[value] - part[value]) is not None
+    rest = {value: n for value, n in whole.items() if value not in part or value == FOLDED}
+    assert fold(sum(rest.values()) - part[FOLDED]) is not None
 
 
-def _sizes(told: Distribution) -> dict[str, int]:
-    return {group.value: group.installs for group in told.groups}
+def _sizes(told: Distribution, answer: Stats) -> dict[str, int]:
+    """Every group's size, as far as it can be worked out from one answer."""
+    sizes = {group.value: group.installs for group in told.groups}
+    if told.reported_by is not None:
+        sizes[ABSENT] = answer.values["edition"].total - told.reported_by
+        assert sum(sizes.values()) - sizes[ABSENT] + (told.folded_installs or 0) == told.reported_by
+    for size in sizes.values():
+        assert fold(size) is not None
+    return {**sizes, FOLDED: told.folded_installs or 0}
 
 
 @settings(max_examples=200, deadline=None)
@@ -206,10 +219,12 @@ def _sizes(told: Distribution) -> dict[str, int]:
 def test_what_is_told_adds_up_to_what_there_is(fleet: list[Install], chosen: Filter) -> None:
     answer = told(fleet, chosen)
     own = sum(each[0] for each in cells(fleet, chosen, "edition").values())
-    for each in answer.values.values():
-        assert each.total == (fold(own) or 0)
+    for name, each in answer.values.items():
+        assert sum(_sizes(each, answer).values()) == (fold(own) or 0)
         assert all(group.installs >= stats.FOLD_BELOW for group in each.groups)
-        assert OTHER not in _sizes(each)
+        assert not {OTHER, ABSENT} & {group.value for group in each.groups}
+        silent = cells(fleet, chosen, name).get(ABSENT, (0,))[0]
+        assert each.reported_by in {None, own - silent}
     for used in answer.features.values():
         assert used.installs is None or used.installs <= own
 
@@ -235,7 +250,7 @@ def test_zero_is_told_and_1_to_4_are_not() -> None:
 
 def test_the_commonest_comes_first_and_the_others_have_no_name() -> None:
     answer = distribute(whole({"rare": 3, "c": 9, "b": 9, "a": 30, OTHER: 40, "odd": 2}))
-    assert answer == Distribution([Group("a", 30), Group("b", 9), Group("c", 9)], 45)
+    assert answer == Distribution([Group("a", 30), Group("b", 9), Group("c", 9)], 45, 93)
 
 
 @pytest.mark.parametrize(
@@ -255,14 +270,61 @@ def test_of_a_feature_neither_side_is_told_when_one_is_small(
     answer = distribute(whole(counts))
     assert use(whole(counts), answer, "false") == said
     if said.installs is None:
-        assert answer == Distribution([], 100)
+        assert answer == Distribution([], 100, 100)
 
 
 def test_a_feature_is_told_by_its_sites_without_what_is_folded_for_others() -> None:
     counts = whole({"0": 6, "1-10": 50, "10-100": 3})
     answer = distribute(counts)
-    assert answer == Distribution([Group("1-10", 50)], 9)
+    assert answer == Distribution([Group("1-10", 50)], 9, 59)
     assert use(counts, answer, "0") == Use(None, "not told")
+
+
+@pytest.mark.parametrize(
+    ("counts", "answer", "said"),
+    [
+        # 40 of 100 do not have the field: they are no users of it, and no others.
+        (
+            {"true": 20, "false": 40, ABSENT: 40},
+            Distribution([Group("false", 40), Group("true", 20)], 0, 60),
+            Use(20, "exactly"),
+        ),
+        ({"true": 47, ABSENT: 40}, Distribution([Group("true", 47)], 0, 47), Use(47, "exactly")),
+        ({ABSENT: 100}, Distribution([], 0, 0), Use(0, "exactly")),
+        # With a base of 57, the 3 that do not report it could be worked out.
+        (
+            {"true": 17, "false": 40, ABSENT: 3},
+            Distribution([Group("false", 40)], 20, None),
+            Use(None, "not told"),
+        ),
+        # Of the first few that have it, nothing is told, nor how many they are.
+        ({"true": 3, ABSENT: 97}, Distribution([], 100, None), Use(None, "fewer than 5")),
+        # Two small groups hide each other, and the base stays.
+        (
+            {"0": 50, "1-10": 3, "10-100": 4, ABSENT: 6},
+            Distribution([Group("0", 50)], 7, 57),
+            Use(7, "exactly"),
+        ),
+    ],
+)
+def test_a_field_is_told_of_the_installs_that_report_it(
+    counts: dict[str, int], answer: Distribution, said: Use
+) -> None:
+    assert distribute(whole(counts)) == answer
+    assert use(whole(counts), answer, "0" if "0" in counts else "false") == said
+
+
+def test_the_page_says_of_how_many_installs_a_field_is_told() -> None:
+    fleet = [
+        *[Install("7.0.0", "ce", "docker", "0", "true")] * 1_200,
+        *[Install("7.1.0", "ce", ABSENT, "0", ABSENT)] * 300,
+        *[Install("7.1.0", "ce", "heroku", ABSENT, "true")] * 3,
+    ]
+    html = TEMPLATES.page(told(fleet, Filter()), days="90", query="")
+    assert "Deployment (of 1,203 installs that report it)" in html
+    assert "Rate limit (of 1,203 installs that report it)" in html
+    assert "Organisations (how many installs report it is not told)" in html
+    assert "Edition (of" not in html
 
 
 FLEET = [
@@ -352,6 +414,7 @@ def test_the_document_has_its_documented_shape() -> None:
     assert document["values"]["edition"] == {
         "groups": [{"value": "ce", "installs": 73}, {"value": "ee", "installs": 20}],
         "folded_installs": 0,
+        "reported_by": 93,
     }
     assert document["features"]["features.rate_limit_enabled"] == {
         "installs": 40,
@@ -360,12 +423,19 @@ def test_the_document_has_its_documented_shape() -> None:
 
 
 def test_the_csv_says_the_same_as_the_document() -> None:
-    lines = {row[:3]: row[3] for row in stats.rows(told(FLEET[:-3], Filter()))}
-    assert lines["2026-05-02", "active_2d", ""] == "90"
-    assert lines["2026-05-01", "version", "7.1.0"] == "50"
-    assert lines["2026-05-01", "version", OTHER] == "0"
-    assert lines["2026-05-02", "features.rate_limit_enabled", "used"] == "40"
-    assert lines["2026-05-02", "platform", OTHER] == "0"
+    silent = [Install("7.1.0", "ce", "docker", "0", ABSENT)] * 6
+    lines = {row[:3]: row[3:] for row in stats.rows(told([*FLEET[:-3], *silent], Filter()))}
+    assert lines["2026-05-02", "active_2d", ""] == ("96", "")
+    assert lines["2026-05-01", "version", "7.1.0"] == ("56", "96")
+    assert lines["2026-05-01", "version", OTHER] == ("0", "96")
+    assert lines["2026-05-02", "features.rate_limit_enabled", "used"] == ("40", "90")
+    assert lines["2026-05-02", "platform", OTHER] == ("0", "96")
+
+
+def test_every_field_that_is_counted_has_a_label_on_the_page() -> None:
+    missing = {"version", "edition", *VALUES} - view.LABELS.keys()
+    assert not missing, f"name {', '.join(missing)} in LABELS of app/collector/view.py"
+    assert not view.LABELS.keys() - {"version", "edition", *VALUES}
 
 
 @pytest.mark.parametrize(
