@@ -1,6 +1,7 @@
-"""Writes what the docs derive from the payload: its JSON Schema and the table of its fields."""  # noqa: INP001
+"""Writes what the docs derive from the payload: each JSON Schema and the table of the fields."""  # noqa: INP001
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -8,7 +9,6 @@ from typing import Any, get_args
 from app import payload
 
 DOCS = Path(__file__).parent
-SCHEMA = DOCS / f"heartbeat.v{payload.SCHEMA_VERSION}.schema.json"
 PAGE = DOCS / "telemetry.md"
 BEGIN, END = "<!-- fields -->", "<!-- /fields -->"
 
@@ -23,9 +23,44 @@ _PATTERNS_IN_WORDS = {
 }
 
 
-def schema() -> str:
-    """Return the text of the JSON Schema's file."""
-    return json.dumps(payload.json_schema(), indent=2) + "\n"
+class PublishedError(Exception):
+    """The model of a schema has changed after its JSON Schema was published."""
+
+    def __init__(self, version: int) -> None:
+        """Say what to do instead."""
+        super().__init__(
+            f"Schema {version} is published: put its model in app/payload.py back as it was, and"
+            f" add schema {payload.SCHEMA_VERSION + 1} beside it (CONTRIBUTING.md, *A new field*). Only"
+            f" if no release has had schema {version} yet, delete docs/heartbeat.v{version}"
+            ".schema.json and run `make docs` again."
+        )
+
+
+def schema(version: int) -> str:
+    """Return the text of the file that publishes a schema."""
+    return json.dumps(payload.json_schema(payload.SCHEMAS[version]), indent=2) + "\n"
+
+
+def file_of(version: int, docs: Path = DOCS) -> Path:
+    """Return the file that publishes a schema."""
+    return docs / f"heartbeat.v{version}.schema.json"
+
+
+def publish(docs: Path = DOCS) -> None:
+    """Write the file of each schema that has none.
+
+    Raises:
+        PublishedError: one of them has other content, and is left as it is.
+    """
+    missing = []
+    for version in payload.SCHEMAS:
+        file = file_of(version, docs)
+        if not file.exists():
+            missing.append(version)
+        elif file.read_text() != schema(version):
+            raise PublishedError(version)
+    for version in missing:
+        file_of(version, docs).write_text(schema(version))
 
 
 def table() -> str:
@@ -79,8 +114,11 @@ def _code(value: object) -> str:
 
 
 def main() -> None:
-    """Write the schema's file, and the table into the page."""
-    SCHEMA.write_text(schema())
+    """Publish the schemas, and write the table into the page; exit with 1 where one has changed."""
+    try:
+        publish()
+    except PublishedError as error:
+        sys.exit(str(error))
     PAGE.write_text(with_table(PAGE.read_text()))
 
 

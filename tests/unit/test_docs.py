@@ -3,11 +3,13 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app import grants, payload
 from app.payload import Heartbeat1, fields
 from bench import collector, report
 from docs import generate
@@ -23,8 +25,36 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def test_the_json_schema_in_the_docs_is_the_payloads_own() -> None:
-    assert generate.SCHEMA.read_text() == generate.schema(), "run `make docs`"
+@pytest.mark.parametrize("version", sorted(payload.SCHEMAS))
+def test_a_schema_is_as_it_was_published(version: int) -> None:
+    file = generate.file_of(version)
+    assert file.exists(), f"schema {version} is not published yet: run `make docs`"
+    assert file.read_text() == generate.schema(version), str(generate.PublishedError(version))
+
+
+def test_a_schema_that_was_published_is_still_known() -> None:
+    published = {file.name for file in generate.DOCS.glob("heartbeat.v*.schema.json")}
+    known = {generate.file_of(version).name for version in payload.SCHEMAS}
+    assert published == known, "rows on record name it: keep its model in payload.SCHEMAS"
+
+
+def test_the_docs_do_not_publish_a_schema_over_another(tmp_path: Path) -> None:
+    generate.publish(tmp_path)
+    file = generate.file_of(1, tmp_path)
+    assert file.read_text() == generate.schema(1)
+    former = generate.schema(1).replace('"ee"', '"enterprise"')
+    file.write_text(former)
+    with pytest.raises(generate.PublishedError, match=r"^Schema 1 is published: .* add schema 2 "):
+        generate.publish(tmp_path)
+    assert file.read_text() == former
+
+
+def test_a_field_has_the_same_form_in_every_schema_that_has_it() -> None:
+    forms: dict[str, Any] = {}
+    for version, model in payload.SCHEMAS.items():
+        for name, field in payload.fields(model):
+            form = forms.setdefault(name, field.annotation), field.annotation
+            assert len({*form}) == 1, f"give {name} of schema {version} a new name"
 
 
 def test_the_field_table_in_the_docs_is_the_payloads_own() -> None:
@@ -35,7 +65,7 @@ def test_the_field_table_in_the_docs_is_the_payloads_own() -> None:
 def test_the_field_table_has_one_full_row_for_each_field() -> None:
     rows = [row.strip("| ").split(" | ") for row in generate.table().splitlines()[2:]]
     assert [row[0] for row in rows] == [f"`{name}`" for name, _ in fields()]
-    assert all(len(row) == 3 and all(row) for row in rows)
+    assert all(len(row) == 3 and all(row) and row[2] != "None" for row in rows)
 
 
 def test_the_rest_of_the_page_is_left_as_its_author_wrote_it() -> None:
@@ -61,13 +91,55 @@ def test_a_page_without_its_two_markers_is_refused_and_not_written_over(page: st
         generate.with_table(page)
 
 
+A_BODY = re.compile(r"^\{$.*?^\}$", re.DOTALL | re.MULTILINE)
+EXAMPLES = {
+    page: A_BODY.findall((generate.DOCS / page).read_text())[0]
+    for page in ("telemetry.md", "../README.md")
+}
+
+
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_the_body_that_a_page_shows_is_of_the_newest_schema(page: str) -> None:
+    assert payload.parse(EXAMPLES[page]).telemetry_schema == payload.SCHEMA_VERSION
+
+
+def test_the_page_links_the_newest_schema() -> None:
+    assert f"]({generate.file_of(payload.SCHEMA_VERSION).name})" in generate.PAGE.read_text()
+
+
+PRIVACY = (generate.DOCS / "privacy.md").read_text()
+
+
+def test_the_privacy_page_says_how_many_fields_there_are() -> None:
+    assert f"one JSON body of {len([*fields()])} fields a day" in PRIVACY
+
+
+@pytest.mark.parametrize("name", [name for name, _ in fields()])
+def test_the_privacy_page_has_a_category_for_each_field(name: str) -> None:
+    categories = PRIVACY.partition("## Categories of data")[2].partition("###")[0]
+    assert any(fnmatch(name, each) for each in re.findall(r"`([a-z_.*]+)`", categories))
+
+
+@pytest.mark.parametrize("page", ["privacy.md", "telemetry.md", "guarantees.md"])
+def test_a_page_says_how_many_columns_of_consentos_are_read(page: str) -> None:
+    columns = sum(
+        len(rights["SELECT"])
+        for table, rights in grants.RIGHTS.items()
+        if not table.startswith("telemetry_")
+    )
+    assert f"{columns} columns" in (generate.DOCS / page).read_text()
+
+
+# ConsentOS's own page is about schema 1.
+
+
 def test_the_payload_that_consentos_documents_is_a_heartbeat() -> None:
     heartbeat = Heartbeat1.model_validate_json(EXAMPLE)
     assert heartbeat.model_dump() == json.loads(EXAMPLE)
 
 
 def test_the_documented_payload_has_exactly_our_fields_in_our_order() -> None:
-    assert list(leaves(json.loads(EXAMPLE))) == [name for name, _ in fields()]
+    assert list(leaves(json.loads(EXAMPLE))) == [name for name, _ in fields(Heartbeat1)]
 
 
 def test_the_body_is_the_documented_payload_without_its_spaces() -> None:
