@@ -30,9 +30,9 @@ class PublishedError(Exception):
         """Say what to do instead."""
         super().__init__(
             f"Schema {version} is published: put its model in app/payload.py back as it was, and"
-            f" add schema {payload.SCHEMA_VERSION + 1} beside it (CONTRIBUTING.md, *A new field*). Only"
-            f" if no release has had schema {version} yet, delete docs/heartbeat.v{version}"
-            ".schema.json and run `make docs` again."
+            f" add schema {payload.SCHEMA_VERSION + 1} beside it, as CONTRIBUTING.md says under *A"
+            f" new field*. Only if no release has had schema {version} yet, delete"
+            f" docs/heartbeat.v{version}.schema.json and run `make docs` again."
         )
 
 
