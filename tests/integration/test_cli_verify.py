@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from app import outbox, report
 from app.delivery import lease
-from app.payload import Heartbeat1
+from app.payload import NEWEST
 from app.pipeline import Pipeline
 from app.verification import NOT_FROZEN, Problem
 from tests.command import Ended, command, commands, commands_each_in
@@ -46,7 +46,7 @@ def at(day: str) -> str:
 def body_of(day: str) -> str:
     """Return the canonical body of the published example, as of another day."""
     tree = {**json.loads(EXAMPLE), "sent_at": at(day)}
-    return Heartbeat1.model_validate(tree).canonical()
+    return NEWEST.model_validate(tree).canonical()
 
 
 def put(db: Engine, day: str, tries: dict[int, str | None] | None = None, **row: Any) -> UUID:

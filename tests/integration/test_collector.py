@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 
 from app.collector import intake, store, web
 from app.collector.__main__ import server
-from app.payload import Heartbeat1
+from app.payload import NEWEST
 from app.settings.collector import CollectorSettings
 from tests.collector import (
     BODY,
@@ -143,7 +143,7 @@ def test_a_refusal_names_the_field_and_no_value(body: str, field: str, problem: 
     ],
 )
 def test_a_field_given_twice_is_refused(body: str) -> None:
-    assert Heartbeat1.model_validate_json(body)
+    assert NEWEST.model_validate_json(body)
     with pytest.raises(intake.NotAHeartbeat, match="names a field twice"):
         intake.parse(body.encode())
 
@@ -473,7 +473,7 @@ def test_whatever_json_comes_is_stored_when_it_fits_and_refused_otherwise(
     collector: Collector, body: str
 ) -> None:
     try:
-        Heartbeat1.model_validate_json(body)
+        NEWEST.model_validate_json(body)
         expected = 202
     except ValidationError:
         expected = 400

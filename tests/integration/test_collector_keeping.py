@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
 from app.collector import daily, keeping, store
-from app.payload import Heartbeat1
+from app.payload import parse
 from tests.collector import BODY, Collector, of, query, serving
 
 
@@ -24,7 +24,7 @@ def until(what: Callable[[], object], seconds: float = 10) -> None:
 
 def heard_of(url: str, numbers: range, days_ago: float) -> None:
     """Keep a heartbeat of each install as if it had come so many days ago."""
-    heartbeats = [Heartbeat1.model_validate_json(of(number)) for number in numbers]
+    heartbeats = [parse(of(number)) for number in numbers]
     with create_engine(url, poolclass=NullPool).begin() as connection:
         store.insert(connection, heartbeats, at=datetime.now(UTC) - timedelta(days=days_ago))
 
@@ -98,7 +98,7 @@ def test_an_install_that_is_heard_of_while_it_is_deleted_stays(engine: Engine) -
     heard_of(url, range(2), days_ago=3)
     with engine.begin() as writing:
         body = of(0).replace("2026-05-02", "2026-05-03")
-        store.insert(writing, [Heartbeat1.model_validate_json(body)])
+        store.insert(writing, [parse(body)])
         began = time.monotonic()
         with engine.begin() as deleting:
             store.prune(deleting, timedelta(days=2))

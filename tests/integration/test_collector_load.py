@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 from app.collector import inbox, store
 from app.collector.inbox import Inbox, UnavailableError
 from app.demo import servers
-from app.payload import Heartbeat1
+from app.payload import parse
 from app.settings.collector import CollectorSettings
 from tests.collector import BODY, INSTANCE, JSON, Collector, changed, head, of, query, serving
 from tests.faults.breakable import Server
@@ -126,17 +126,16 @@ def test_a_full_inbox_refuses_at_once_and_keeps_what_it_has(migrated: str) -> No
     async def fill() -> None:
         with Inbox(engine) as box:
             waiting = [
-                asyncio.create_task(box.keep(Heartbeat1.model_validate_json(of(number))))
-                for number in range(inbox.CAPACITY)
+                asyncio.create_task(box.keep(parse(of(number)))) for number in range(inbox.CAPACITY)
             ]
             await asyncio.sleep(0)
             began = time.monotonic()
             with pytest.raises(UnavailableError, match="busy"):
-                await box.keep(Heartbeat1.model_validate_json(BODY))
+                await box.keep(parse(BODY))
             assert time.monotonic() - began < 0.5
             lock.rollback()
             await asyncio.gather(*waiting)
-            await box.keep(Heartbeat1.model_validate_json(BODY))
+            await box.keep(parse(BODY))
 
     with create_engine(migrated, poolclass=NullPool).connect() as lock:
         lock.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
@@ -151,7 +150,7 @@ def test_what_waits_when_the_inbox_closes_is_committed(migrated: str) -> None:
     async def fill() -> None:
         with Inbox(engine) as box:
             for number in range(20):
-                heartbeat = Heartbeat1.model_validate_json(of(number))
+                heartbeat = parse(of(number))
                 tasks.append(asyncio.create_task(box.keep(heartbeat)))
             await asyncio.sleep(0)  # they wait now, and nobody waits for them
 

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from app.collector import daily, stats, store
 from app.collector.daily import Filter
 from app.demo.fleet import Batch, Fleet, by_minute
-from app.payload import Heartbeat1
+from app.payload import NEWEST, Heartbeat, parse
 from migrations import migrate
 from tests.conftest import Databases
 from tests.database import one
@@ -98,10 +98,10 @@ def moment(told: str) -> datetime:
     return datetime.fromisoformat(f"{told}+00:00")
 
 
-def heartbeat(install: int = 1, sent_at: str = "2026-03-01T02:30:00", **said: Any) -> Heartbeat1:
-    example = Heartbeat1.model_validate_json(EXAMPLE)
+def heartbeat(install: int = 1, sent_at: str = "2026-03-01T02:30:00", **said: Any) -> Heartbeat:
+    example = parse(EXAMPLE)
     names = {"instance_id": str(UUID(int=install)), "sent_at": f"{sent_at}+00:00"}
-    return Heartbeat1.model_validate(example.model_dump() | names | said)
+    return NEWEST.model_validate(example.model_dump() | names | said)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def migrated(url: str) -> Engine:
     return engine
 
 
-def take(collector: Engine, at: str, *heartbeats: Heartbeat1) -> None:
+def take(collector: Engine, at: str, *heartbeats: Heartbeat) -> None:
     with collector.begin() as connection:
         store.insert(connection, heartbeats, at=moment(at))
 

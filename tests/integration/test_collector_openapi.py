@@ -21,7 +21,7 @@ from sqlalchemy import NullPool, create_engine
 from starlette.routing import Route
 
 from app.collector import openapi, store, web
-from app.payload import Heartbeat1, json_schema
+from app.payload import json_schema, parse
 from app.settings.collector import CollectorSettings
 from migrations import migrate
 from tests.collector import BODY, NOWHERE, Collector, of, query, serving
@@ -55,7 +55,7 @@ def collector(
     with databases.copy_of("template1") as url:
         with create_engine(url, poolclass=NullPool).connect() as connection:
             migrate(connection, "collector")
-        heartbeats = [Heartbeat1.model_validate_json(of(number)) for number in range(30)]
+        heartbeats = [parse(of(number)) for number in range(30)]
         with create_engine(url, poolclass=NullPool).begin() as connection:
             store.insert(connection, heartbeats)
         log = tmp_path_factory.mktemp("collector") / "log"

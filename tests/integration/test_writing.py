@@ -7,7 +7,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from app.delivery import SENT_ELSEWHERE
-from app.payload import Heartbeat1
+from app.payload import parse
 from app.pipeline import CollectError, Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
@@ -211,7 +211,7 @@ class TestTheTransaction:
         clock("2026-05-02T02:30:00Z")
         pipeline.write_heartbeat()
         row = outbox_row(db)
-        heartbeat = Heartbeat1.model_validate_json(row["payload"])
+        heartbeat = parse(row["payload"])
         assert heartbeat.instance_id == str(one(db, "SELECT id FROM instance"))
         assert heartbeat.instance_id == str(row["instance_id"])
         assert heartbeat.sent_at == "2026-05-02T02:30:00+00:00"

@@ -1,14 +1,19 @@
-"""The payload as it is published: ConsentOS's own example of it, and our JSON Schema."""
+"""The payload as it is published: ConsentOS's own example of it, ours, and our JSON Schema."""
 
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from app.payload import json_schema
 
-# The payload that ConsentOS's page shows to its operators, as it stands there.
-EXAMPLE = """\
+PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
+EXAMPLE = PAGE.read_text().partition("```json\n")[2].partition("```")[0]
+"""The body that our own page shows, of the newest schema."""
+
+# The payload that ConsentOS's page shows to its operators, as it stands there: of schema 1.
+DOCUMENTED = """\
 {
   "telemetry_schema": 1,
   "instance_id": "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99",

@@ -14,7 +14,9 @@ from app.payload import Heartbeat1, fields
 from bench import collector, report
 from docs import generate
 from tests.prove.mutations import MUTATIONS
-from tests.unit.published import EXAMPLE
+from tests.unit.published import DOCUMENTED, EXAMPLE
+
+TESTS = Path(__file__).parents[1]
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -44,7 +46,10 @@ def test_the_docs_do_not_publish_a_schema_over_another(tmp_path: Path) -> None:
     assert file.read_text() == generate.schema(1)
     former = generate.schema(1).replace('"ee"', '"enterprise"')
     file.write_text(former)
-    with pytest.raises(generate.PublishedError, match=r"^Schema 1 is published: .* add schema 2 "):
+    new = payload.SCHEMA_VERSION + 1
+    with pytest.raises(
+        generate.PublishedError, match=rf"^Schema 1 is published: .* add schema {new} "
+    ):
         generate.publish(tmp_path)
     assert file.read_text() == former
 
@@ -93,8 +98,8 @@ def test_a_page_without_its_two_markers_is_refused_and_not_written_over(page: st
 
 A_BODY = re.compile(r"^\{$.*?^\}$", re.DOTALL | re.MULTILINE)
 EXAMPLES = {
-    page: A_BODY.findall((generate.DOCS / page).read_text())[0]
-    for page in ("telemetry.md", "../README.md")
+    "telemetry.md": EXAMPLE,
+    "README.md": A_BODY.findall((TESTS.parent / "README.md").read_text())[0],
 }
 
 
@@ -134,17 +139,17 @@ def test_a_page_says_how_many_columns_of_consentos_are_read(page: str) -> None:
 
 
 def test_the_payload_that_consentos_documents_is_a_heartbeat() -> None:
-    heartbeat = Heartbeat1.model_validate_json(EXAMPLE)
-    assert heartbeat.model_dump() == json.loads(EXAMPLE)
+    heartbeat = Heartbeat1.model_validate_json(DOCUMENTED)
+    assert heartbeat.model_dump() == json.loads(DOCUMENTED)
 
 
 def test_the_documented_payload_has_exactly_our_fields_in_our_order() -> None:
-    assert list(leaves(json.loads(EXAMPLE))) == [name for name, _ in fields(Heartbeat1)]
+    assert list(leaves(json.loads(DOCUMENTED))) == [name for name, _ in fields(Heartbeat1)]
 
 
 def test_the_body_is_the_documented_payload_without_its_spaces() -> None:
-    compact = json.dumps(json.loads(EXAMPLE), separators=(",", ":"))
-    assert Heartbeat1.model_validate_json(EXAMPLE).canonical() == compact
+    compact = json.dumps(json.loads(DOCUMENTED), separators=(",", ":"))
+    assert Heartbeat1.model_validate_json(DOCUMENTED).canonical() == compact
 
 
 def test_the_tables_of_the_measurements_are_those_of_their_results() -> None:
@@ -157,7 +162,6 @@ def test_the_table_of_the_collectors_bench_is_that_of_its_results() -> None:
     assert collector.table(json.loads(collector.RESULT.read_text())) in page
 
 
-TESTS = Path(__file__).parents[1]
 NAMED = set(
     re.findall(
         r"`(\w+/test_\w+\.py::test_\w+)`", (generate.PAGE.parent / "guarantees.md").read_text()

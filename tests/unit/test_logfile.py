@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.logfile import LONGEST, Entry, Logged, TooLong, Unreadable, read
-from app.payload import Heartbeat1
+from app.payload import parse
 from tests.unit.published import EXAMPLE
 
-BODY = Heartbeat1.model_validate_json(EXAMPLE).canonical()
+BODY = parse(EXAMPLE).canonical()
 LINE = f"telemetry.payload {BODY}"
 
 PREFIXES = {

@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.logfile import Logged, TooLong, Unreadable
-from app.payload import Heartbeat1, fault, fields
+from app.payload import NEWEST, SCHEMA_VERSION, fault, fields, parse
 from app.verification import Problem, of_log, of_rows
 from tests.unit.published import EXAMPLE, with_value
 
-BODY = Heartbeat1.model_validate_json(EXAMPLE).canonical()
+BODY = parse(EXAMPLE).canonical()
 DAY, NEXT_DAY = date(2026, 5, 2), date(2026, 5, 3)
 ID = UUID(int=7)
 FIELDS = [name for name, _ in fields()]
 
 
 def written_at(moment: str) -> str:
-    return Heartbeat1.model_validate(with_value("sent_at", f"{moment}+00:00")).canonical()
+    return NEWEST.model_validate(with_value("sent_at", f"{moment}+00:00")).canonical()
 
 
 def row(state: str, *outcomes: str | None, body: str = BODY) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class TestABodyIsWithoutFault:
     def test_as_the_schema_writes_it(self) -> None:
         assert fault(BODY) is None
 
-    @pytest.mark.parametrize("version", [0, 2, True, 1.0, "1", None, [1], {}])
+    @pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, True, 1.0, "1", None, [1], {}])
     def test_only_under_a_version_that_is_known_here(self, version: object) -> None:
         body = json.dumps(with_value("telemetry_schema", version), separators=(",", ":"))
         assert fault(body) == "its body names a telemetry_schema that is unknown here"
@@ -148,14 +148,14 @@ class TestABodyIsWithoutFault:
     ) -> None:
         sentence = fault(json.dumps(with_value(name, value)))
         assert sentence
-        assert sentence.startswith(f"its body is not of schema 1: {name} (")
+        assert sentence.startswith(f"its body is not of schema {SCHEMA_VERSION}: {name} (")
         assert str(value) not in sentence
 
     @pytest.mark.parametrize("section", ["", "counts.", "features.", "stack."])
     def test_only_without_an_unknown_field(self, section: str) -> None:
         sentence = fault(json.dumps(with_value(f"{section}domains", "0")))
         assert sentence
-        assert sentence.startswith("its body is not of schema 1: ")
+        assert sentence.startswith(f"its body is not of schema {SCHEMA_VERSION}: ")
         assert "extra_forbidden" in sentence
 
     @given(st.text() | st.recursive(st.none(), st.lists).map(json.dumps))
