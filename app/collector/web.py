@@ -25,7 +25,6 @@ from app.collector.limit import Limiter
 from app.settings.collector import CollectorSettings
 
 BODY_SECONDS = 10.0
-RETRY = {"Retry-After": "60"}
 ASK = {"WWW-Authenticate": 'Basic realm="ConsentOS telemetry", charset="UTF-8"'}
 
 log = logging.getLogger(__package__)
@@ -114,7 +113,7 @@ async def _explain(_: Request, error: Exception) -> Response:
         case HTTPException():
             return _answer(error.status_code, {"error": error.detail}, error.headers)
         case UnavailableError():
-            return _answer(503, {"error": str(error)}, RETRY)
+            return _answer(503, {"error": str(error)}, {"Retry-After": str(error.seconds)})
         case RefusedError():
             return _answer(500, {"error": str(error)})
     # Starlette raises the error once more after this answer, and the server logs it.
