@@ -22,8 +22,8 @@ log = logging.getLogger(__package__)
 def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
     """Count and delete now and once a minute, in a thread of its own, until the block ends.
 
-    What is older than ``retention_days`` is deleted; 0 keeps all. A failure is one line in the log,
-    and tried again a minute later.
+    Heartbeats and installs older than ``retention_days`` are deleted; 0 keeps all of them. A
+    failure is one line in the log, and tried again a minute later.
     """
     ended = Event()
     # What is under way at the end is rolled back with the process.
@@ -39,8 +39,7 @@ def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
 def _keep(engine: Engine, retention_days: int, ended: Event) -> None:
     while True:
         _attempt("measure", lambda: _measure(engine))
-        if retention_days:
-            _attempt("prune", lambda: _prune(engine, timedelta(days=retention_days), ended))
+        _attempt("prune", lambda: _prune(engine, retention_days, ended))
         if ended.wait(EVERY_SECONDS):
             return
 
@@ -60,8 +59,10 @@ def _measure(engine: Engine) -> None:
             daily.measure(connection)
 
 
-def _prune(engine: Engine, retention: timedelta, ended: Event) -> None:
-    more = True
+def _prune(engine: Engine, retention_days: int, ended: Event) -> None:
+    with engine.begin() as connection:
+        store.prune_marks(connection)
+    more = retention_days > 0
     while more and not ended.is_set():
         with engine.begin() as connection:
-            more = store.prune(connection, retention)
+            more = store.prune(connection, timedelta(days=retention_days))
