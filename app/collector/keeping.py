@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from threading import Event, Thread
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
-from app.collector import daily, store
+from app.collector import recount, store
 
 EVERY_SECONDS = 60.0
 END_SECONDS = 0.5
 
-_MINE = text("SELECT pg_try_advisory_xact_lock(hashtext('consentos-collector keeping'))")
 
 log = logging.getLogger(__package__)
 
@@ -38,7 +37,7 @@ def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
 
 def _keep(engine: Engine, retention_days: int, ended: Event) -> None:
     while True:
-        _attempt("measure", lambda: _measure(engine))
+        _attempt("count", lambda: _count(engine, ended))
         _attempt("prune", lambda: _prune(engine, retention_days, ended))
         if ended.wait(EVERY_SECONDS):
             return
@@ -52,11 +51,10 @@ def _attempt(stage: str, work: Callable[[], None]) -> None:
         log.error("collector.failed stage=%s error=%s", stage, store.cause(error))  # noqa: TRY400 - see above
 
 
-def _measure(engine: Engine) -> None:
-    """Count, unless another collector is counting: its numbers will be just as new."""
-    with engine.begin() as connection:
-        if connection.scalar(_MINE):
-            daily.measure(connection)
+def _count(engine: Engine, ended: Event) -> None:
+    """Count each day that is due, unless another collector does."""
+    while not ended.is_set() and recount.step(engine):
+        pass
 
 
 def _prune(engine: Engine, retention_days: int, ended: Event) -> None:

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
-from app.collector.daily import ABSENT, MOVEMENTS, OTHER, Cells, Counts, Filter
+from app.collector.daily import ABSENT, MOVEMENTS, Counts, Filter
+from app.collector.names import OTHER
 from app.payload import Bucket, all_fields
 
 FOLD_BELOW = 5

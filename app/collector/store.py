@@ -36,9 +36,32 @@ _LOCK = "hashtext('consentos-collector forget')"
 _ENTER = text(f"SELECT {_BOUNDS}, pg_advisory_xact_lock_shared({_LOCK})")
 _ENTER_ALONE = text(f"SELECT {_BOUNDS}, pg_advisory_xact_lock({_LOCK})")
 
+CLOCKS_DIFFER = "interval '5 minutes'"
+"""A stored time so far ahead of what is stored now comes from a clock that was ahead once."""
+
+# Two heartbeats of an install may be committed in another order than they came in. One that is late
+# changes nothing but how the install was on the day before, where it was heard of since midnight.
+_LATE = (
+    "(excluded.last_seen < install.last_seen"
+    f" AND excluded.last_seen >= install.last_seen - {CLOCKS_DIFFER})"
+)
+_DAY = "CAST({} AT TIME ZONE 'UTC' AS date)".format
+_ON, _LAST_ON = _DAY("excluded.last_seen"), _DAY("install.last_seen")
+_FORMER_ON = f"coalesce({_DAY('install.former_seen')}, '-infinity')"
+_ANOTHER_DAY = f"CASE WHEN {_LATE} THEN {_ON} > {_FORMER_ON} ELSE {_ON} <> {_LAST_ON} END"
+_DAYS_HEARD = f"install.days_heard + CAST({_ANOTHER_DAY} AS integer)"
+
+
+def _former(column: str, former: str) -> str:
+    return (
+        f"CASE WHEN {_LATE} THEN excluded.{column}"
+        f" WHEN {_ON} > {_LAST_ON} THEN install.{column} ELSE install.{former} END"
+    )
+
+
 # In the order of the ids, so that two batches with the same installs cannot deadlock.
 _INSERT = text(
-    """
+    f"""
     WITH arrived AS (
         SELECT CAST(body ->> 'instance_id' AS uuid) AS instance_id,
             CAST(body ->> 'sent_at' AS timestamptz) AS sent_at, body
@@ -59,13 +82,23 @@ _INSERT = text(
         RETURNING instance_id, sent_at, received_at, body
     ),
     known AS (
-        INSERT INTO install (instance_id, first_seen, last_seen, body)
-        SELECT DISTINCT ON (instance_id) instance_id, received_at, received_at, body
+        INSERT INTO install (instance_id, first_seen, last_seen, body, established_on)
+        SELECT DISTINCT ON (instance_id) instance_id, received_at, received_at, body,
+            CASE WHEN :established_days <= 1 THEN {_DAY("received_at")} END
         FROM kept
         ORDER BY instance_id, sent_at DESC
-        ON CONFLICT (instance_id) DO UPDATE
-        SET last_seen = excluded.last_seen, body = excluded.body
-        WHERE install.last_seen <= excluded.last_seen
+        ON CONFLICT (instance_id) DO UPDATE SET
+            first_seen = least(install.first_seen, excluded.first_seen),
+            last_seen = CASE WHEN {_LATE} THEN install.last_seen ELSE excluded.last_seen END,
+            body = CASE WHEN {_LATE} THEN install.body ELSE excluded.body END,
+            former_seen = {_former("last_seen", "former_seen")},
+            former_body = {_former("body", "former_body")},
+            days_heard = {_DAYS_HEARD},
+            established_on = coalesce(install.established_on, CASE
+                WHEN {_DAYS_HEARD} < :established_days THEN NULL
+                WHEN {_LATE} THEN {_LAST_ON} ELSE {_ON} END)
+        WHERE NOT {_LATE} OR {_ON} < {_LAST_ON} AND {_FORMER_ON} <= {_ON}
+            AND excluded.last_seen >= coalesce(install.former_seen, '-infinity')
     )
     SELECT body ->> 'instance_id', body ->> 'sent_at', ceil(extract(
         epoch FROM forgotten_at + CAST(:forgotten_for AS interval) - clock_timestamp()))
@@ -74,7 +107,7 @@ _INSERT = text(
         SELECT FROM kept
         WHERE kept.instance_id = marked.instance_id AND kept.sent_at = marked.sent_at
     )
-    """
+    """  # noqa: S608 - this module's own words
 )
 
 _FORGET = (
@@ -87,8 +120,10 @@ _FORGET = (
         ON CONFLICT (mark) DO UPDATE SET at = excluded.at
         """
     ),
-    text("DELETE FROM install WHERE instance_id = :id"),
-    text("DELETE FROM heartbeat WHERE instance_id = :id"),
+    *(
+        text(f"DELETE FROM {table} WHERE instance_id = :id")  # noqa: S608 - as above
+        for table in ("install", "heartbeat")
+    ),
 )
 
 _PRUNE_MARKS = text("DELETE FROM forgotten WHERE at <= now() - CAST(:forgotten_for AS interval)")
@@ -163,11 +198,20 @@ class Fate(NamedTuple):
     wait: int = 0
 
 
+ESTABLISHED_DAYS = 3
+"""On so many days an install has to be heard of, unless another number is asked for."""
+
+
 def insert(
-    connection: Connection, heartbeats: Sequence[Heartbeat], *, at: datetime | None = None
+    connection: Connection,
+    heartbeats: Sequence[Heartbeat],
+    *,
+    established_days: int = ESTABLISHED_DAYS,
+    at: datetime | None = None,
 ) -> list[Fate]:
     """Keep each heartbeat that is not there already, and each install as its last one told.
 
+    An install that is heard of on ``established_days`` days is established on the last of them.
     They are received ``at``, by default now by the database's clock. Nothing is acknowledged before
     the caller's transaction has committed. Return what became of each.
     """
@@ -179,6 +223,7 @@ def insert(
     values = {
         "bodies": f"[{','.join(arrived.values())}]",
         "at": at,
+        "established_days": established_days,
         "forgotten_for": FORGOTTEN_FOR,
     }
     others = {

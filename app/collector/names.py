@@ -1,0 +1,30 @@
+"""Which values are named in the numbers: those on a list, and not what strangers write. Pure.
+
+A field with a closed set of values names each of them. Of a field whose values are text, those on
+its list are named, and all else is counted as ``OTHER``. The list of versions is in the database,
+see ``releases``.
+"""
+
+from collections.abc import Mapping
+
+from app.payload import all_fields
+
+OTHER = "other"
+"""Stands for every value that is not on a list."""
+
+DEVELOPMENT = "-dev"
+"""How the version of a build ends that nobody has released."""
+
+KNOWN: Mapping[str, tuple[str, ...]] = {
+    "deployment": (
+        *("docker-compose", "kubernetes", "helm", "systemd", "heroku", "dokku", "bare-metal"),
+        *("docker", "podman", "swarm", "nomad", "coolify", "fly", "render", "railway", "unknown"),
+    ),
+    "python_version": tuple(f"3.{minor}" for minor in range(11, 21)),
+    "stack.postgres_version": tuple(map(str, range(12, 25))),
+}
+"""The values that are named of each field whose values are text; Python's version by major and
+minor, that of Postgres by major."""
+
+OPEN = frozenset(name for name, field in all_fields().items() if field.annotation is str)
+"""The fields whose values are text."""
