@@ -1,4 +1,7 @@
-"""What the collector does by itself: once a minute it counts, and deletes what is too old."""
+"""What the collector does by itself: once a minute it counts, and deletes what is too old.
+
+How requests ended is added to a table then as well, and once more at the end.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -9,6 +12,7 @@ from threading import Event, Thread
 from sqlalchemy import Engine, text
 
 from app.collector import daily, store
+from app.collector.outcomes import Outcomes
 
 EVERY_SECONDS = 60.0
 END_SECONDS = 0.5
@@ -19,7 +23,7 @@ log = logging.getLogger(__package__)
 
 
 @contextmanager
-def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
+def keeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator[None]:
     """Count and delete now and once a minute, in a thread of its own, until the block ends.
 
     Heartbeats and installs older than ``retention_days`` are deleted; 0 keeps all of them. A
@@ -27,7 +31,8 @@ def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
     """
     ended = Event()
     # What is under way at the end is rolled back with the process.
-    thread = Thread(target=_keep, args=(engine, retention_days, ended), name="keeping", daemon=True)
+    arguments = (engine, retention_days, outcomes, ended)
+    thread = Thread(target=_keep, args=arguments, name="keeping", daemon=True)
     thread.start()
     try:
         yield
@@ -36,12 +41,12 @@ def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
         thread.join(END_SECONDS)
 
 
-def _keep(engine: Engine, retention_days: int, ended: Event) -> None:
-    while True:
+def _keep(engine: Engine, retention_days: int, outcomes: Outcomes, ended: Event) -> None:
+    while not ended.is_set():
         _attempt("measure", lambda: _measure(engine))
         _attempt("prune", lambda: _prune(engine, retention_days, ended))
-        if ended.wait(EVERY_SECONDS):
-            return
+        ended.wait(EVERY_SECONDS)
+        _attempt("outcomes", lambda: outcomes.write(engine))
 
 
 def _attempt(stage: str, work: Callable[[], None]) -> None:

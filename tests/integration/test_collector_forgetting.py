@@ -15,6 +15,7 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 
 from app.collector import inbox, keeping, store
 from app.collector.inbox import Inbox, UnavailableError
+from app.collector.outcomes import Outcomes
 from app.payload import parse
 from migrations import migrate
 from tests.collector import BODY, INSTANCE, Collector, changed, of, query, serving
@@ -224,7 +225,7 @@ def test_marks_are_deleted_when_their_time_is_over_and_no_sooner(
             store.forget(connection, UUID(id_of(number)))
         if number == 0:
             query(migrated, "UPDATE forgotten SET at = at - interval '5 minutes'")
-    with keeping.keeping(engine, retention_days):
+    with keeping.keeping(engine, retention_days, Outcomes()):
         until(lambda: len(query(migrated, "SELECT 1 FROM forgotten")) < 2)
         time.sleep(0.5)
     engine.dispose()
@@ -275,3 +276,6 @@ def test_an_upgrade_keeps_what_is_stored_and_forgets_from_then_on(
         [after] = store.insert(connection, [parse(BODY)])
     assert (again, after.new, after.wait > 290) == (store.Fate(new=False), False, True)
     assert query(collector_database, "SELECT octet_length(key) FROM forgotten_key") == [(32,)]
+    assert query(collector_database, "TABLE ingest") == []
+    with engine.connect() as connection:
+        migrate(connection, "collector", "base")
