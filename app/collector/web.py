@@ -17,14 +17,15 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.collector import intake, openapi, page, store
+from app.collector.holdings import Holdings
 from app.collector.inbox import Inbox, RefusedError, UnavailableError
 from app.collector.intake import NotAHeartbeat
 from app.collector.keeping import keeping
 from app.collector.limit import Limiter
+from app.collector.outcomes import Outcomes
 from app.settings.collector import CollectorSettings
 
 BODY_SECONDS = 10.0
-RETRY = {"Retry-After": "60"}
 ASK = {"WWW-Authenticate": 'Basic realm="ConsentOS telemetry", charset="UTF-8"'}
 
 log = logging.getLogger(__package__)
@@ -35,23 +36,25 @@ def create_app(
 ) -> Starlette:
     """Return the application, which disposes of ``engine`` when it shuts down.
 
-    The page reads by ``engine``; what is written goes by connections of its own to the same
-    database, so that no crowd of readers keeps it waiting.
+    All that is read is read by ``engine``; what is written goes by connections of its own to the
+    same database, so that no crowd of readers keeps it waiting.
     """
     writing = store.connect(engine.url)
     inbox = Inbox(writing)
+    outcomes = Outcomes()
+    holdings = Holdings(engine, settings.collector_retention_days)
     limiter = Limiter(settings.collector_client_rate) if settings.collector_client_rate else None
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        with keeping(writing, settings.collector_retention_days), inbox:
+        with keeping(writing, settings.collector_retention_days, outcomes), inbox:
             yield
         for each in (engine, writing):
             each.dispose()
 
     app = Starlette(
         routes=[
-            *intake.routes(inbox, limiter, body_seconds),
+            *intake.routes(inbox, holdings, outcomes, limiter, body_seconds),
             Route("/v1/openapi.json", _describe),
             *_page(engine, settings),
         ],
@@ -112,7 +115,7 @@ async def _explain(_: Request, error: Exception) -> Response:
         case HTTPException():
             return _answer(error.status_code, {"error": error.detail}, error.headers)
         case UnavailableError():
-            return _answer(503, {"error": str(error)}, RETRY)
+            return _answer(503, {"error": str(error)}, {"Retry-After": str(error.seconds)})
         case RefusedError():
             return _answer(500, {"error": str(error)})
     # Starlette raises the error once more after this answer, and the server logs it.
@@ -123,4 +126,5 @@ def _answer(
     status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None
 ) -> Response:
     # The rest of a refused body is not worth reading: without this the server reads it to its end.
-    return JSONResponse(body, status, {**(headers or {}), "Connection": "close"})
+    refused = {**(headers or {}), **intake.NOT_STORED, "Connection": "close"}
+    return JSONResponse(body, status, refused)
