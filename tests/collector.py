@@ -80,6 +80,9 @@ class Collector:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.client.post("/v1/heartbeat", content=body, headers={**JSON, **named})
 
+    def held(self, instance_id: str, **parameters: str) -> httpx.Response:
+        return self.client.get(f"/v1/installs/{instance_id}", params=parameters)
+
     def forget(self, instance_id: str) -> httpx.Response:
         return self.client.delete(f"/v1/installs/{instance_id}")
 

@@ -1,22 +1,28 @@
-"""What senders ask for: to keep a heartbeat, and to forget an install. Closed in what it takes."""
+"""What senders ask for: to keep a heartbeat, to read what is held of an install, to forget it."""
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
+from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from app import payload
+from app.collector.holdings import Holdings
 from app.collector.inbox import Inbox
 from app.collector.limit import Limiter
 
 MAX_BODY_BYTES = 16 * 1024
 MAX_DETAILS = 10
+NOT_STORED = {"Cache-Control": "no-store"}
+
+_SENT_AT: TypeAdapter[str] = TypeAdapter(payload.SentAt)
 
 
 class NotAHeartbeat(HTTPException):
@@ -28,7 +34,9 @@ class NotAHeartbeat(HTTPException):
         self.details = list(details)
 
 
-def routes(inbox: Inbox, limiter: Limiter | None, body_seconds: float) -> list[Route]:
+def routes(
+    inbox: Inbox, holdings: Holdings, limiter: Limiter | None, body_seconds: float
+) -> list[Route]:
     """Return the routes of a sender, which ``limiter`` guards together.
 
     A body that takes longer than ``body_seconds`` to arrive is refused.
@@ -42,15 +50,27 @@ def routes(inbox: Inbox, limiter: Limiter | None, body_seconds: float) -> list[R
         await inbox.keep(parse(body))
         return Response(status_code=202)
 
-    async def forget(request: Request) -> Response:
+    # One route, since of two with the same path the first would answer for every other method.
+    async def install(request: Request) -> Response:
         _take_token(request, limiter)
-        await inbox.forget(_instance_id(request.path_params["instance_id"]))
-        # There may be a body, which is not worth reading.
-        return Response(status_code=204, headers={"Connection": "close"})
+        instance_id = _instance_id(request.path_params["instance_id"])
+        if request.method == "DELETE":
+            await inbox.forget(instance_id)
+            # There may be a body, which is not worth reading.
+            return Response(status_code=204, headers={**NOT_STORED, "Connection": "close"})
+        after = _after(request.query_params)
+        held = await run_in_threadpool(holdings.of, instance_id, after=after)
+        if held is None:
+            nothing = {
+                "error": "Nothing is held under this id.",
+                "retention_days": holdings.retention_days,
+            }
+            return JSONResponse(nothing, 404, NOT_STORED)
+        return JSONResponse(held, headers=NOT_STORED)
 
     return [
         Route("/v1/heartbeat", heartbeat, methods=["POST"]),
-        Route("/v1/installs/{instance_id}", forget, methods=["DELETE"]),
+        Route("/v1/installs/{instance_id}", install, methods=["GET", "DELETE"]),
     ]
 
 
@@ -70,6 +90,17 @@ def _instance_id(name: str) -> UUID:
     if str(instance_id) != name:
         raise HTTPException(400, "An instance id is a UUID in lower case, with its hyphens.")
     return UUID(name)
+
+
+def _after(query: Mapping[str, str]) -> str | None:
+    if "after" not in query:
+        return None
+    try:
+        return _SENT_AT.validate_python(query["after"])
+    except ValidationError:
+        raise HTTPException(
+            400, "after has to look like 2026-05-02T02:30:00+00:00, with its + written as %2B."
+        ) from None
 
 
 def _check(headers: Headers) -> None:

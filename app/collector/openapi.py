@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
+from app.collector.holdings import AT_MOST, Held
 from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS
 from app.collector.stats import Stats
 from app.payload import Edition, json_schema
@@ -41,6 +42,18 @@ ERROR = {
     "required": ["error"],
     "additionalProperties": False,
 }
+NO_STORE = {
+    "Cache-Control": {"required": True, "schema": {"const": "no-store"}},
+}
+NOTHING = {
+    "type": "object",
+    "properties": {
+        "error": {"type": "string"},
+        "retention_days": {"type": "integer", "minimum": 0},
+    },
+    "required": ["error", "retention_days"],
+    "additionalProperties": False,
+}
 # What is empty is as if it were not there: a form sends what nobody has filled in.
 FILTERS = [
     {
@@ -62,6 +75,12 @@ FILTERS = [
         "schema": {"type": "string", "enum": ["", *get_args(Edition)]},
     },
 ]
+AFTER = {
+    "name": "after",
+    "in": "query",
+    "description": "Only heartbeats sent later: the `sent_at` of the last one that is known.",
+    "schema": {"$ref": f"{SCHEMAS}SentAt"},
+}
 INSTANCE = {
     "name": "instance_id",
     "in": "path",
@@ -74,6 +93,7 @@ def document() -> Described:
     """Return the description of every route but the page's style."""
     heartbeat, parts = _schema(json_schema())
     stats, more_parts = _schema(TypeAdapter(Stats).json_schema(mode="serialization"))
+    held, parts_of_held = _schema(TypeAdapter(Held).json_schema(mode="serialization"))
     fields = heartbeat["properties"]
     return {
         "openapi": "3.1.0",
@@ -84,7 +104,7 @@ def document() -> Described:
         },
         "paths": {
             "/v1/heartbeat": {"post": _keep()},
-            "/v1/installs/{instance_id}": {"delete": _forget()},
+            "/v1/installs/{instance_id}": {"get": _read_held(), "delete": _forget()},
             "/v1/stats.json": {"get": _numbers("json", {JSON_TYPE: _ref("Stats")}, JSON_TYPE)},
             "/v1/stats.csv": {"get": _numbers("csv", {"text/csv": _text()}, "text/plain")},
             "/": {"get": _numbers("page", {"text/html": _text()}, "text/html")},
@@ -105,10 +125,14 @@ def document() -> Described:
             "schemas": {
                 **parts,
                 **more_parts,
+                **parts_of_held,
                 "Heartbeat": heartbeat,
+                "Held": held,
+                "Nothing": NOTHING,
                 "Stats": stats,
                 "Error": ERROR,
                 "InstanceId": fields["instance_id"],
+                "SentAt": fields["sent_at"],
                 "Version": fields["version"],
             },
             "securitySchemes": {
@@ -146,6 +170,34 @@ def _keep() -> Described:
             "413": _error("The body is too large."),
             "415": _error("The body is not application/json, or is compressed."),
             **_may_fail(),
+        },
+    }
+
+
+def _read_held() -> Described:
+    return {
+        "summary": "Read what is held of an install",
+        "description": (
+            "Each heartbeat with the time of its receipt and its canonical body, in the order of"
+            f" `sent_at`, at most {AT_MOST} of them. Whoever knows the id may."
+        ),
+        "operationId": "read_held",
+        "parameters": [INSTANCE, AFTER],
+        "responses": {
+            "200": {
+                "description": "What is held, but for heartbeats that `after` leaves out.",
+                "headers": NO_STORE,
+                "content": {JSON_TYPE: _ref("Held")},
+            },
+            "400": _error("The id is no UUID in lower case with its hyphens, or `after` no time."),
+            "404": {
+                "description": "Nothing is held under the id.",
+                "headers": NO_STORE,
+                "content": {JSON_TYPE: _ref("Nothing")},
+            },
+            **_may_fail(),
+            "500": _error("The collector failed."),
+            "503": _error("The database is not available: try again.", RETRY_AFTER),
         },
     }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, text
@@ -44,6 +45,28 @@ _INSERT = text(
 _FORGET = (
     text("DELETE FROM install WHERE instance_id = :id"),
     text("DELETE FROM heartbeat WHERE instance_id = :id"),
+)
+
+_SEEN = text(
+    """
+    SELECT first_seen, last_seen FROM install WHERE instance_id = :id
+    UNION ALL
+    -- An install that is too old may be deleted a moment before the last of its heartbeats.
+    SELECT min(received_at), max(received_at) FROM heartbeat
+    WHERE instance_id = :id AND NOT EXISTS (SELECT FROM install WHERE instance_id = :id)
+    HAVING count(*) > 0
+    """
+)
+
+# As text, since a sender's year may be one that Python cannot hold in the session's time zone.
+_HELD = text(
+    """
+    SELECT to_char(sent_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"'),
+        received_at, body
+    FROM heartbeat
+    WHERE instance_id = :id AND sent_at > coalesce(CAST(:after AS timestamptz), '-infinity')
+    ORDER BY heartbeat.sent_at LIMIT :limit
+    """
 )
 
 PRUNED_AT_ONCE = 1_000
@@ -100,6 +123,38 @@ def forget(connection: Connection, instance_id: UUID) -> None:
     connection.execute(_BOUND)
     for statement in _FORGET:
         connection.execute(statement, {"id": instance_id})
+
+
+class Seen(NamedTuple):
+    """When an install was heard of, by the collector's clock."""
+
+    first: datetime
+    last: datetime
+
+
+class Row(NamedTuple):
+    """A heartbeat that is stored; ``sent_at`` is as a body has it."""
+
+    sent_at: str
+    received_at: datetime
+    body: dict[str, Any]
+
+
+def seen(connection: Connection, instance_id: UUID) -> Seen | None:
+    """Return when an install was heard of first and last, or None if nothing is stored of it."""
+    connection.execute(_BOUND)
+    found = connection.execute(_SEEN, {"id": instance_id}).one_or_none()
+    return Seen(*found) if found else None
+
+
+def held(connection: Connection, instance_id: UUID, *, after: str | None, limit: int) -> list[Row]:
+    """Return the first ``limit`` heartbeats under an id in the order of ``sent_at``.
+
+    They are those sent later than ``after``, which is as ``sent_at`` in a body, or all.
+    """
+    connection.execute(_BOUND)
+    found = connection.execute(_HELD, {"id": instance_id, "after": after, "limit": limit})
+    return [Row(*row) for row in found]
 
 
 def prune(connection: Connection, retention: timedelta) -> bool:

@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.collector import intake, openapi, page, store
+from app.collector.holdings import Holdings
 from app.collector.inbox import Inbox, RefusedError, UnavailableError
 from app.collector.intake import NotAHeartbeat
 from app.collector.keeping import keeping
@@ -35,11 +36,12 @@ def create_app(
 ) -> Starlette:
     """Return the application, which disposes of ``engine`` when it shuts down.
 
-    The page reads by ``engine``; what is written goes by connections of its own to the same
-    database, so that no crowd of readers keeps it waiting.
+    All that is read is read by ``engine``; what is written goes by connections of its own to the
+    same database, so that no crowd of readers keeps it waiting.
     """
     writing = store.connect(engine.url)
     inbox = Inbox(writing)
+    holdings = Holdings(engine, settings.collector_retention_days)
     limiter = Limiter(settings.collector_client_rate) if settings.collector_client_rate else None
 
     @asynccontextmanager
@@ -51,7 +53,7 @@ def create_app(
 
     app = Starlette(
         routes=[
-            *intake.routes(inbox, limiter, body_seconds),
+            *intake.routes(inbox, holdings, limiter, body_seconds),
             Route("/v1/openapi.json", _describe),
             *_page(engine, settings),
         ],
@@ -123,4 +125,5 @@ def _answer(
     status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None
 ) -> Response:
     # The rest of a refused body is not worth reading: without this the server reads it to its end.
-    return JSONResponse(body, status, {**(headers or {}), "Connection": "close"})
+    refused = {**(headers or {}), **intake.NOT_STORED, "Connection": "close"}
+    return JSONResponse(body, status, refused)

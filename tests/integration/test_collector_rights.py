@@ -1,21 +1,25 @@
-"""Who may see the numbers, who is forgotten, and that nothing tells who called."""
+"""Who may see the numbers, what is held of whom, who is forgotten, and that no caller is told."""
 
 import base64
+import json
 import socket
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, create_engine, make_url, text
 
-from app.collector import daily
+from app.collector import daily, store
+from app.payload import parse
 from tests.collector import (
     BODY,
+    EXAMPLE,
     INSTANCE,
     NOWHERE,
     Collector,
@@ -40,6 +44,183 @@ def everything(url: str) -> str:
     )
     assert {("heartbeat",), ("install",), ("daily",), ("measured",)} <= set(tables)
     return "\n".join(f"{name} {row}" for (name,) in tables for row in query(url, f"TABLE {name}"))
+
+
+# To know what is held
+
+
+def held(collector: Collector, **parameters: str) -> dict[str, Any]:
+    response = collector.held(INSTANCE, **parameters)
+    assert response.status_code == 200
+    answered: dict[str, Any] = response.json()
+    return answered
+
+
+def test_who_knows_an_id_reads_each_heartbeat_under_it_to_the_byte(own: Collector) -> None:
+    later = changed(sent_at="2026-05-03T02:30:00+00:00")
+    written = [parse(body).canonical() for body in (BODY, later)]
+    for body in (later, BODY):
+        assert own.post(json.dumps(json.loads(body), indent=3, sort_keys=True)).status_code == 202
+    own.post(of(1))
+
+    response = own.held(INSTANCE)
+
+    answered = response.json()
+    received = [datetime.fromisoformat(each.pop("received_at")) for each in answered["heartbeats"]]
+    assert response.status_code == 200
+    assert answered == {
+        "instance_id": INSTANCE,
+        "first_seen": min(received).isoformat(),
+        "last_seen": max(received).isoformat(),
+        "retention_days": 400,
+        "heartbeats": [
+            {"sent_at": f"2026-05-0{day}T02:30:00+00:00", "body": body}
+            for day, body in zip((2, 3), written, strict=True)
+        ],
+        "more": False,
+    }
+    assert all(at.utcoffset() == timedelta() for at in received)
+    assert written[0] == json.dumps(EXAMPLE, separators=(",", ":"))
+
+
+def test_where_nothing_is_held_it_is_404_and_says_for_how_long_it_would_be(own: Collector) -> None:
+    own.post(of(1))
+    response = own.held(INSTANCE)
+    assert (response.status_code, response.json()) == (
+        404,
+        {"error": "Nothing is held under this id.", "retention_days": 400},
+    )
+
+
+def test_what_is_kept_for_good_is_kept_for_zero_days(migrated: str, tmp_path: Path) -> None:
+    with serving(migrated, tmp_path / "log", COLLECTOR_RETENTION_DAYS="0") as own:
+        assert own.held(INSTANCE).json()["retention_days"] == 0
+        own.post(BODY)
+        assert held(own)["retention_days"] == 0
+
+
+def test_after_a_deletion_nothing_is_held(own: Collector) -> None:
+    own.post(BODY)
+    own.forget(INSTANCE)
+    assert own.held(INSTANCE).status_code == 404
+
+
+def test_an_install_without_its_heartbeats_and_heartbeats_without_their_install_are_held(
+    own: Collector,
+) -> None:
+    own.post(BODY)
+    [(received_at,)] = query(own.url, "SELECT received_at FROM heartbeat")
+    query(own.url, "DELETE FROM install")
+    assert datetime.fromisoformat(held(own)["first_seen"]) == received_at
+    assert len(held(own)["heartbeats"]) == 1
+    own.post(changed(sent_at="2026-05-03T02:30:00+00:00"))
+    query(own.url, "DELETE FROM heartbeat")
+    answered = held(own)
+    assert (answered["heartbeats"], answered["more"]) == ([], False)
+
+
+def test_more_than_a_thousand_heartbeats_are_read_in_several_answers(own: Collector) -> None:
+    began = datetime(2026, 1, 1, 2, 30, tzinfo=UTC)
+    times = [(began + timedelta(hours=hour)).isoformat() for hour in range(2_500)]
+    heartbeats = [parse(changed(sent_at=at)) for at in times]
+    with create_engine(own.url, poolclass=NullPool).begin() as connection:
+        store.insert(connection, heartbeats[::-1])
+
+    answers = [held(own)]
+    while answers[-1]["more"]:
+        answers.append(held(own, after=answers[-1]["heartbeats"][-1]["sent_at"]))
+
+    assert [len(each["heartbeats"]) for each in answers] == [1_000, 1_000, 500]
+    assert [found["sent_at"] for each in answers for found in each["heartbeats"]] == times
+    assert held(own, after=times[-1])["heartbeats"] == []
+    assert held(own, after=times[-1001])["more"] is False
+
+
+def test_a_sent_at_at_either_end_of_the_calendar_is_read(own: Collector) -> None:
+    times = ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59+00:00"]
+    name = make_url(own.url).database
+    query(own.url, f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'")
+    for at in times:
+        assert own.post(changed(sent_at=at)).status_code == 202
+    assert [each["sent_at"] for each in held(own)["heartbeats"]] == times
+    assert [each["sent_at"] for each in held(own, after=times[0])["heartbeats"]] == times[1:]
+
+
+def test_a_body_that_no_schema_allows_any_more_is_read_as_it_is_stored(own: Collector) -> None:
+    own.post(BODY)
+    query(own.url, "UPDATE heartbeat SET body = '{\"telemetry_schema\": 0}'")
+    assert [each["body"] for each in held(own)["heartbeats"]] == ['{"telemetry_schema":0}']
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        *("", "0", "2026-05-02", "2026-05-02T02:30:00Z", "2026-05-02T02:30:00 00:00"),
+        *("2026-02-30T02:30:00+00:00", "2026-05-02T02:30:00+01:00", "\0", "infinity"),
+        "opensesame",
+    ],
+)
+def test_what_is_no_sent_at_is_400(own: Collector, after: str) -> None:
+    response = own.held(INSTANCE, after=after)
+    assert (response.status_code, set(response.json())) == (400, {"error"})
+    assert "opensesame" not in response.text
+
+
+def test_no_answer_about_an_install_may_be_stored(own: Collector) -> None:
+    def answers() -> dict[int, str]:
+        found = [
+            own.client.request(method, f"/v1/installs/{name}")
+            for method in ("GET", "HEAD", "PUT", "DELETE", "GET")
+            for name in (INSTANCE, "x")
+        ]
+        return {each.status_code: each.headers.get("cache-control", "") for each in found}
+
+    own.post(BODY)
+    whole = answers()
+    query(own.url, "ALTER TABLE heartbeat RENAME TO hidden")
+    assert {**whole, **answers()} == dict.fromkeys((200, 204, 400, 404, 405, 503), "no-store")
+
+
+def test_a_head_says_what_a_get_would(own: Collector) -> None:
+    own.post(BODY)
+    path = f"/v1/installs/{INSTANCE}"
+    asked, got = own.client.head(path), own.client.get(path)
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers["content-length"] == str(len(got.content))
+
+
+def test_a_database_that_fails_is_503_for_reading_too(own: Collector) -> None:
+    query(own.url, "ALTER TABLE heartbeat RENAME TO hidden")
+    response = own.held(INSTANCE)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "60")
+    assert response.json() == {"error": "The database is not available."}
+    assert own.failures("stage=access") == [
+        "collector.failed stage=access error=UndefinedTable",
+    ]
+
+
+def test_reading_waits_for_nobody_for_long_and_holds_up_no_heartbeat(own: Collector) -> None:
+    statuses: list[int] = []
+    readers = [
+        threading.Thread(target=lambda: statuses.append(own.held(INSTANCE).status_code))
+        for _ in range(20)
+    ]
+    assert own.post(BODY).status_code == 202
+    query(own.url, "ALTER TABLE install RENAME TO known")
+    query(
+        own.url,
+        "CREATE VIEW install AS SELECT * FROM known WHERE"
+        " current_setting('transaction_read_only') = 'off' OR pg_sleep(60) IS NOT NULL",
+    )
+    for reader in readers:
+        reader.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    assert own.post(of(1)).status_code == 202
+    assert time.monotonic() - began < 2
+    for reader in readers:
+        reader.join()
+    assert set(statuses) == {503}
 
 
 # To be forgotten
@@ -101,18 +282,21 @@ def test_the_day_no_longer_counts_who_is_forgotten(own: Collector) -> None:
 )
 def test_what_is_no_id_in_its_one_form_is_400(own: Collector, name: str) -> None:
     own.post(BODY)
-    response = own.client.delete(f"/v1/installs/{quote(name)}")
-    assert response.status_code == 400
-    assert set(response.json()) == {"error"}
-    assert "opensesame" not in response.text
+    for method in ("GET", "DELETE"):
+        response = own.client.request(method, f"/v1/installs/{quote(name)}")
+        assert response.status_code == 400
+        assert set(response.json()) == {"error"}
+        assert "opensesame" not in response.text
     assert len(own.rows()) == 1
 
 
 def test_no_id_and_more_than_one_are_404(own: Collector) -> None:
     for path in ("/v1/installs", "/v1/installs/", f"/v1/installs/{INSTANCE}/x"):
-        assert own.client.delete(path).status_code == 404
-    response = own.client.get(f"/v1/installs/{INSTANCE}")
-    assert (response.status_code, response.headers["allow"]) == (405, "DELETE")
+        for method in ("GET", "DELETE"):
+            assert own.client.request(method, path).status_code == 404
+    response = own.client.put(f"/v1/installs/{INSTANCE}")
+    assert response.status_code == 405
+    assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD", "DELETE"}
 
 
 def test_what_waits_when_an_install_is_forgotten_does_not_come_back(own: Collector) -> None:
@@ -197,6 +381,7 @@ def test_with_a_token_the_numbers_are_for_those_who_know_it(migrated: str, tmp_p
         style = page.partition('href="/static/')[2].partition('"')[0]
         assert own.client.get(f"/static/{style}").status_code == 200
         assert own.post(BODY).status_code == 202
+        assert own.held(INSTANCE).status_code == 200
         assert own.forget(INSTANCE).status_code == 204
         assert own.client.get("/v1/openapi.json").status_code == 200
     assert own.log() == [f"collector.ready port={own.port}"]
@@ -279,8 +464,13 @@ def test_whatever_is_sent_and_whatever_fails_no_word_of_a_caller_is_kept(
             for method in ("GET", "DELETE", "POST", "KANARIE")
             for path in (*CLOSED, "/v1/installs/kanarie", "/kanarie", "/static/kanarie")
         ]
-        installs = f"/v1/installs/{INSTANCE}?kanarie"
-        return [*posts, *others, status_of(own.client, "DELETE", installs, headers=headers)]
+        installs = f"/v1/installs/{INSTANCE}?kanarie&after=kanarie"
+        rights = [
+            status_of(own.client, method, path, headers=headers)
+            for method in ("GET", "DELETE")
+            for path in (installs, f"/v1/installs/{INSTANCE}?kanarie")
+        ]
+        return [*posts, *others, *rights]
 
     assert max(call_everything()) < 500
     own.post(BODY)
