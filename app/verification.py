@@ -13,7 +13,7 @@ from app import payload
 from app.holding import Holding
 from app.logfile import MARK, Entry, Logged, TooLong, Unreadable
 from app.outbox import Record
-from app.schedule import running_day
+from app.schedule import Day, running_day
 
 NOT_FROZEN = (
     "the trigger telemetry_outbox_frozen, which keeps a row from being changed, does not stand"
@@ -251,10 +251,10 @@ def of_receiver(
             problems.append(Problem(sentence, row["day"], row["id"]))
         elif sent:
             found.missing += 1
-            problems.append(Problem(_missing(row, there, here.now), row["day"], row["id"]))
+            problems.append(Problem(_missing(row, there, here), row["day"], row["id"]))
     for (instance_id, sent_at), body in unmatched.items():
         written = datetime.fromisoformat(sent_at)
-        if here.since and running_day(written).date < here.since:
+        if here.since and written < Day(here.since).opens:
             continue
         if here.retention and here.now - written > here.retention:
             found.no_longer_here += 1
@@ -275,17 +275,19 @@ def _different(stored: str, held: str, logged: Collection[str] | None) -> str:
     return f"{differ}: the row's or the receiver's were changed"
 
 
-def _missing(row: Record, there: There, now: datetime) -> str:
+def _missing(row: Record, there: There, here: Here) -> str:
     """Say that a row that was sent is not there, and what can be the reason."""
     reasons = ["it was deleted there"]
     holding = there.holdings.get(row["instance_id"])
     days = holding.retention_days if holding else 0
-    if days and now - row["created_at"] > timedelta(days=days):
+    if days and here.now - row["created_at"] > timedelta(days=days):
         reasons.insert(0, f"it is older than the {days} days for which the receiver keeps it")
     went = {each["endpoint"] for each in row["tries"] if each["outcome"] == "sent"}
     if went and there.endpoint not in went:
         reasons.insert(0, "it went to another endpoint, which its attempt names")
-    return f"it was sent, and the receiver does not hold it: {_either(reasons)}"
+    logged = here.logged is not None and row["payload"] in here.logged
+    sent = "it was sent, as the log says too" if logged else "it was sent"
+    return f"{sent}, and the receiver does not hold it: {_either(reasons)}"
 
 
 def _either(reasons: Sequence[str]) -> str:
@@ -307,4 +309,4 @@ def _without_row(
     if logged is not None and body in logged:
         why = "the log has the same bytes, so that it left from here and its row is gone"
     held = f"the receiver holds a heartbeat of {written.isoformat()} that is not stored here"
-    return Problem(f"{held}: {why}", running_day(written).date, instance_id=instance_id)
+    return Problem(f"{held}: {why}", instance_id=instance_id)

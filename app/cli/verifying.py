@@ -38,7 +38,8 @@ def _asked(pipeline: Pipeline, since: date | None) -> There:
     endpoint = pipeline.settings.endpoint_without_query
     ids = report.ids(pipeline)
     what = count(len(ids), "id")
-    typer.echo(f"Asking {endpoint} what it holds under {what}: nothing else is sent.", err=True)
+    asking = f"Asking {endpoint} what it holds under {what}: nothing else is sent."
+    typer.echo(asking, err=True)
     with Console(stderr=True).status("Asking the receiver …") as status:
         return report.ask(pipeline, ids, since=since, tell=status.update)
 
