@@ -219,7 +219,7 @@ def audit(  # noqa: PLR0913 - one for each option
         typer.Argument(
             metavar="ID|DAY|last",
             help="Print this row's exact bytes and its attempts: by its id, by its day such as"
-            " 2026-05-02, or the last that was tried.",
+            " 2026-05-02, or the last that was tried or carried by hand.",
             show_default=False,
         ),
     ] = None,
@@ -345,7 +345,7 @@ def _chosen(pipeline: Pipeline, which: str) -> Record:
         typer.BadParameter: ``which`` names none in any of the ways.
     """
     if which == "last":
-        wanted, missing = Wanted(tried=True, limit=1), "No heartbeat has been tried yet."
+        wanted, missing = Wanted(left=True, limit=1), "No heartbeat has been tried yet."
     else:
         wanted, missing = _named(which)
     found = _listed(pipeline, wanted).rows

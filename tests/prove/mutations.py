@@ -26,6 +26,7 @@ RECEIVER = "faults/test_receiver.py"
 GRANTS = "integration/test_grants.py"
 VERIFY = "integration/test_cli_verify.py"
 REMOTE = "integration/test_cli_remote.py"
+BY_HAND = "integration/test_cli_by_hand.py"
 CONTROL = "integration/test_cli_control.py"
 PLACES = "unit/test_deploy_environment.py"
 ELSEWHERE = "integration/test_elsewhere.py"
@@ -471,6 +472,30 @@ MUTATIONS = (
         'return ",".join(change.new_fields(last["payload"])) or None if last else "all"',
         'return "all"',
         "acceptance/test_upgrade.py::test_what_is_new_is_read_before_it_leaves",
+    ),
+    Mutation(
+        3,
+        "a heartbeat that is carried by hand is left for a worker to send",
+        "app/outbox.py",
+        '        .values(state="discarded", finished_at=_now, last_error=CARRIED)\n',
+        "        .values(last_error=CARRIED)\n",
+        f"{BY_HAND}::test_no_worker_sends_it_after_that_and_the_day_is_used_up",
+    ),
+    Mutation(
+        3,
+        "a heartbeat that a worker is sending is carried by hand as well",
+        "app/outbox.py",
+        '        .where(_row.day == day, _row.state == "pending", _of_this_instance, unsent)\n',
+        "        .where(_row.day == day, _of_this_instance, unsent)\n",
+        f"{BY_HAND}::test_while_a_worker_is_sending_it_there_is_nothing_to_carry",
+    ),
+    Mutation(
+        3,
+        "what has been sent already is carried by hand",
+        "app/outbox.py",
+        "    unsent = and_(_row.expires_at > _now, ~_sent_already, ~_sent_by_us)\n",
+        "    unsent = _row.expires_at > _now\n",
+        f"{BY_HAND}::test_what_is_not_to_be_carried_is_not_printed",
     ),
     # 4. Nothing else
     Mutation(
