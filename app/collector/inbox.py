@@ -2,11 +2,13 @@
 
 A commit waits for the disk, whether it carries one heartbeat or hundreds. So one thread takes all
 that is waiting and commits it in one transaction, and only then is anybody told. What is kept and
-what is forgotten go the same way, so that a heartbeat never comes back after its id was forgotten.
+what is forgotten go the same way, so that a heartbeat never comes back after its id was forgotten;
+between processes, the database sees to that.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,12 +31,21 @@ AT_ONCE = 32
 ANSWER_SECONDS = 8.0
 """A sender gives up after 10, as it is delivered; it shall hear that the collector cannot."""
 SETTLE_SECONDS = 1.0
+STANDSTILL_SECONDS = 30.0
+"""Longer than this no transaction takes, but one of a process that was stopped in the middle of it.
+What it would commit may belong to an install that was forgotten meanwhile."""
+RETRY_SECONDS = 60
 
 log = logging.getLogger(__package__)
 
 
 class UnavailableError(Exception):
     """It is not known to be committed, and may be brought again; the message may be told."""
+
+    def __init__(self, sentence: str, *, seconds: int = RETRY_SECONDS) -> None:
+        """Say so in ``sentence``; before so many ``seconds`` it is not worth another try."""
+        super().__init__(sentence)
+        self.seconds = seconds
 
 
 class RefusedError(Exception):
@@ -45,7 +56,14 @@ class RefusedError(Exception):
 class _Entry:
     what: Heartbeat | UUID
     """What to keep, or the id to forget."""
-    settled: asyncio.Future[None]
+    settled: asyncio.Future[bool]
+    """Whether it has changed anything."""
+    until: float
+    """When its sender is told that the collector cannot, by the monotonic clock."""
+
+
+Results = list[bool | UnavailableError] | Exception
+"""What became of each entry, or what has kept all of them from being committed."""
 
 
 class Inbox:
@@ -78,54 +96,58 @@ class Inbox:
         self._entries.put(None)
         self._writer.join(SETTLE_SECONDS)
 
-    async def keep(self, heartbeat: Heartbeat) -> None:
-        """Return when a heartbeat is committed.
+    async def keep(self, heartbeat: Heartbeat) -> bool:
+        """Return when a heartbeat is committed, and whether it was not there before.
 
         Raises:
-            UnavailableError: too many wait, or the database fails or does not answer in time.
+            UnavailableError: too many wait, the database fails or does not answer in time, or the
+                install was forgotten a moment ago.
             RefusedError: the database takes others, and not this one.
         """
-        await self._bring(heartbeat)
+        return await self._bring(heartbeat)
 
     async def forget(self, instance_id: UUID) -> None:
         """Return when nothing is left under an id of what was brought before this was asked.
 
+        It makes no difference which process of those that share the database it was brought to.
+
         Raises:
-            UnavailableError: as ``keep`` does.
+            UnavailableError: too many wait, or the database fails or does not answer in time.
         """
         await self._bring(instance_id)
 
-    async def _bring(self, what: Heartbeat | UUID) -> None:
+    async def _bring(self, what: Heartbeat | UUID) -> bool:
         if self._unsettled >= CAPACITY:
             raise UnavailableError("The collector is busy.")
-        entry = _Entry(what, asyncio.get_running_loop().create_future())
+        settled = asyncio.get_running_loop().create_future()
         self._unsettled += 1
-        self._entries.put(entry)
+        self._entries.put(_Entry(what, settled, time.monotonic() + ANSWER_SECONDS))
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await entry.settled
+                return bool(await settled)
         except TimeoutError:
-            raise UnavailableError("The database does not answer.") from None
+            raise _no_answer() from None
 
-    def _settle(self, entries: Sequence[_Entry], error: Exception | None) -> None:
+    def _settle(self, entries: Sequence[_Entry], results: Results) -> None:
         self._unsettled -= len(entries)
-        for entry in entries:
+        each = [results] * len(entries) if isinstance(results, Exception) else results
+        for entry, result in zip(entries, each, strict=True):
             if entry.settled.done():  # nobody waits for it any more
                 continue
-            if error:
-                entry.settled.set_exception(error)
+            if isinstance(result, Exception):
+                entry.settled.set_exception(result)
             else:
-                entry.settled.set_result(None)
+                entry.settled.set_result(result)
 
     # From here on it is the writer's thread.
 
     def _write(self) -> None:
         while entries := self._take():
-            error = self._attempt(entries)
-            if isinstance(error, RefusedError) and len(entries) > 1:
+            results = self._attempt(entries)
+            if isinstance(results, RefusedError) and len(entries) > 1:
                 self._write_each(entries)
             else:
-                self._tell(entries, error)
+                self._tell(entries, results)
         if self._connection:
             self._connection.close()
 
@@ -151,16 +173,16 @@ class Inbox:
 
     def _write_each(self, entries: Sequence[_Entry]) -> None:
         """Have no entry fail for another's sake, but for a database that is gone."""
-        error: Exception | None = None
+        results: Results = []
         for entry in entries:
-            if not isinstance(error, UnavailableError):
-                error = self._attempt([entry])
-            self._tell([entry], error)
+            if not isinstance(results, UnavailableError):
+                results = self._attempt([entry])
+            self._tell([entry], results)
 
-    def _attempt(self, entries: Sequence[_Entry]) -> Exception | None:
-        """Commit all of the entries or none, in their order; return what has kept them from it."""
+    def _attempt(self, entries: Sequence[_Entry]) -> Results:
+        """Commit all of the entries or none, in their order."""
         try:
-            self._commit(entries)
+            return self._commit(entries)
         except SQLAlchemyError as error:
             # No traceback: its words may be anybody's.
             log.error("collector.failed stage=commit error=%s", store.cause(error))  # noqa: TRY400 - see above
@@ -169,30 +191,51 @@ class Inbox:
             return UnavailableError("The database is not available.")
         except Exception as error:  # noqa: BLE001 - who waits raises it; the writer lives on
             return error
-        return None
 
-    def _commit(self, entries: Sequence[_Entry]) -> None:
+    def _commit(self, entries: Sequence[_Entry]) -> Results:
         if self._connection is None:
             self._connection = self._engine.connect()
         try:
-            self._transact(self._connection, entries)
+            return self._transact(self._connection, entries)
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
             # It may have been cut while it was idle. To write twice does no harm.
-            self._transact(self._connection, entries)
+            return self._transact(self._connection, entries)
 
-    def _transact(self, connection: Connection, entries: Sequence[_Entry]) -> None:
+    def _transact(self, connection: Connection, entries: Sequence[_Entry]) -> Results:
+        began = time.monotonic()
+        # What its sender takes for lost is not kept: it may have been forgotten since, long ago.
+        in_time = [isinstance(each.what, UUID) or began < each.until for each in entries]
+        done: list[bool | UnavailableError] = []
         with connection.begin():
-            for part in _parts(entries):
+            if any(isinstance(each.what, UUID) for each in entries):
+                store.enter(connection, alone=True)
+            for part in _parts([each for each, now in zip(entries, in_time, strict=True) if now]):
                 if isinstance(part, UUID):
                     store.forget(connection, part)
+                    done.append(True)
                 else:
-                    store.insert(connection, part)
+                    done += map(_result, store.insert(connection, part))
+            # A process that stands still from here on is cut off by the server.
+            if time.monotonic() - began > STANDSTILL_SECONDS:
+                raise _no_answer()
+        of_those = iter(done)
+        return [next(of_those) if now else _no_answer() for now in in_time]
 
-    def _tell(self, entries: Sequence[_Entry], error: Exception | None) -> None:
+    def _tell(self, entries: Sequence[_Entry], results: Results) -> None:
         with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
-            entries[0].settled.get_loop().call_soon_threadsafe(self._settle, entries, error)
+            entries[0].settled.get_loop().call_soon_threadsafe(self._settle, entries, results)
+
+
+def _no_answer() -> UnavailableError:
+    return UnavailableError("The database does not answer.")
+
+
+def _result(fate: store.Fate) -> bool | UnavailableError:
+    if fate.wait:
+        return UnavailableError("This install was deleted a moment ago.", seconds=fate.wait)
+    return fate.new
 
 
 def _parts(entries: Sequence[_Entry]) -> Iterator[list[Heartbeat] | UUID]:

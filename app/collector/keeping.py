@@ -1,4 +1,7 @@
-"""What the collector does by itself: once a minute it counts, and deletes what is too old."""
+"""What the collector does by itself: once a minute it counts, and deletes what is too old.
+
+How requests ended is added to a table then as well, and once more at the end.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -9,6 +12,7 @@ from threading import Event, Thread
 from sqlalchemy import Engine, text
 
 from app.collector import daily, store
+from app.collector.outcomes import Outcomes
 
 EVERY_SECONDS = 60.0
 END_SECONDS = 0.5
@@ -19,15 +23,16 @@ log = logging.getLogger(__package__)
 
 
 @contextmanager
-def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
+def keeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator[None]:
     """Count and delete now and once a minute, in a thread of its own, until the block ends.
 
-    What is older than ``retention_days`` is deleted; 0 keeps all. A failure is one line in the log,
-    and tried again a minute later.
+    Heartbeats and installs older than ``retention_days`` are deleted; 0 keeps all of them. A
+    failure is one line in the log, and tried again a minute later.
     """
     ended = Event()
     # What is under way at the end is rolled back with the process.
-    thread = Thread(target=_keep, args=(engine, retention_days, ended), name="keeping", daemon=True)
+    arguments = (engine, retention_days, outcomes, ended)
+    thread = Thread(target=_keep, args=arguments, name="keeping", daemon=True)
     thread.start()
     try:
         yield
@@ -36,13 +41,12 @@ def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
         thread.join(END_SECONDS)
 
 
-def _keep(engine: Engine, retention_days: int, ended: Event) -> None:
-    while True:
+def _keep(engine: Engine, retention_days: int, outcomes: Outcomes, ended: Event) -> None:
+    while not ended.is_set():
         _attempt("measure", lambda: _measure(engine))
-        if retention_days:
-            _attempt("prune", lambda: _prune(engine, timedelta(days=retention_days), ended))
-        if ended.wait(EVERY_SECONDS):
-            return
+        _attempt("prune", lambda: _prune(engine, retention_days, ended))
+        ended.wait(EVERY_SECONDS)
+        _attempt("outcomes", lambda: outcomes.write(engine))
 
 
 def _attempt(stage: str, work: Callable[[], None]) -> None:
@@ -60,8 +64,10 @@ def _measure(engine: Engine) -> None:
             daily.measure(connection)
 
 
-def _prune(engine: Engine, retention: timedelta, ended: Event) -> None:
-    more = True
+def _prune(engine: Engine, retention_days: int, ended: Event) -> None:
+    with engine.begin() as connection:
+        store.prune_marks(connection)
+    more = retention_days > 0
     while more and not ended.is_set():
         with engine.begin() as connection:
-            more = store.prune(connection, retention)
+            more = store.prune(connection, timedelta(days=retention_days))

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter
 
 from app.collector.holdings import AT_MOST, Held
-from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS
+from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS, NEWER_SCHEMA_SECONDS
 from app.collector.stats import Stats
 from app.payload import Edition, json_schema
 
@@ -170,6 +170,12 @@ def _keep() -> Described:
             "413": _error("The body is too large."),
             "415": _error("The body is not application/json, or is compressed."),
             **_may_fail(),
+            "503": _error(
+                "It is not kept for sure, or its install was deleted a moment ago, or it is of a"
+                " newer telemetry_schema than this collector knows (Retry-After is"
+                f" {NEWER_SCHEMA_SECONDS} then): try again.",
+                RETRY_AFTER,
+            ),
         },
     }
 

@@ -1,6 +1,11 @@
-"""The collector's SQL on heartbeats and installs: each heartbeat once, nothing about its sender."""
+"""The collector's SQL on heartbeats and installs: each heartbeat once, nothing about its sender.
 
-from collections.abc import Sequence
+What several processes write is in one order where an id is deleted. Whoever deletes holds a lock
+alone, on which whoever stores waits; and leaves a mark, so that what was sent before and is stored
+after is turned away.
+"""
+
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -10,12 +15,26 @@ from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, text
 from app.payload import Heartbeat
 
 # LOCAL, not a connection option: those do not pass through a transaction pooler.
-_BOUND = text(
-    "SELECT set_config('statement_timeout', '5s', true),"
+_BOUNDS = (
+    "set_config('statement_timeout', '5s', true),"
+    # The time of a statement that sets this itself has begun to run without it; a wait for a lock
+    # begins later.
+    " set_config('lock_timeout', '4s', true),"
+    # A process that stands still in a transaction shall not hold its locks for ever.
+    " set_config('idle_in_transaction_session_timeout', '10s', true),"
     # What is acknowledged outlives a crash of the server, whatever its own setting is.
     " set_config('synchronous_commit', coalesce("
     "nullif(current_setting('synchronous_commit'), 'off'), 'local'), true)"
 )
+_BOUND = text(f"SELECT {_BOUNDS}")
+
+FORGOTTEN_FOR = timedelta(minutes=5)
+"""How long nothing is stored under an id that was deleted: longer than a heartbeat can be held up
+in any process between its arrival and its commit."""
+
+_LOCK = "hashtext('consentos-collector forget')"
+_ENTER = text(f"SELECT {_BOUNDS}, pg_advisory_xact_lock_shared({_LOCK})")
+_ENTER_ALONE = text(f"SELECT {_BOUNDS}, pg_advisory_xact_lock({_LOCK})")
 
 # In the order of the ids, so that two batches with the same installs cannot deadlock.
 _INSERT = text(
@@ -24,28 +43,55 @@ _INSERT = text(
         SELECT CAST(body ->> 'instance_id' AS uuid) AS instance_id,
             CAST(body ->> 'sent_at' AS timestamptz) AS sent_at, body
         FROM jsonb_array_elements(CAST(:bodies AS jsonb)) AS body
-        ORDER BY instance_id, sent_at
+    ),
+    marked AS (
+        SELECT instance_id, sent_at, body, at AS forgotten_at
+        FROM arrived LEFT JOIN forgotten
+            ON mark = sha256((SELECT key FROM forgotten_key) || uuid_send(instance_id))
+            AND at > now() - CAST(:forgotten_for AS interval)
     ),
     kept AS (
         INSERT INTO heartbeat (instance_id, sent_at, received_at, body)
-        SELECT instance_id, sent_at, coalesce(CAST(:at AS timestamptz), now()), body FROM arrived
+        SELECT instance_id, sent_at, coalesce(CAST(:at AS timestamptz), now()), body FROM marked
+        WHERE forgotten_at IS NULL
+        ORDER BY instance_id, sent_at
         ON CONFLICT (instance_id, sent_at) DO NOTHING
         RETURNING instance_id, sent_at, received_at, body
+    ),
+    known AS (
+        INSERT INTO install (instance_id, first_seen, last_seen, body)
+        SELECT DISTINCT ON (instance_id) instance_id, received_at, received_at, body
+        FROM kept
+        ORDER BY instance_id, sent_at DESC
+        ON CONFLICT (instance_id) DO UPDATE
+        SET last_seen = excluded.last_seen, body = excluded.body
+        WHERE install.last_seen <= excluded.last_seen
     )
-    INSERT INTO install (instance_id, first_seen, last_seen, body)
-    SELECT DISTINCT ON (instance_id) instance_id, received_at, received_at, body
-    FROM kept
-    ORDER BY instance_id, sent_at DESC
-    ON CONFLICT (instance_id) DO UPDATE
-    SET last_seen = excluded.last_seen, body = excluded.body
-    WHERE install.last_seen <= excluded.last_seen
+    SELECT body ->> 'instance_id', body ->> 'sent_at', ceil(extract(
+        epoch FROM forgotten_at + CAST(:forgotten_for AS interval) - clock_timestamp()))
+    FROM marked
+    WHERE NOT EXISTS (
+        SELECT FROM kept
+        WHERE kept.instance_id = marked.instance_id AND kept.sent_at = marked.sent_at
+    )
     """
 )
 
 _FORGET = (
+    text(
+        """
+        INSERT INTO forgotten (mark, at) VALUES (
+            sha256((SELECT key FROM forgotten_key) || uuid_send(CAST(:id AS uuid))),
+            clock_timestamp()
+        )
+        ON CONFLICT (mark) DO UPDATE SET at = excluded.at
+        """
+    ),
     text("DELETE FROM install WHERE instance_id = :id"),
     text("DELETE FROM heartbeat WHERE instance_id = :id"),
 )
+
+_PRUNE_MARKS = text("DELETE FROM forgotten WHERE at <= now() - CAST(:forgotten_for AS interval)")
 
 _SEEN = text(
     """
@@ -66,6 +112,17 @@ _HELD = text(
     FROM heartbeat
     WHERE instance_id = :id AND sent_at > coalesce(CAST(:after AS timestamptz), '-infinity')
     ORDER BY heartbeat.sent_at LIMIT :limit
+    """
+)
+
+# In the order of the words, so that two collectors cannot deadlock.
+_ADD_OUTCOMES = text(
+    """
+    INSERT INTO ingest (day, outcome, requests)
+    SELECT CAST(now() AT TIME ZONE 'UTC' AS date), outcome, requests
+    FROM unnest(CAST(:outcomes AS text[]), CAST(:requests AS bigint[])) AS ended (outcome, requests)
+    ORDER BY outcome
+    ON CONFLICT (day, outcome) DO UPDATE SET requests = ingest.requests + excluded.requests
     """
 )
 
@@ -91,10 +148,13 @@ _PRUNE = (_prune_of("heartbeat", "received_at"), _prune_of("install", "last_seen
 def connect(url: str | URL) -> Engine:
     """Return an engine of at most five connections that gives up on a silent server.
 
-    Nothing is connected yet, and no error of the engine's repeats a parameter.
+    Nothing is connected yet, and no error of the engine's repeats a parameter. Its transactions are
+    at READ COMMITTED, whatever the database's own setting.
     """
     return create_engine(
         url,
+        # What is looked for after a wait for a lock must be seen.
+        isolation_level="READ COMMITTED",
         pool_size=5,
         max_overflow=0,
         pool_timeout=5,
@@ -104,23 +164,61 @@ def connect(url: str | URL) -> Engine:
     )
 
 
+class Fate(NamedTuple):
+    """What became of a heartbeat: ``new`` is stored now, and another one was there already.
+
+    Where ``wait`` is not 0, its id was deleted, and for so many seconds nothing is stored under it.
+    """
+
+    new: bool
+    wait: int = 0
+
+
 def insert(
     connection: Connection, heartbeats: Sequence[Heartbeat], *, at: datetime | None = None
-) -> None:
+) -> list[Fate]:
     """Keep each heartbeat that is not there already, and each install as its last one told.
 
     They are received ``at``, by default now by the database's clock. Nothing is acknowledged before
-    the caller's transaction has committed.
+    the caller's transaction has committed. Return what became of each.
     """
-    connection.execute(_BOUND)
+    enter(connection)
+    arrived: dict[tuple[str, str], str] = {}
+    for each in heartbeats:
+        arrived.setdefault((each.instance_id, each.sent_at), each.canonical())
     # One array of JSON: to quote each body in one of SQL would take longer than all else here.
-    bodies = f"[{','.join(each.canonical() for each in heartbeats)}]"
-    connection.execute(_INSERT, {"bodies": bodies, "at": at})
+    values = {
+        "bodies": f"[{','.join(arrived.values())}]",
+        "at": at,
+        "forgotten_for": FORGOTTEN_FOR,
+    }
+    others = {
+        (instance_id, sent_at): Fate(new=False, wait=0 if wait is None else max(int(wait), 1))
+        for instance_id, sent_at, wait in connection.execute(_INSERT, values)
+    }
+    fates = []
+    for each in heartbeats:
+        name = (each.instance_id, each.sent_at)
+        fates.append(others.get(name, Fate(new=True)))
+        others.setdefault(name, Fate(new=False))  # when it comes again
+    return fates
+
+
+def enter(connection: Connection, *, alone: bool = False) -> None:
+    """Wait for whoever deletes, or, to be ``alone``, for whoever stores as well.
+
+    It lasts until the end of the transaction. One that will delete has to be alone from its
+    beginning: two that have begun otherwise would wait for each other.
+    """
+    connection.execute(_ENTER_ALONE if alone else _ENTER)
 
 
 def forget(connection: Connection, instance_id: UUID) -> None:
-    """Delete everything under an id; nothing tells whether there was anything."""
-    connection.execute(_BOUND)
+    """Delete everything under an id; nothing tells whether there was anything.
+
+    For ``FORGOTTEN_FOR`` nothing is stored under it, whichever process it is brought to.
+    """
+    enter(connection, alone=True)
     for statement in _FORGET:
         connection.execute(statement, {"id": instance_id})
 
@@ -165,6 +263,19 @@ def prune(connection: Connection, retention: timedelta) -> bool:
     connection.execute(_BOUND)
     deleted = [connection.execute(each, {"retention": retention}).rowcount for each in _PRUNE]
     return PRUNED_AT_ONCE in deleted
+
+
+def add_outcomes(connection: Connection, counts: Mapping[str, int]) -> None:
+    """Add how many requests ended in which way to what is counted of today."""
+    connection.execute(_BOUND)
+    values = {"outcomes": [*counts], "requests": [*counts.values()]}
+    connection.execute(_ADD_OUTCOMES, values)
+
+
+def prune_marks(connection: Connection) -> None:
+    """Delete the marks of ids under which something may be stored again."""
+    connection.execute(_BOUND)
+    connection.execute(_PRUNE_MARKS, {"forgotten_for": FORGOTTEN_FOR})
 
 
 def cause(error: Exception) -> str:

@@ -155,7 +155,7 @@ def test_what_waits_when_the_inbox_closes_is_committed(migrated: str) -> None:
                 tasks.append(asyncio.create_task(box.keep(heartbeat)))
             await asyncio.sleep(0)  # they wait now, and nobody waits for them
 
-    tasks: list[asyncio.Task[None]] = []
+    tasks: list[asyncio.Task[bool]] = []
     asyncio.run(fill())
     engine.dispose()
     assert query(migrated, "SELECT count(*) FROM heartbeat") == [(20,)]

@@ -390,7 +390,9 @@ def test_whoever_is_forgotten_leaves_the_next_numbers_and_no_number_of_the_past(
     assert moved(collector, "2026-03-01") == before
     assert before["new"] == 2
     assert moved(collector, "2026-03-02") == {"active_2d": 1, "active_7d": 1, "active_30d": 1}
-    # Nothing tells that an id was there before.
+    # Once its mark has gone, nothing tells that an id was there before.
+    with collector.begin() as connection:
+        connection.execute(text("DELETE FROM forgotten"))
     take(collector, "2026-03-02T02:30:00", heartbeat(1))
     measure(collector, "2026-03-02T02:31:00")
     assert moved(collector, "2026-03-02")["new"] == 1

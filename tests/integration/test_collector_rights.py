@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 
 from app.collector import daily, store
 from app.payload import parse
+from migrations import migrate
 from tests.collector import (
     BODY,
     EXAMPLE,
@@ -30,6 +32,7 @@ from tests.collector import (
     run,
     serving,
 )
+from tests.conftest import Databases
 
 TOKEN = "op\u00e9n:sesame"  # noqa: S105 - for these tests
 CLOSED = ("/", "/v1/stats.json", "/v1/stats.csv")
@@ -321,11 +324,51 @@ def test_what_waits_when_an_install_is_forgotten_does_not_come_back(own: Collect
     assert query(own.url, "SELECT count(*) FROM install") == [(0,)]
 
 
-def test_a_heartbeat_after_that_is_a_new_install(own: Collector) -> None:
+def test_what_comes_after_that_is_503_until_its_time_is_over_and_then_a_new_install(
+    own: Collector,
+) -> None:
     own.post(BODY)
     own.forget(INSTANCE)
-    assert own.post(BODY).status_code == 202
+
+    refused = own.post(BODY)
+    assert refused.status_code == 503
+    assert refused.json() == {"error": "This install was deleted a moment ago."}
+    assert 290 < int(refused.headers["retry-after"]) <= 300
+    assert own.post(of(1)).status_code == 202
+    query(own.url, "UPDATE forgotten SET at = at - interval '4 minutes'")
+    refused = own.post(BODY)
+    assert refused.status_code == 503
+    assert 50 < int(refused.headers["retry-after"]) <= 60
     assert len(own.rows()) == 1
+    assert own.held(INSTANCE).status_code == 404
+
+    query(own.url, "UPDATE forgotten SET at = at - interval '1 minute'")
+    assert own.post(BODY).status_code == 202
+    assert len(own.rows()) == 2
+    assert own.failures("") == []
+
+
+def test_a_deletion_that_is_repeated_begins_that_time_again(own: Collector) -> None:
+    own.forget(INSTANCE)
+    query(own.url, "UPDATE forgotten SET at = at - interval '4 minutes'")
+    own.forget(INSTANCE)
+    assert int(own.post(BODY).headers["retry-after"]) > 290
+
+
+def test_of_a_deletion_remains_a_mark_that_names_nobody_and_differs_elsewhere(
+    own: Collector, databases: Databases
+) -> None:
+    own.forget(INSTANCE)
+    marks = query(own.url, "SELECT mark FROM forgotten")
+    assert len(marks) == len(marks[0][0]) / 32 == 1
+    assert INSTANCE.replace("-", "") not in everything(own.url).replace("-", "")
+    with databases.copy_of("template1") as url:
+        engine = create_engine(url, poolclass=NullPool)
+        with engine.connect() as connection:
+            migrate(connection, "collector")
+        with engine.begin() as connection:
+            store.forget(connection, UUID(INSTANCE))
+        assert query(url, "SELECT mark FROM forgotten") != marks
 
 
 def test_the_body_of_a_deletion_is_not_read_to_its_end(own: Collector) -> None:
@@ -481,6 +524,7 @@ def test_whatever_is_sent_and_whatever_fails_no_word_of_a_caller_is_kept(
     query(own.url, "ALTER TABLE hidden RENAME TO heartbeat")
     query(own.url, "ALTER TABLE hidden_too RENAME TO measured")
     query(own.url, "ALTER TABLE heartbeat ADD CHECK (false) NOT VALID")
+    own.let_the_forgotten_come_again()
     assert 500 in call_everything()
 
     told = "\n".join(own.log())

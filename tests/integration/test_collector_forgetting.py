@@ -1,0 +1,281 @@
+"""A deletion is final, whichever of several collectors on one database has answered it."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import cycle
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Connection, NullPool, create_engine, text
+
+from app.collector import inbox, keeping, store
+from app.collector.inbox import Inbox, UnavailableError
+from app.collector.outcomes import Outcomes
+from app.payload import parse
+from migrations import migrate
+from tests.collector import BODY, INSTANCE, Collector, changed, of, query, serving
+
+ROUNDS = 100
+
+
+@pytest.fixture
+def two(migrated: str, tmp_path: Path) -> Iterator[tuple[Collector, Collector]]:
+    """Two collectors on one database."""
+    with serving(migrated, tmp_path / "a") as a, serving(migrated, tmp_path / "b") as b:
+        yield a, b
+
+
+def until(what: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@contextmanager
+def table_held(connection: Connection) -> Iterator[None]:
+    with connection.begin():
+        connection.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
+        yield
+
+
+@contextmanager
+def stopped(collector: Collector) -> Iterator[None]:
+    collector.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        collector.process.send_signal(signal.SIGCONT)
+
+
+def waits_for_the_table(onlooker: Connection) -> bool:
+    """Whether a collector's INSERT has begun, and waits."""
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
+    with onlooker.begin():
+        return onlooker.scalar(text(waiting)) is not None
+
+
+def id_of(number: int) -> str:
+    return parse(of(number)).instance_id
+
+
+@pytest.mark.timeout(100)
+def test_deletions_at_one_collector_are_final_for_what_another_holds_up(
+    two: tuple[Collector, Collector],
+) -> None:
+    a, b = two
+    engine = create_engine(a.url, poolclass=NullPool)
+    ways = cycle(("in the transaction", "in the queue", "stopped", "stopped in the queue", "late"))
+    answers: set[tuple[str, int]] = set()
+    with engine.connect() as holder, engine.connect() as onlooker, ThreadPoolExecutor(4) as pool:
+        for number, way in zip(range(ROUNDS), ways, strict=False):
+            with ExitStack() as until_later, ExitStack() as held_up:
+                if way == "late":
+                    until_later.enter_context(stopped(a))
+                    posted = pool.submit(a.post, of(number))
+                else:
+                    held_up.enter_context(table_held(holder))
+                    if way.endswith("queue"):
+                        pool.submit(a.post, of(1_000 + number))
+                        until(lambda: waits_for_the_table(onlooker))
+                    posted = pool.submit(a.post, of(number))
+                    until(lambda: waits_for_the_table(onlooker))
+                    time.sleep(0.02)  # to arrive where nothing shows that it has
+                    if way.startswith("stopped"):
+                        until_later.enter_context(stopped(a))
+                deleted = pool.submit(b.forget, id_of(number))
+                time.sleep(0.02)
+                held_up.close()
+                if way.startswith("stopped"):
+                    time.sleep(0.05)
+                if way == "late":
+                    assert deleted.result().status_code == 204
+            assert deleted.result().status_code == 204
+            answers.add((way, posted.result().status_code))
+            for table in ("heartbeat", "install"):
+                left = f"SELECT 1 FROM {table} WHERE instance_id = '{id_of(number)}'"
+                assert query(a.url, left) == [], way
+    assert {status for _, status in answers} <= {202, 503}
+    assert {("in the transaction", 202), ("late", 503)} <= answers
+    assert a.failures("") == b.failures("") == []
+
+
+def test_two_collectors_that_keep_and_forget_at_once_do_not_wait_for_each_other(
+    two: tuple[Collector, Collector],
+) -> None:
+    def both(collector: Collector, number: int) -> tuple[int, int]:
+        posted, other = pool.submit(collector.post, of(number)), of(1_000 + number)
+        collector.post(other)
+        return posted.result().status_code, collector.forget(id_of(number)).status_code
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(16) as pool, ThreadPoolExecutor(16) as callers:
+        found = callers.map(both, two * 100, range(200))
+        assert set(found) == {(202, 204)}
+    assert time.monotonic() - began < 20
+    assert [each.failures("") for each in two] == [[], []]
+
+
+def test_a_deletion_is_final_whatever_isolation_the_database_sets(
+    migrated: str,
+) -> None:
+    query(
+        migrated,
+        "DO $$BEGIN EXECUTE 'ALTER DATABASE ' || quote_ident(current_database()) ||"
+        " $q$ SET default_transaction_isolation TO 'repeatable read'$q$; END$$",
+    )
+    engine = store.connect(migrated)
+    with engine.connect() as first, ThreadPoolExecutor(1) as pool:
+        with first.begin():
+            store.forget(first, UUID(INSTANCE))
+
+            def keep() -> list[store.Fate]:
+                with engine.begin() as connection:
+                    return store.insert(connection, [parse(BODY)])
+
+            kept = pool.submit(keep)
+            waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+            until(lambda: query(migrated, waiting))
+        [fate] = kept.result()
+    engine.dispose()
+    assert (fate.new, fate.wait > 290) == (False, True)
+    assert query(migrated, "SELECT 1 FROM heartbeat") == []
+
+
+def test_a_collector_that_stands_still_in_its_transaction_holds_up_a_deletion_for_seconds_only(
+    two: tuple[Collector, Collector],
+) -> None:
+    a, b = two
+    engine = create_engine(a.url, poolclass=NullPool)
+    with engine.connect() as holder, engine.connect() as onlooker, ThreadPoolExecutor(2) as pool:
+        with ExitStack() as held_up:
+            held_up.enter_context(table_held(holder))
+            posted = pool.submit(a.post, BODY)
+            until(lambda: waits_for_the_table(onlooker))
+            held_up.enter_context(stopped(a))
+            holder.rollback()
+            refused = b.forget(INSTANCE)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
+            until(lambda: b.forget(INSTANCE).status_code == 204, seconds=15)
+            b.let_the_forgotten_come_again()  # as if it had stood still for minutes
+        assert posted.result().status_code == 503
+    assert a.rows() == []
+
+
+def test_what_its_sender_takes_for_lost_is_not_kept_and_what_is_deleted_is(
+    migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "ANSWER_SECONDS", 0.3)
+    engine = store.connect(migrated)
+    with create_engine(migrated, poolclass=NullPool).begin() as connection:
+        store.insert(connection, [parse(of(2))])
+
+    async def call() -> None:
+        with Inbox(engine) as box:
+            first = asyncio.create_task(box.keep(parse(of(0))))
+            await asyncio.to_thread(until, lambda: waits_for_the_table(onlooker))
+            lost = [
+                *(asyncio.create_task(box.keep(parse(of(number)))) for number in (1, 3)),
+                asyncio.create_task(box.forget(UUID(id_of(2)))),
+            ]
+            for each in await asyncio.gather(first, *lost, return_exceptions=True):
+                assert isinstance(each, UnavailableError)
+            holder.rollback()
+            monkeypatch.setattr(inbox, "ANSWER_SECONDS", 8)
+            assert await box.keep(parse(of(4)))
+
+    looking = create_engine(migrated, poolclass=NullPool)
+    with looking.connect() as holder, looking.connect() as onlooker:
+        holder.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
+        asyncio.run(call())
+    engine.dispose()
+    rows = query(migrated, "SELECT CAST(instance_id AS text) FROM heartbeat ORDER BY 1")
+    # The first was on its way to the disk when its sender was answered.
+    assert rows == [(id_of(0),), (id_of(4),)]
+
+
+def test_a_process_that_was_stopped_in_its_transaction_commits_nothing(
+    migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "STANDSTILL_SECONDS", -1)
+    engine = store.connect(migrated)
+
+    async def call() -> None:
+        with Inbox(engine) as box, pytest.raises(UnavailableError):
+            await box.keep(parse(BODY))
+
+    asyncio.run(call())
+    engine.dispose()
+    assert query(migrated, "SELECT 1 FROM heartbeat") == []
+
+
+@pytest.mark.parametrize("retention_days", [0, 400])
+def test_marks_are_deleted_when_their_time_is_over_and_no_sooner(
+    migrated: str, retention_days: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "EVERY_SECONDS", 0.05)
+    engine = store.connect(migrated)
+    for number in range(2):
+        with engine.begin() as connection:
+            store.forget(connection, UUID(id_of(number)))
+        if number == 0:
+            query(migrated, "UPDATE forgotten SET at = at - interval '5 minutes'")
+    with keeping.keeping(engine, retention_days, Outcomes()):
+        until(lambda: len(query(migrated, "SELECT 1 FROM forgotten")) < 2)
+        time.sleep(0.5)
+    engine.dispose()
+    recent = "SELECT at > now() - interval '1 minute' FROM forgotten"
+    assert query(migrated, recent) == [(True,)]
+
+
+def test_each_heartbeat_of_a_batch_has_its_own_fate(migrated: str) -> None:
+    engine = store.connect(migrated)
+    later = changed(sent_at="2026-05-03T02:30:00+00:00")
+    with engine.begin() as connection:
+        store.forget(connection, UUID(id_of(1)))
+        store.insert(connection, [parse(of(2))])
+    bodies = [of(3), of(1), BODY, of(2), later, BODY, of(1)]
+    with engine.begin() as connection:
+        fates = store.insert(connection, [parse(body) for body in bodies])
+    engine.dispose()
+    assert [fate.new for fate in fates] == [True, False, True, False, True, False, False]
+    assert [fate.wait > 290 for fate in fates] == [body == of(1) for body in bodies]
+    assert len(query(migrated, "SELECT 1 FROM heartbeat")) == 4
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+def test_an_upgrade_keeps_what_is_stored_and_forgets_from_then_on(
+    collector_database: str, revision: str
+) -> None:
+    engine = create_engine(collector_database, poolclass=NullPool)
+    with engine.connect() as connection:
+        migrate(connection, "collector", revision)
+    query(
+        collector_database,
+        "INSERT INTO heartbeat (instance_id, sent_at, received_at, body)"  # as 0001 took it
+        f" VALUES ('{INSTANCE}', '2026-05-02T02:30:00+00:00', now(), '{BODY}')",
+    )
+    if revision == "0002":
+        query(
+            collector_database,
+            f"INSERT INTO install SELECT '{INSTANCE}', now(), now(), '{BODY}'",
+        )
+        query(collector_database, "INSERT INTO daily VALUES (current_date, 'new', '1', '', '', 1)")
+    with engine.connect() as connection:
+        migrate(connection, "collector")
+    for table in ("heartbeat", "install"):
+        assert query(collector_database, f"SELECT count(*) FROM {table}") == [(1,)]
+    with engine.begin() as connection:
+        [again] = store.insert(connection, [parse(BODY)])
+        store.forget(connection, UUID(INSTANCE))
+        [after] = store.insert(connection, [parse(BODY)])
+    assert (again, after.new, after.wait > 290) == (store.Fate(new=False), False, True)
+    assert query(collector_database, "SELECT octet_length(key) FROM forgotten_key") == [(32,)]
+    assert query(collector_database, "TABLE ingest") == []
+    with engine.connect() as connection:
+        migrate(connection, "collector", "base")
