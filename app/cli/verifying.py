@@ -1,5 +1,6 @@
 """What ``audit --verify`` asks, and how it prints what was found."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
 from typing import IO
@@ -39,19 +40,14 @@ def _asked(pipeline: Pipeline, since: date | None) -> There:
     ids = report.ids(pipeline)
     what = count(len(ids), "id")
     asking = f"Asking {endpoint} what it holds under {what}: nothing else is sent."
+    if not ids:
+        asking = f"No id is on record, so that {endpoint} is not asked for anything."
     typer.echo(asking, err=True)
     with Console(stderr=True).status("Asking the receiver …") as status:
         return report.ask(pipeline, ids, since=since, tell=status.update)
 
 
 def _print(found: Verification, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"verified": not found.problems, **asdict(found)})
-    else:
-        for problem in found.problems:
-            typer.echo(f"{_place(problem)}: {problem.sentence}.")
-        if found.remote:
-            typer.echo(_held(found.remote))
     if found.too_long:
         lines = count(len(found.too_long), "line is", "lines are")
         complain(
@@ -61,15 +57,27 @@ def _print(found: Verification, *, as_json: bool) -> None:
     where = f"{count(found.rows, 'heartbeat')} with {count(found.attempts, 'attempt')}"
     if found.logged is not None:
         where += f" and {count(found.logged, 'logged body', 'logged bodies')}"
+    if as_json:
+        print_json({"verified": not found.problems, **asdict(found)})
+    else:
+        for sentence in _sentences(found, where):
+            typer.echo(sentence)
     if found.problems:
         problems = count(len(found.problems), "problem")
         raise CommandError(f"{problems} in {where}.", printed=as_json)
-    if not as_json:
-        typer.echo(f"No problem in {where}.")
-        typer.echo("Each body is as its schema allows, and the trigger that freezes it stands.")
-        typer.echo("The attempts are numbered without a gap, and every sent row has a success.")
+
+
+def _sentences(found: Verification, where: str) -> Iterator[str]:
+    for problem in found.problems:
+        yield f"{_place(problem)}: {problem.sentence}."
+    if not found.problems:
+        yield f"No problem in {where}."
+        yield "Each body is as its schema allows, and the trigger that freezes it stands."
+        yield "The attempts are numbered without a gap, and every sent row has a success."
         if found.logged is not None:
-            typer.echo("Each logged body is stored, and each that was sent was logged.")
+            yield "Each logged body is stored, and each that was sent was logged."
+    if found.remote:
+        yield _held(found.remote)
 
 
 def _held(remote: Confirmed) -> str:

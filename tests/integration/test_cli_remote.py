@@ -228,6 +228,7 @@ def test_an_install_without_an_id_asks_nobody(
 ) -> None:
     ended = command(environment, *VERIFY.split())
     assert ended.code == 0
+    assert ended.err == f"No id is on record, so that {receiver.url} is not asked for anything.\n"
     assert "holds 0 of the 0 heartbeats" in ended.out
     assert receiver.connections == 0
 
