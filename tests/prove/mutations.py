@@ -25,6 +25,8 @@ TABLES = "integration/test_tables.py"
 RECEIVER = "faults/test_receiver.py"
 GRANTS = "integration/test_grants.py"
 VERIFY = "integration/test_cli_verify.py"
+REMOTE = "integration/test_cli_remote.py"
+BY_HAND = "integration/test_cli_by_hand.py"
 CONTROL = "integration/test_cli_control.py"
 PLACES = "unit/test_deploy_environment.py"
 ELSEWHERE = "integration/test_elsewhere.py"
@@ -210,17 +212,49 @@ MUTATIONS = (
         2,
         "a logged body that is not stored is not found",
         "app/verification.py",
-        "    if body not in stored:",
-        "    if not stored:",
+        "    if body in stored:\n        return\n",
+        "    if stored:\n        return\n",
         f"{VERIFY}::test_a_logged_body_that_is_not_stored_is_named_by_its_line_and_not_repeated",
     ),
     Mutation(
         2,
         "a row that was sent and not logged is not found",
         "app/verification.py",
-        'if sent and row["payload"] not in seen:',
-        "if sent and not seen:",
+        'if was_sent(row) and row["payload"] not in seen:',
+        "if was_sent(row) and not seen:",
         f"{VERIFY}::test_what_has_left_must_be_logged_even_where_its_row_was_not_sent_in_time",
+    ),
+    Mutation(
+        2,
+        "what the receiver holds is not compared with the rows",
+        "app/verification.py",
+        '        if body == row["payload"]:\n',
+        "        if body is not None:\n",
+        f"{REMOTE}::test_at_the_receiver_is_told_from_the_other_two",
+    ),
+    Mutation(
+        2,
+        "what the receiver holds is compared by its meaning and not by its bytes",
+        "app/verification.py",
+        '        if body == row["payload"]:\n',
+        '        if body and json.loads(body) == json.loads(row["payload"]):\n',
+        "unit/test_verification.py::test_takes_bytes_that_only_mean_the_same_for_other_ones",
+    ),
+    Mutation(
+        2,
+        "a row that was sent and is missing at the receiver is not found",
+        "app/verification.py",
+        "        elif sent:\n",
+        "        elif sent and there.holdings == {}:\n",
+        f"{REMOTE}::test_is_missed_at_the_receiver_with_the_reasons_that_are_possible",
+    ),
+    Mutation(
+        2,
+        "a heartbeat that is sent while the receiver is asked is missed there",
+        "app/verification.py",
+        '        sent = row["id"] in there.sent\n',
+        "        sent = was_sent(row)\n",
+        f"{REMOTE}::test_a_heartbeat_that_is_sent_while_the_receiver_is_asked_is_not_missed",
     ),
     Mutation(
         2,
@@ -234,8 +268,8 @@ MUTATIONS = (
         2,
         "a row is accused because of a line that cannot be read",
         "app/verification.py",
-        "sure=not found.too_long and not found.problems",
-        "sure=True",
+        "sure = not found.too_long and not found.problems",
+        "sure = True",
         "unit/test_verification.py::test_joins_nothing_else_and_does_not_accuse_the_row",
     ),
     Mutation(
@@ -442,6 +476,30 @@ MUTATIONS = (
         'return "all"',
         "acceptance/test_upgrade.py::test_what_is_new_is_read_before_it_leaves",
     ),
+    Mutation(
+        3,
+        "a heartbeat that is carried by hand is left for a worker to send",
+        "app/outbox.py",
+        '        .values(state="discarded", finished_at=_now, last_error=CARRIED)\n',
+        "        .values(last_error=CARRIED)\n",
+        f"{BY_HAND}::test_no_worker_sends_it_after_that_and_the_day_is_used_up",
+    ),
+    Mutation(
+        3,
+        "a heartbeat that a worker is sending is carried by hand as well",
+        "app/outbox.py",
+        '        .where(_row.day == day, _row.state == "pending", _of_this_instance, unsent)\n',
+        "        .where(_row.day == day, _of_this_instance, unsent)\n",
+        f"{BY_HAND}::test_while_a_worker_is_sending_it_there_is_nothing_to_carry",
+    ),
+    Mutation(
+        3,
+        "what has been sent already is carried by hand",
+        "app/outbox.py",
+        "    unsent = and_(_row.expires_at > _now, ~_sent_already, ~_sent_by_us)\n",
+        "    unsent = _row.expires_at > _now\n",
+        f"{BY_HAND}::test_what_is_not_to_be_carried_is_not_printed",
+    ),
     # 4. Nothing else
     Mutation(
         4,
@@ -483,7 +541,38 @@ MUTATIONS = (
         '"UPDATE": ("noticed_at",), "DELETE": WHOLE,',
         f"{GRANTS}::test_is_missed_where_it_is_taken_away",
     ),
+    Mutation(
+        4,
+        "the ids are sent before the operator reads where to",
+        "app/cli/verifying.py",
+        """    typer.echo(asking, err=True)
+    with Console(stderr=True).status("Asking the receiver …") as status:
+        return report.ask(pipeline, ids, since=since, tell=status.update)
+""",
+        """    with Console(stderr=True).status("Asking the receiver …") as status:
+        there = report.ask(pipeline, ids, since=since, tell=status.update)
+    typer.echo(asking, err=True)
+    return there
+""",
+        f"{REMOTE}::test_is_the_id_alone_and_the_operator_reads_so_before",
+    ),
     # 5. It never hurts its host
+    Mutation(
+        5,
+        "an answer of any length is read",
+        "app/sender.py",
+        "        if len(answer) > LONGEST_ANSWER:\n",
+        "        if LONGEST_ANSWER < 0:\n",
+        f"{REMOTE}::test_that_cannot_answer_costs_the_deadline_at_most",
+    ),
+    Mutation(
+        5,
+        "a receiver is waited for as often as it asks",
+        "app/receiver.py",
+        "        patience.waits -= 1\n",
+        "",
+        f"{REMOTE}::test_that_asks_to_wait_without_end_is_not_waited_for_without_end",
+    ),
     Mutation(
         5,
         "two installs on one Redis share their wake-ups",
@@ -548,9 +637,8 @@ MUTATIONS = (
         5,
         "the response's body is read",
         "app/sender.py",
-        '        return response.status_code, ", ".join(asked) or None\n',
-        "        await response.aread()\n"
-        '        return response.status_code, ", ".join(asked) or None\n',
+        '        answer = await _read(response) if response.status_code in read else b""\n',
+        "        answer = await _read(response)\n",
         f"{RECEIVER}::test_an_answers_body_is_not_read",
     ),
     Mutation(
