@@ -73,12 +73,14 @@ def erase(engine: Engine, settings: Settings) -> list[UUID]:
     the operator asks, not the pipeline.
 
     Raises:
+        SettingsError: no endpoint can be made out; nobody is asked.
         NotErasedError: it did not confirm one of them.
     """
+    endpoint = settings.require_endpoint()
     with database.transaction(engine.connect(), read_only=True) as connection:
         ids = sorted({*instance.ids(connection), *outbox.instance_ids(connection)})
     target = sender.Target(
-        endpoint=settings.telemetry_endpoint,
+        endpoint=endpoint,
         schema=payload.SCHEMA_VERSION,
         timeout=settings.telemetry_timeout_seconds,
         proxy=settings.proxy,

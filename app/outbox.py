@@ -25,6 +25,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     text,
     type_coerce,
@@ -358,6 +359,34 @@ def _finish(
     ).all()
 
 
+CARRIED = "carried by hand"
+"""Why a row is discarded whose bytes its operator takes to the receiver."""
+
+
+_carried = and_(_row.state == "discarded", _row.last_error == CARRIED)
+
+
+def carry(connection: Connection, day: date) -> tuple[str, UUID | None] | None:
+    """End the day's pending row, to be carried by hand; return its body and its id.
+
+    The id is None, and nothing changes, where the row has been carried before. Return None where
+    the row is not to be carried: it is not pending, belongs to a former instance id, or the day's
+    heartbeat has been sent.
+    """
+    unsent = and_(_row.expires_at > _now, ~_sent_already, ~_sent_by_us)
+    ended = connection.execute(
+        update(OUTBOX)
+        .where(_row.day == day, _row.state == "pending", _of_this_instance, unsent)
+        .values(state="discarded", finished_at=_now, last_error=CARRIED)
+        .returning(_row.payload, _row.id)
+    ).one_or_none()
+    if ended:
+        return ended.payload, ended.id
+    before = select(_row.payload).where(_row.day == day, _carried, _of_this_instance)
+    body = connection.scalar(before)
+    return (body, None) if body else None
+
+
 def prune(connection: Connection, retention: timedelta) -> None:
     """Delete the finished rows, with their attempts, that are older than ``retention``."""
     old = _row.state.in_(FINAL) & (_row.finished_at < _now - retention)
@@ -447,7 +476,8 @@ class Wanted:
     day: date | None = None
     since: date | None = None
     state: State | None = None
-    tried: bool = False
+    left: bool = False
+    """Whether only those count that were tried, or carried by hand."""
     limit: int | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
@@ -461,8 +491,8 @@ class Wanted:
             conditions.append(_row.day >= self.since)
         if self.state is not None:
             conditions.append(_row.state == self.state)
-        if self.tried:
-            conditions.append(exists().where(_attempt.outbox_id == _row.id))
+        if self.left:
+            conditions.append(or_(exists().where(_attempt.outbox_id == _row.id), _carried))
         return conditions
 
 

@@ -273,7 +273,7 @@ def parse(body: str | bytes) -> Heartbeat:
         raise _refusal(version, named=named)(
             f"This is not a heartbeat of telemetry_schema {_known()}.",
             map(Flaw.of, found),
-            version=version if model else None,
+            version=version if type(version) is int else None,
         ) from None
     if tree is None:  # pydantic reads numbers that Python finds too long
         raise NotAHeartbeatError("The body cannot be read.")

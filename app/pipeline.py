@@ -25,7 +25,7 @@ from app.advice import advise_on_rights
 from app.delivery import Delivery, lease, sent_elsewhere
 from app.facts import NotConsentOSError
 from app.instance import Identity
-from app.outbox import Claim, Record
+from app.outbox import Claim, Record, Wanted
 from app.payload import Facts
 from app.schedule import OPENS_AT, Day, Obstacle, believed, obstacle, offset, running_day
 from app.settings import Disabled, Enabled, Settings
@@ -102,6 +102,16 @@ class Sent:
     row: Record | None
     obstacle: Obstacle | None
     sent_before: bool
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The body that an operator is to carry, or None; and the day's row as it is now, if any."""
+
+    day: date
+    body: str | None
+    row: Record | None
+    obstacle: Obstacle | None
 
 
 Ended = tuple[int, str, dict[str, object]]
@@ -413,12 +423,7 @@ class Pipeline:
             CollectError: ConsentOS's tables cannot be counted.
             sqlalchemy.exc.DBAPIError: anything else that the database refused.
         """
-        if isinstance(self._gate, Disabled):
-            raise PermissionError(self._gate.reason)
-        with self.transaction() as connection:
-            ended = self._tidy(connection)
-        _log_all(ended)
-        seen = self._write(waive_notice=True)
+        seen = self._write_by_request()
         day = seen.day.date
         with self.transaction() as connection:
             claim = outbox.claim(connection, lease(self.settings), day=day)
@@ -427,3 +432,33 @@ class Pipeline:
         with self.transaction(read_only=True) as connection:
             row = outbox.of_day(connection, day)
         return Sent(day, row, seen.obstacle, sent_before=bool(seen.obstacle) and claim is None)
+
+    def carry(self) -> Carried:
+        """Write the running day's heartbeat if it is missing and end it, to be carried by hand.
+
+        It waives what ``send`` waives, and a Retry-After too: nothing is sent. Asked again on the
+        same day, it returns the same body.
+
+        Raises:
+            PermissionError: telemetry is off, for the reason in the message.
+            CollectError: ConsentOS's tables cannot be counted.
+            sqlalchemy.exc.DBAPIError: anything else that the database refused.
+        """
+        seen = self._write_by_request()
+        day = seen.day.date
+        with self.transaction() as connection:
+            carried = outbox.carry(connection, day)
+            row = next(iter(outbox.rows(connection, Wanted(day=day))), None)
+        body, ended = carried or (None, None)
+        if ended:
+            log.event("discarded", id=ended, day=day, reason=outbox.CARRIED)
+        return Carried(day, body, row, seen.obstacle)
+
+    def _write_by_request(self) -> Outlook:
+        """Write the running day's heartbeat if an operator's request allows it."""
+        if isinstance(self._gate, Disabled):
+            raise PermissionError(self._gate.reason)
+        with self.transaction() as connection:
+            ended = self._tidy(connection)
+        _log_all(ended)
+        return self._write(waive_notice=True)

@@ -1,5 +1,6 @@
 """What the operator asks to see: read-only, in one transaction each."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from uuid import UUID
@@ -15,6 +16,7 @@ from app import (
     logfile,
     outbox,
     payload,
+    receiver,
     verification,
     wakeups,
 )
@@ -28,9 +30,9 @@ from app.pipeline import (
     look,
     stale_version,
 )
-from app.schedule import OPENS_AT, OVERDUE_AFTER, believed, offset
+from app.schedule import OPENS_AT, OVERDUE_AFTER, Day, believed, offset
 from app.settings import Disabled, Enabled
-from app.verification import Problem
+from app.verification import Confirmed, Here, Problem, There
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Verification:
     logged: int | None
     too_long: list[int]
     problems: list[Problem]
+    remote: Confirmed | None
 
 
 def preview(pipeline: Pipeline, *, beside_last_sent: bool = False) -> Preview:
@@ -115,25 +118,77 @@ def audit(pipeline: Pipeline, wanted: Wanted = outbox.ALL) -> Listed:
         return Listed(rows, outbox.count(connection, wanted) - len(rows))
 
 
+def ids(pipeline: Pipeline) -> list[UUID]:
+    """Return each id that is on record: of the instance, and of every heartbeat."""
+    with pipeline.transaction(read_only=True) as connection:
+        return sorted({*instance.ids(connection), *outbox.instance_ids(connection)})
+
+
+def ask(
+    pipeline: Pipeline,
+    instance_ids: list[UUID],
+    *,
+    since: date | None,
+    tell: Callable[[str], object],
+) -> There:
+    """Ask the receiver what it holds under each id, of ``since`` and later.
+
+    ``tell`` hears of what the receiver has the operator wait for.
+
+    Raises:
+        SettingsError: no endpoint can be made out; nobody is asked.
+        receiver.ReceiverError: it did not say what it holds.
+    """
+    with pipeline.transaction(read_only=True) as connection:
+        rows = outbox.rows(connection, Wanted(since=since))
+    # What is sent from here on may have come too late for the answer.
+    sent = {row["id"] for row in rows if verification.was_sent(row)}
+    settings = pipeline.settings
+    after = (Day(since).opens - timedelta(seconds=1)).isoformat() if since else None
+    holdings = receiver.ask(settings, instance_ids, after, tell)
+    return There(settings.endpoint_without_query, holdings, sent)
+
+
 def verify(
-    pipeline: Pipeline, log_file: logfile.Stream | None, *, since: date | None
+    pipeline: Pipeline,
+    log_file: logfile.Stream | None,
+    *,
+    since: date | None,
+    there: There | None = None,
 ) -> Verification:
-    """Check the rows of ``since`` and later, and a log against them if its file is given."""
+    """Check the rows of ``since`` and later.
+
+    A log is checked against them if its file is given, and what the receiver holds if ``there`` has
+    been asked for.
+    """
     with pipeline.transaction(read_only=True) as connection:
         rows = outbox.rows(connection, Wanted(since=since))
         frozen = outbox.frozen(connection)
+        now = database.clock(connection)
     problems = [] if frozen else [Problem(verification.NOT_FROZEN)]
     problems += verification.of_rows(rows)
-    compared = None
+    logged, remote = None, None
     if log_file is not None:
-        compared = verification.of_log(rows, logfile.read(log_file), since=since)
-        problems += compared.problems
+        held = there.bodies if there else None
+        logged = verification.of_log(rows, logfile.read(log_file), since=since, held=held)
+        problems += logged.problems
+    if there is not None:
+        days = pipeline.settings.telemetry_retention_days
+        here = Here(
+            now,
+            retention=timedelta(days=days) if days else None,
+            since=since,
+            logged=logged.bodies if logged else None,
+        )
+        remote, found = verification.of_receiver(rows, there, here)
+        problems += found
     return Verification(
         rows=len(rows),
         attempts=sum(len(row["tries"]) for row in rows),
-        logged=compared.logged if compared else None,
-        too_long=compared.too_long if compared else [],
+        logged=logged.logged if logged else None,
+        too_long=logged.too_long if logged else [],
         problems=problems,
+        remote=remote,
     )
 
 

@@ -1,7 +1,7 @@
 """The only HTTP, and the only tenacity: bytes go out to an endpoint, outcomes come back.
 
 It knows no database. ``begin`` is called before every POST, and only where it allows the POST does
-a byte leave.
+a byte leave. Of all answers only that to ``held`` is read, up to a bound.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import CancelledError, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from threading import Event, Thread
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlencode, urlsplit, urlunsplit
 from uuid import UUID
 
 from tenacity import (
@@ -47,6 +47,9 @@ PATIENCE = timedelta(seconds=3)
 
 GRACE = 0.5
 """Seconds that a POST on its way is given, at least, when the process is told to stop."""
+
+LONGEST_ANSWER = 8 * 1024 * 1024
+"""Bytes of an answer that are read at most; a full page of heartbeats has 1 or 2 million."""
 
 BETWEEN_TRIES = wait_exponential(multiplier=0.5, max=2) + wait_random(0, 0.5)
 """Seconds between the tries of one drain; a random part is added, for tenacity's own is none at the
@@ -118,7 +121,7 @@ def post(target: Target, body: bytes, *, at: datetime, stopping: Event) -> Outco
     The response's body is never read. ``at`` is the time now, against which a Retry-After that is
     a date is read.
     """
-    return _once("POST", target, body, at=at, stopping=stopping)
+    return _once("POST", target, body, at=at, stopping=stopping).outcome
 
 
 def erase(target: Target, instance_id: UUID) -> Outcome:
@@ -126,23 +129,60 @@ def erase(target: Target, instance_id: UUID) -> Outcome:
 
     That is ``DELETE …/installs/{instance_id}``, beside the endpoint that takes the heartbeats.
     """
+    beside = _install(target, instance_id)
+    return _once("DELETE", beside, b"", at=datetime.now(UTC), stopping=Event()).outcome
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An outcome, and the bytes that came with it where they were read: a stranger's."""
+
+    outcome: Outcome
+    body: bytes = b""
+
+
+def held(target: Target, instance_id: UUID, after: str | None = None) -> Answer:
+    """Ask the receiver behind ``target`` once for the heartbeats that it holds under an id.
+
+    That is ``GET …/installs/{instance_id}``, beside the endpoint that takes the heartbeats. With
+    ``after``, a ``sent_at``, only later ones are asked for. The answer is read where the status is
+    200 or 404, to its end or not at all: one longer than ``LONGEST_ANSWER`` is a failure.
+    """
+    beside = _install(target, instance_id, {"after": after} if after else {})
+    return _once("GET", beside, b"", at=datetime.now(UTC), stopping=Event(), read=_TOLD)
+
+
+_TOLD = frozenset({200, 404})
+
+
+def _install(target: Target, instance_id: UUID, query: Mapping[str, str] | None = None) -> Target:
+    """Return where the receiver answers for one id; what the endpoint's query has stays in it."""
     url = urlsplit(target.endpoint)
     path = f"{url.path.rpartition('/')[0]}/installs/{instance_id}"
-    beside = replace(target, endpoint=urlunsplit(url._replace(path=path)))
-    return _once("DELETE", beside, b"", at=datetime.now(UTC), stopping=Event())
+    asked = "&".join(part for part in (url.query, urlencode(query or {})) if part)
+    return replace(target, endpoint=urlunsplit(url._replace(path=path, query=asked)))
 
 
-def _once(method: str, target: Target, body: bytes, *, at: datetime, stopping: Event) -> Outcome:
+def _once(
+    method: str,
+    target: Target,
+    body: bytes,
+    *,
+    at: datetime,
+    stopping: Event,
+    read: Collection[int] = (),
+) -> Answer:
+    """Ask once; ``read`` has the statuses of which the answer's body is read."""
     started = time.monotonic()
-    status, retry_after, error = None, None, None
-    request = asyncio.run_coroutine_threadsafe(_exchange(method, target, body), _loop())
+    status, retry_after, error, answer = None, None, None, b""
+    request = asyncio.run_coroutine_threadsafe(_exchange(method, target, body, read), _loop())
     # The event loop keeps the deadline; this one is for a stop, and for an event loop held up.
     while not (request.done() or wait([request], timeout=GRACE).done):
         if stopping.is_set() or time.monotonic() - started > target.timeout + GRACE:
             wait([request], timeout=GRACE)
             request.cancel()
     try:
-        status, asked = request.result()
+        status, asked, answer = request.result()
     except CancelledError:
         error = "stopped" if stopping.is_set() else "deadline"
     except Exception as failure:  # noqa: BLE001 - the client's libraries raise what they like
@@ -150,13 +190,14 @@ def _once(method: str, target: Target, body: bytes, *, at: datetime, stopping: E
     elapsed = time.monotonic() - started
     if status is not None:
         retry_after = parse_retry_after(asked, at + timedelta(seconds=elapsed))
-    return Outcome(
+    outcome = Outcome(
         result="retryable" if status is None else result_of(status),
         duration_ms=round(elapsed * 1000),
         status=status,
         error=error,
         retry_after=retry_after,
     )
+    return Answer(outcome, answer)
 
 
 _opened: ContextVar[list[asyncio.WriteTransport]] = ContextVar("opened")
@@ -222,18 +263,22 @@ def _context_for(target: Target) -> ssl.SSLContext:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
 
 
-async def _exchange(method: str, target: Target, body: bytes) -> tuple[int, str | None]:
+_Exchanged = tuple[int, str | None, bytes]
+"""A status, a Retry-After, and the body where it was read."""
+
+
+async def _exchange(method: str, target: Target, body: bytes, read: Collection[int]) -> _Exchanged:
     """Ask once; no connection outlives the answer."""
     _opened.set([])
     try:
-        return await _ask(method, target, body)
+        return await _ask(method, target, body, read)
     finally:
         # httpx leaves one open that a SOCKS proxy refused, or was too slow to accept.
         for transport in _opened.get():
             transport.abort()
 
 
-async def _ask(method: str, target: Target, body: bytes) -> tuple[int, str | None]:
+async def _ask(method: str, target: Target, body: bytes, read: Collection[int]) -> _Exchanged:
     headers = {
         **({"Content-Type": "application/json"} if body else {}),
         "User-Agent": f"consentos-telemetry/{target.schema}",
@@ -259,7 +304,22 @@ async def _ask(method: str, target: Target, body: bytes) -> tuple[int, str | Non
         client.stream(method, target.endpoint, content=body, headers=headers) as response,
     ):
         asked = set(response.headers.get_list("Retry-After"))  # it may come twice
-        return response.status_code, ", ".join(asked) or None
+        answer = await _read(response) if response.status_code in read else b""
+        return response.status_code, ", ".join(asked) or None, answer
+
+
+class _TooLongError(Exception):
+    """An answer has more bytes than are read."""
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """Read an answer as it came, unpacking nothing: a small one could unpack to any size."""
+    answer = bytearray()
+    async for piece in response.aiter_raw():
+        answer += piece
+        if len(answer) > LONGEST_ANSWER:
+            raise _TooLongError
+    return bytes(answer)
 
 
 def _kind(failure: BaseException) -> str:
@@ -336,6 +396,7 @@ _HANDSHAKES = {
 # The deadline comes first: the TLS of a read that it cuts off leaves an SSLWantReadError behind.
 _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (TimeoutError, "deadline"),
+    (_TooLongError, "its answer is too long"),
     (UnreadableCertificatesError, "tls: SSL_CERT_FILE cannot be read"),
     (socket.gaierror, "dns"),
     (UnicodeError, "dns"),

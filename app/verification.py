@@ -1,15 +1,19 @@
-"""Whether what is on record is true: each row by itself, and the outbox beside a log. Pure."""
+"""Whether what is on record is true: each row by itself, beside a log and beside the receiver.
+
+Pure.
+"""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 from app import payload
+from app.holding import Holding
 from app.logfile import MARK, Entry, Logged, TooLong, Unreadable
 from app.outbox import Record
-from app.schedule import running_day
+from app.schedule import Day, running_day
 
 NOT_FROZEN = (
     "the trigger telemetry_outbox_frozen, which keeps a row from being changed, does not stand"
@@ -19,12 +23,16 @@ NOT_FROZEN = (
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it should be, in a row or in a line of the log, or in neither."""
+    """Something that is not as it should be: in a row, in a line of the log, or at the receiver.
+
+    ``instance_id`` is set for what is at the receiver alone. Without any of them it is in none.
+    """
 
     sentence: str
     day: date | None = None
     id: UUID | None = None
     line: int | None = None
+    instance_id: UUID | None = None
 
 
 def of_rows(rows: Iterable[Record]) -> Iterator[Problem]:
@@ -43,7 +51,7 @@ def _of_body(row: Record) -> Iterator[str]:
         yield "its body names another instance than the row"
     if running_day(row["created_at"]).date != row["day"]:
         yield "it was written on another day than it is for"
-    if body["sent_at"] != row["created_at"].astimezone(UTC).isoformat(timespec="seconds"):
+    if body["sent_at"] != _sent_at(row):
         yield "its body names another time than the one at which the row was written"
 
 
@@ -60,24 +68,39 @@ def _outcomes(row: Record) -> set[str | None]:
     return {each["outcome"] for each in row["tries"]}
 
 
+def _sent_at(row: Record) -> str:
+    """Return what the row's body must name as its ``sent_at``, by the row's other columns."""
+    return str(row["created_at"].astimezone(UTC).isoformat(timespec="seconds"))
+
+
+def was_sent(row: Record) -> bool:
+    """Whether a receiver has accepted the row, whatever has become of it since."""
+    return row["state"] == "sent" or "sent" in _outcomes(row)
+
+
 @dataclass
 class Compared:
-    """How many bodies a log has, which lines were too long to have one, and what is wrong."""
+    """Which bodies a log has, which lines were too long to have one, and what is wrong."""
 
     logged: int = 0
+    bodies: set[str] = field(default_factory=set)
     too_long: list[int] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 def of_log(
-    rows: Sequence[Record], entries: Iterable[Entry], *, since: date | None = None
+    rows: Sequence[Record],
+    entries: Iterable[Entry],
+    *,
+    since: date | None = None,
+    held: Collection[str] | None = None,
 ) -> Compared:
     """Compare a log with the rows: each logged body is stored, and each row sent was logged.
 
     With ``since``, which the rows are of, earlier bodies are left out. A body that does not say
-    when it was written is not.
+    when it was written is not. ``held`` has the bodies at the receiver, if it was asked.
     """
-    found, stored, seen = Compared(), {row["payload"] for row in rows}, set()
+    found, stored = Compared(), {row["payload"] for row in rows}
     for entry in entries:
         match entry:
             case TooLong(line):
@@ -88,9 +111,10 @@ def of_log(
                 whole = _joined(entry, stored) or body
                 if since is None or _counts(whole, since):
                     found.logged += 1
-                    seen.add(whole)
-                    found.problems += _of_logged(whole, line, stored)
-    found.problems += _not_logged(rows, seen, sure=not found.too_long and not found.problems)
+                    found.bodies.add(whole)
+                    found.problems += _of_logged(whole, line, stored, held)
+    sure = not found.too_long and not found.problems
+    found.problems += _not_logged(rows, found.bodies, held, sure=sure)
     return found
 
 
@@ -108,10 +132,19 @@ def _joined(logged: Logged, stored: Iterable[str]) -> str | None:
     return None
 
 
-def _of_logged(body: str, line: int, stored: set[str]) -> Iterator[Problem]:
-    if body not in stored:
-        known = "the log has a body that is not stored"
-        yield Problem(known if _is_whole(body) else _NOT_WHOLE, line=line)
+def _of_logged(
+    body: str, line: int, stored: set[str], held: Collection[str] | None
+) -> Iterator[Problem]:
+    if body in stored:
+        return
+    if not _is_whole(body):
+        yield Problem(_NOT_WHOLE, line=line)
+        return
+    sentence = "the log has a body that is not stored"
+    if held is not None:
+        there = "the receiver holds it" if body in held else "the receiver does not hold it either"
+        sentence = f"{sentence}; {there}"
+    yield Problem(sentence, line=line)
 
 
 def _is_whole(body: str) -> bool:
@@ -121,12 +154,15 @@ def _is_whole(body: str) -> bool:
         return False
 
 
-def _not_logged(rows: Iterable[Record], seen: set[str], *, sure: bool) -> Iterator[Problem]:
+def _not_logged(
+    rows: Iterable[Record], seen: set[str], held: Collection[str] | None, *, sure: bool
+) -> Iterator[Problem]:
     missing = "it was sent, and the log has no such body"
     for row in rows:
-        sent = row["state"] == "sent" or "sent" in _outcomes(row)
-        if sent and row["payload"] not in seen:
+        if was_sent(row) and row["payload"] not in seen:
             where = missing if sure else f"{missing} in the lines that can be read"
+            if held is not None and row["payload"] in held:
+                where = f"{where}; the receiver holds the row's bytes"
             yield Problem(where, row["day"], row["id"])
 
 
@@ -139,3 +175,138 @@ def _written(body: str) -> datetime | None:
     if payload.fault(body):
         return None
     return datetime.fromisoformat(json.loads(body)["sent_at"])
+
+
+@dataclass(frozen=True)
+class There:
+    """What the receiver holds, by instance id, and which rows had been sent when it was asked."""
+
+    endpoint: str
+    holdings: Mapping[UUID, Holding]
+    sent: Collection[UUID]
+
+    @property
+    def bodies(self) -> set[str]:
+        """Every body that it holds."""
+        return {body for each in self.holdings.values() for body in each.bodies.values()}
+
+
+@dataclass(frozen=True)
+class Here:
+    """By what the receiver is compared with this side: the time, and what is no longer here.
+
+    ``retention`` is how long a row is kept, or None for ever. Nothing before ``since`` counts.
+    ``logged`` has the bodies of a log, where there is one.
+    """
+
+    now: datetime
+    retention: timedelta | None = None
+    since: date | None = None
+    logged: Collection[str] | None = None
+
+
+@dataclass
+class Confirmed:
+    """How many of the rows the receiver holds, and how many heartbeats besides.
+
+    Of the ``sent`` rows it holds ``equal - equal_unsent`` byte for byte. ``equal_unsent`` are rows
+    that no answer confirmed: it was lost, or they were carried there by hand. ``only_there`` and
+    ``no_longer_here`` are heartbeats without a row; the latter are older than rows are kept.
+    """
+
+    endpoint: str
+    ids: list[UUID]
+    sent: int = 0
+    equal: int = 0
+    equal_unsent: int = 0
+    missing: int = 0
+    different: int = 0
+    only_there: int = 0
+    no_longer_here: int = 0
+
+
+def of_receiver(
+    rows: Sequence[Record], there: There, here: Here
+) -> tuple[Confirmed, list[Problem]]:
+    """Compare what the receiver holds with the rows, byte for byte; return what is wrong as well.
+
+    A row and a heartbeat belong together by the instance id and the second of their writing.
+    """
+    found, problems = Confirmed(there.endpoint, sorted(there.holdings)), []
+    unmatched = {
+        (instance_id, sent_at): body
+        for instance_id, holding in there.holdings.items()
+        for sent_at, body in holding.bodies.items()
+    }
+    for row in rows:
+        sent = row["id"] in there.sent
+        found.sent += sent
+        body = unmatched.pop((row["instance_id"], _sent_at(row)), None)
+        if body == row["payload"]:
+            found.equal += 1
+            found.equal_unsent += not sent
+        elif body is not None:
+            found.different += 1
+            sentence = _different(row["payload"], body, here.logged)
+            problems.append(Problem(sentence, row["day"], row["id"]))
+        elif sent:
+            found.missing += 1
+            problems.append(Problem(_missing(row, there, here), row["day"], row["id"]))
+    for (instance_id, sent_at), body in unmatched.items():
+        written = datetime.fromisoformat(sent_at)
+        if here.since and written < Day(here.since).opens:
+            continue
+        if here.retention and here.now - written > here.retention:
+            found.no_longer_here += 1
+            continue
+        found.only_there += 1
+        problems.append(_without_row(instance_id, written, body, here.logged))
+    return found, problems
+
+
+def _different(stored: str, held: str, logged: Collection[str] | None) -> str:
+    """Say that the bytes differ, and which two of the three witnesses agree."""
+    differ = "the receiver holds other bytes under its id and time"
+    match logged is not None and stored in logged, logged is not None and held in logged:
+        case True, False:
+            return f"{differ}; the row and the log agree: the receiver's were changed"
+        case False, True:
+            return f"{differ}; the receiver and the log have the same bytes: the row was changed"
+    return f"{differ}: the row's or the receiver's were changed"
+
+
+def _missing(row: Record, there: There, here: Here) -> str:
+    """Say that a row that was sent is not there, and what can be the reason."""
+    reasons = ["it was deleted there"]
+    holding = there.holdings.get(row["instance_id"])
+    days = holding.retention_days if holding else 0
+    if days and here.now - row["created_at"] > timedelta(days=days):
+        reasons.insert(0, f"it is older than the {days} days for which the receiver keeps it")
+    went = {each["endpoint"] for each in row["tries"] if each["outcome"] == "sent"}
+    if went and there.endpoint not in went:
+        reasons.insert(0, "it went to another endpoint, which its attempt names")
+    logged = here.logged is not None and row["payload"] in here.logged
+    sent = "it was sent, as the log says too" if logged else "it was sent"
+    return f"{sent}, and the receiver does not hold it: {_either(reasons)}"
+
+
+def _either(reasons: Sequence[str]) -> str:
+    *first, last = reasons
+    return f"{', '.join(first)}, or {last}" if first else last
+
+
+_NOT_HERE = (
+    "this database was restored from a backup",
+    "ConsentOS's own telemetry sent it under the same id",
+    "somebody else uses this id",
+)
+
+
+def _without_row(
+    instance_id: UUID, written: datetime, body: str, logged: Collection[str] | None
+) -> Problem:
+    why = _either(_NOT_HERE)
+    if logged is not None and body in logged:
+        why = "the log has the same bytes, so that it left from here and its row is gone"
+    held = f"the receiver holds a heartbeat of {written.isoformat()} that is not stored here"
+    return Problem(f"{held}: {why}", instance_id=instance_id)

@@ -20,13 +20,26 @@ from app.cli.printing import AsJson, count, print_json, time
 from app.control import Forgotten, Rotated
 from app.database import PATIENCE_OF_AN_OWNER
 from app.outbox import Record
-from app.pipeline import Pipeline, Sent
+from app.pipeline import Carried, Pipeline, Sent
 from app.settings import Disabled, Enabled, Settings
+from app.verification import was_sent
 from migrations import migrate
 
 
 @command(short_help="Send the day's heartbeat now.")
-def send(*, as_json: AsJson = False) -> None:
+def send(
+    *,
+    by_hand: Annotated[
+        bool,
+        typer.Option(
+            "--by-hand",
+            help="Send nothing: print the body for you to carry to the receiver. The day's"
+            " heartbeat is then never sent from here; asked again that day, the same bytes are"
+            " printed.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Write the running day's heartbeat if it is missing, and send it now.
 
     The running day began at the latest 02:30 UTC. Waits for neither the notice, the install's
@@ -37,7 +50,10 @@ def send(*, as_json: AsJson = False) -> None:
     settings = Settings.load()
     if isinstance(settings.gate, Disabled):
         raise CommandError(f"Telemetry is off: {settings.gate.reason}.", SWITCHED_OFF)
-    log.setup(settings.log_level, sys.stderr if as_json else sys.stdout)
+    log.setup(settings.log_level, sys.stderr if as_json or by_hand else sys.stdout)
+    if by_hand:
+        _carry(settings, as_json=as_json)
+        return
     with explained(), Console(stderr=True).status("Sending the day's heartbeat …"):
         result = Pipeline(settings).send()
     sent, sentence = _told(result)
@@ -47,6 +63,48 @@ def send(*, as_json: AsJson = False) -> None:
         typer.echo(sentence)
     if not sent:
         raise typer.Exit(FAILED)
+
+
+def _carry(settings: Settings, *, as_json: bool) -> None:
+    with explained():
+        result = Pipeline(settings).carry()
+    day = f"The heartbeat of {result.day}"
+    if result.body is None:
+        said = f"{day} is not to be carried: {_why_not_carried(result)}."
+    else:
+        to = settings.endpoint_without_query
+        said = f"{day} is yours to carry: POST these bytes to {to}. It is not sent from here."
+    if as_json:
+        print_json({"sent": False, "said": said, "day": result.day, "row": result.row})
+    if result.body is None:
+        raise CommandError(said, printed=as_json)
+    if not as_json:
+        # Into a file go the exact bytes, without a line's end.
+        typer.echo(result.body, nl=sys.stdout.isatty())
+        typer.echo(said, err=True)
+
+
+def _why_not_carried(result: Carried) -> str:
+    elsewhere = "another program has sent it: see instance.last_telemetry_at"
+    row = result.row
+    if row is None:
+        return elsewhere if result.obstacle == "sent elsewhere" else "it was not written"
+    match row["state"]:
+        case "sending":
+            return "a worker is sending it at this moment; try again"
+        case _ if was_sent(row):
+            return "it has been sent"
+        case "pending":
+            return elsewhere
+        case "discarded" if row["last_error"] == "sent elsewhere":
+            return elsewhere
+    return _used_up(row)
+
+
+def _used_up(row: Record) -> str:
+    return (
+        f"it is {row['state']} ({row['last_error'] or 'no attempt was made'}) and uses up its day"
+    )
 
 
 def _told(result: Sent) -> tuple[bool, str]:
@@ -73,7 +131,7 @@ def _why_not(row: Record) -> str:
             return f"{error}; the receiver asks to be left alone until {time(not_before)}"
         case "pending":
             return f"{error}; next try {time(row['next_attempt_at'])}"
-    return f"it is {row['state']} ({error}) and uses up its day"
+    return _used_up(row)
 
 
 @contextmanager

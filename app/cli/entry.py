@@ -20,6 +20,7 @@ from app import __version__, log, streams
 from app.control import NotErasedError
 from app.grants import RoleError, RoleNameError
 from app.pipeline import CollectError
+from app.receiver import ReceiverError
 from app.settings import SettingsError
 from migrations import MigrationRefusedError
 
@@ -89,7 +90,7 @@ def explained() -> Iterator[None]:
         raise CommandError("The database's URL cannot be understood.", WRONG_ENVIRONMENT) from error
     except RoleNameError as error:
         raise CommandError(str(error), WRONG_CALL) from error
-    except (MigrationRefusedError, RoleError, NotErasedError) as error:
+    except (MigrationRefusedError, RoleError, NotErasedError, ReceiverError) as error:
         raise CommandError(str(error)) from error
     except CollectError as error:
         raise CommandError(f"{error}: {log.cause(error)}.") from error

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
@@ -14,14 +14,13 @@ from rich.markup import escape
 
 from app import __version__, change, payload, report
 from app.change import Change
-from app.cli import printing
+from app.cli import printing, verifying
 from app.cli.entry import FAILED, CommandError, command, complain, explained
 from app.cli.printing import AsJson, count, print_json, print_table, time
 from app.outbox import STATES, Record, State, Wanted
 from app.pipeline import Pipeline
-from app.report import Listed, Preview, Status, Verification
+from app.report import Listed, Preview, Status
 from app.settings import Disabled, Settings
-from app.verification import Problem
 
 MOST_RIGHTS_SHOWN = 3
 MINUTE = 60
@@ -220,7 +219,7 @@ def audit(  # noqa: PLR0913 - one for each option
         typer.Argument(
             metavar="ID|DAY|last",
             help="Print this row's exact bytes and its attempts: by its id, by its day such as"
-            " 2026-05-02, or the last that was tried.",
+            " 2026-05-02, or the last that was tried or carried by hand.",
             show_default=False,
         ),
     ] = None,
@@ -270,6 +269,15 @@ def audit(  # noqa: PLR0913 - one for each option
             " -, is stored, and that each row sent was logged. The file may be gzipped.",
         ),
     ] = None,
+    remote: Annotated[
+        bool,
+        typer.Option(
+            "--remote",
+            help="With --verify: ask the receiver at TELEMETRY_ENDPOINT what it holds under each id"
+            " on record, and compare that with the rows byte for byte. Sends nothing but the ids,"
+            " whether telemetry is on or off.",
+        ),
+    ] = False,
     export: Annotated[
         Path | None,
         typer.Option(
@@ -292,11 +300,12 @@ def audit(  # noqa: PLR0913 - one for each option
         ("--state belongs to the list and to --export", (state, which or verify)),
         ("--since does not go with a row", (since, which)),
         ("--log belongs to --verify", (log, not verify)),
+        ("--remote belongs to --verify", (remote, not verify)),
     )
     pipeline = Pipeline(Settings.load())
     day = since.date() if since else None
     if verify:
-        _print_verification(_verified(pipeline, log, day), as_json=as_json)
+        verifying.verify(pipeline, log, since=day, remote=remote, as_json=as_json)
     elif which is not None:
         _print_row(_chosen(pipeline, which), as_json=as_json)
     elif export is not None:
@@ -336,7 +345,7 @@ def _chosen(pipeline: Pipeline, which: str) -> Record:
         typer.BadParameter: ``which`` names none in any of the ways.
     """
     if which == "last":
-        wanted, missing = Wanted(tried=True, limit=1), "No heartbeat has been tried yet."
+        wanted, missing = Wanted(left=True, limit=1), "No heartbeat has been tried yet."
     else:
         wanted, missing = _named(which)
     found = _listed(pipeline, wanted).rows
@@ -377,46 +386,6 @@ def _write_lines(rows: list[Record], path: Path) -> None:
             raise CommandError(f"{path} cannot be written: {error.strerror}.") from error
     attempts = count(sum(len(row["tries"]) for row in rows), "attempt")
     typer.echo(f"{count(len(rows), 'heartbeat')} with {attempts} written to {path}.", err=True)
-
-
-def _verified(pipeline: Pipeline, log: IO[bytes] | None, since: date | None) -> Verification:
-    try:
-        with explained():
-            return report.verify(pipeline, log, since=since)
-    except OSError as error:
-        raise CommandError(f"The log cannot be read: {error.strerror}.") from error
-
-
-def _print_verification(found: Verification, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"verified": not found.problems, **asdict(found)})
-    else:
-        for problem in found.problems:
-            typer.echo(f"{_place(problem)}: {problem.sentence}.")
-    if found.too_long:
-        lines = count(len(found.too_long), "line is", "lines are")
-        complain(
-            f"In the log {lines} skipped as too long to hold a body, the first of them line"
-            f" {found.too_long[0]}."
-        )
-    where = f"{count(found.rows, 'heartbeat')} with {count(found.attempts, 'attempt')}"
-    if found.logged is not None:
-        where += f" and {count(found.logged, 'logged body', 'logged bodies')}"
-    if found.problems:
-        problems = count(len(found.problems), "problem")
-        raise CommandError(f"{problems} in {where}.", printed=as_json)
-    if not as_json:
-        typer.echo(f"No problem in {where}.")
-        typer.echo("Each body is as its schema allows, and the trigger that freezes it stands.")
-        typer.echo("The attempts are numbered without a gap, and every sent row has a success.")
-        if found.logged is not None:
-            typer.echo("Each logged body is stored, and each that was sent was logged.")
-
-
-def _place(problem: Problem) -> str:
-    if problem.line is not None:
-        return f"log, line {problem.line}"
-    return f"{problem.day} {problem.id}" if problem.id else "telemetry_outbox"
 
 
 @command(short_help="Print the JSON Schema of the heartbeat.")

@@ -15,11 +15,16 @@ from starlette.routing import Route
 
 from app import payload
 from app.collector.holdings import Holdings
-from app.collector.inbox import Inbox
+from app.collector.inbox import Inbox, UnavailableError
 from app.collector.limit import Limiter
+from app.collector.outcomes import Outcome, Outcomes
 
 MAX_BODY_BYTES = 16 * 1024
 MAX_DETAILS = 10
+NEWER_SCHEMA_SECONDS = 6 * 60 * 60
+"""So often a heartbeat of a schema that is not known yet is sent again: it is kept where it comes
+from until its day ends, and the collector may be upgraded by then."""
+MAX_VERSION = 999_999_999
 NOT_STORED = {"Cache-Control": "no-store"}
 
 _SENT_AT: TypeAdapter[str] = TypeAdapter(payload.SentAt)
@@ -34,20 +39,49 @@ class NotAHeartbeat(HTTPException):
         self.details = list(details)
 
 
+class NewerSchemaError(UnavailableError):
+    """The body is of a ``telemetry_schema`` that only a newer collector knows."""
+
+    def __init__(self, version: int | None) -> None:
+        """Name the ``version`` unless its number is longer than any could be."""
+        self.version = version if version is not None and version <= MAX_VERSION else None
+        words = ["telemetry_schema"] if self.version is None else ["telemetry_schema", self.version]
+        super().__init__(
+            f"This collector does not know {' '.join(map(str, words))} yet; try again later.",
+            seconds=NEWER_SCHEMA_SECONDS,
+        )
+
+
 def routes(
-    inbox: Inbox, holdings: Holdings, limiter: Limiter | None, body_seconds: float
+    inbox: Inbox,
+    holdings: Holdings,
+    outcomes: Outcomes,
+    limiter: Limiter | None,
+    body_seconds: float,
 ) -> list[Route]:
     """Return the routes of a sender, which ``limiter`` guards together.
 
-    A body that takes longer than ``body_seconds`` to arrive is refused.
+    A body that takes longer than ``body_seconds`` to arrive is refused. How a heartbeat fares is
+    counted in ``outcomes``.
     """
 
-    async def heartbeat(request: Request) -> Response:
+    async def keep(request: Request) -> bool:
         # First of all: who is refused while it still speaks may be cut off before it has heard why.
         body = await _read(request, body_seconds)
         _take_token(request, limiter)
         _check(request.headers)
-        await inbox.keep(parse(body))
+        return await inbox.keep(parse(body))
+
+    async def heartbeat(request: Request) -> Response:
+        try:
+            new = await keep(request)
+        except NewerSchemaError as error:
+            outcomes.newer_schema(error.version)
+            raise
+        except Exception as error:
+            outcomes.count(_outcome(error))
+            raise
+        outcomes.count("accepted" if new else "duplicate")
         return Response(status_code=202)
 
     # One route, since of two with the same path the first would answer for every other method.
@@ -72,6 +106,17 @@ def routes(
         Route("/v1/heartbeat", heartbeat, methods=["POST"]),
         Route("/v1/installs/{instance_id}", install, methods=["GET", "DELETE"]),
     ]
+
+
+def _outcome(error: Exception) -> Outcome:
+    match error:
+        case HTTPException(status_code=413):
+            return "too large"
+        case HTTPException(status_code=429):
+            return "rate-limited"
+        case HTTPException():
+            return "invalid"
+    return "unavailable"
 
 
 def _take_token(request: Request, limiter: Limiter | None) -> None:
@@ -136,13 +181,13 @@ def parse(body: bytes) -> payload.Heartbeat:
     """Return the heartbeat in ``body``.
 
     Raises:
-        payload.NewerSchemaError: it is of a schema that this collector does not know yet.
+        NewerSchemaError: it is of a schema that this collector does not know yet.
         NotAHeartbeat: it is not of a schema.
     """
     try:
         return payload.parse(body)
-    except payload.NewerSchemaError:
-        raise
+    except payload.NewerSchemaError as error:
+        raise NewerSchemaError(error.version) from None
     except payload.NotAHeartbeatError as error:
         details = [{"field": flaw.field, "problem": flaw.problem} for flaw in error.flaws]
         raise NotAHeartbeat(str(error), details[:MAX_DETAILS]) from None

@@ -1,4 +1,8 @@
-"""What the collector does by itself: once a minute it counts, and deletes what is too old."""
+"""What the collector does by itself: it counts the days that are due, and deletes what is too old.
+
+It looks once a minute, and goes on at once while there is more to count. How requests ended is
+added to a table then as well, and once more at the end.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -9,16 +13,16 @@ from threading import Event, Thread
 from sqlalchemy import Engine
 
 from app.collector import recount, store
+from app.collector.outcomes import Outcomes
 
 EVERY_SECONDS = 60.0
 END_SECONDS = 0.5
-
 
 log = logging.getLogger(__package__)
 
 
 @contextmanager
-def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
+def keeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator[None]:
     """Count and delete now and once a minute, in a thread of its own, until the block ends.
 
     Heartbeats and installs older than ``retention_days`` are deleted; 0 keeps all of them. A
@@ -26,7 +30,8 @@ def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
     """
     ended = Event()
     # What is under way at the end is rolled back with the process.
-    thread = Thread(target=_keep, args=(engine, retention_days, ended), name="keeping", daemon=True)
+    arguments = (engine, retention_days, outcomes, ended)
+    thread = Thread(target=_keep, args=arguments, name="keeping", daemon=True)
     thread.start()
     try:
         yield
@@ -35,26 +40,22 @@ def keeping(engine: Engine, retention_days: int) -> Iterator[None]:
         thread.join(END_SECONDS)
 
 
-def _keep(engine: Engine, retention_days: int, ended: Event) -> None:
-    while True:
-        _attempt("count", lambda: _count(engine, ended))
+def _keep(engine: Engine, retention_days: int, outcomes: Outcomes, ended: Event) -> None:
+    while not ended.is_set():
+        more = _attempt("count", lambda: recount.step(engine))
         _attempt("prune", lambda: _prune(engine, retention_days, ended))
-        if ended.wait(EVERY_SECONDS):
-            return
+        if not more:
+            ended.wait(EVERY_SECONDS)
+        _attempt("outcomes", lambda: outcomes.write(engine))
 
 
-def _attempt(stage: str, work: Callable[[], None]) -> None:
+def _attempt(stage: str, work: Callable[[], bool | None]) -> bool:
     try:
-        work()
+        return bool(work())
     except Exception as error:  # noqa: BLE001 - in a minute it may go well
         # No traceback: its words may be anybody's.
         log.error("collector.failed stage=%s error=%s", stage, store.cause(error))  # noqa: TRY400 - see above
-
-
-def _count(engine: Engine, ended: Event) -> None:
-    """Count each day that is due, unless another collector does."""
-    while not ended.is_set() and recount.step(engine):
-        pass
+        return False
 
 
 def _prune(engine: Engine, retention_days: int, ended: Event) -> None:

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
+from pydantic.json_schema import models_json_schema
 
 from app.collector.holdings import AT_MOST, Held
-from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS
+from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS, NEWER_SCHEMA_SECONDS
 from app.collector.stats import Stats
-from app.payload import Edition, json_schema
+from app.payload import NEWEST, Edition
+from app.payload import SCHEMAS as HEARTBEATS
 
 Described = dict[str, Any]
 
@@ -91,10 +93,10 @@ INSTANCE = {
 
 def document() -> Described:
     """Return the description of every route but the page's style."""
-    heartbeat, parts = _schema(json_schema())
-    stats, more_parts = _schema(TypeAdapter(Stats).json_schema(mode="serialization"))
+    heartbeats = _heartbeats()
+    stats, parts = _schema(TypeAdapter(Stats).json_schema(mode="serialization"))
     held, parts_of_held = _schema(TypeAdapter(Held).json_schema(mode="serialization"))
-    fields = heartbeat["properties"]
+    fields = heartbeats[NEWEST.__name__]["properties"]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -123,10 +125,10 @@ def document() -> Described:
         },
         "components": {
             "schemas": {
+                **heartbeats,
                 **parts,
-                **more_parts,
                 **parts_of_held,
-                "Heartbeat": heartbeat,
+                "Heartbeat": {"oneOf": [_ref_to(model.__name__) for model in HEARTBEATS.values()]},
                 "Held": held,
                 "Nothing": NOTHING,
                 "Stats": stats,
@@ -145,6 +147,16 @@ def document() -> Described:
             },
         },
     }
+
+
+def _heartbeats() -> Described:
+    """Return the JSON Schema of each schema's heartbeat, and of their parts, by their names."""
+    _, found = models_json_schema(
+        [(model, "validation") for model in HEARTBEATS.values()],
+        ref_template=f"{SCHEMAS}{{model}}",
+    )
+    definitions: Described = found["$defs"]
+    return definitions
 
 
 def _schema(schema: Mapping[str, Any]) -> tuple[Described, Described]:
@@ -170,6 +182,12 @@ def _keep() -> Described:
             "413": _error("The body is too large."),
             "415": _error("The body is not application/json, or is compressed."),
             **_may_fail(),
+            "503": _error(
+                "It is not kept for sure, or its install was deleted a moment ago, or it is of a"
+                " newer telemetry_schema than this collector knows (Retry-After is"
+                f" {NEWER_SCHEMA_SECONDS} then): try again.",
+                RETRY_AFTER,
+            ),
         },
     }
 
@@ -251,7 +269,11 @@ def _error(description: str, headers: Mapping[str, object] | None = None) -> Des
 
 
 def _ref(name: str) -> Described:
-    return {"schema": {"$ref": f"{SCHEMAS}{name}"}}
+    return {"schema": _ref_to(name)}
+
+
+def _ref_to(name: str) -> Described:
+    return {"$ref": f"{SCHEMAS}{name}"}
 
 
 def _text() -> Described:

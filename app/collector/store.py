@@ -5,7 +5,7 @@ alone, on which whoever stores waits; and leaves a mark, so that what was sent b
 after is turned away.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -147,6 +147,17 @@ _HELD = text(
     FROM heartbeat
     WHERE instance_id = :id AND sent_at > coalesce(CAST(:after AS timestamptz), '-infinity')
     ORDER BY heartbeat.sent_at LIMIT :limit
+    """
+)
+
+# In the order of the words, so that two collectors cannot deadlock.
+_ADD_OUTCOMES = text(
+    """
+    INSERT INTO ingest (day, outcome, requests)
+    SELECT CAST(now() AT TIME ZONE 'UTC' AS date), outcome, requests
+    FROM unnest(CAST(:outcomes AS text[]), CAST(:requests AS bigint[])) AS ended (outcome, requests)
+    ORDER BY outcome
+    ON CONFLICT (day, outcome) DO UPDATE SET requests = ingest.requests + excluded.requests
     """
 )
 
@@ -297,6 +308,13 @@ def prune(connection: Connection, retention: timedelta) -> bool:
     connection.execute(_BOUND)
     deleted = [connection.execute(each, {"retention": retention}).rowcount for each in _PRUNE]
     return PRUNED_AT_ONCE in deleted
+
+
+def add_outcomes(connection: Connection, counts: Mapping[str, int]) -> None:
+    """Add how many requests ended in which way to what is counted of today."""
+    connection.execute(_BOUND)
+    values = {"outcomes": [*counts], "requests": [*counts.values()]}
+    connection.execute(_ADD_OUTCOMES, values)
 
 
 def prune_marks(connection: Connection) -> None:

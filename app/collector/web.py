@@ -22,6 +22,7 @@ from app.collector.inbox import Inbox, RefusedError, UnavailableError
 from app.collector.intake import NotAHeartbeat
 from app.collector.keeping import keeping
 from app.collector.limit import Limiter
+from app.collector.outcomes import Outcomes
 from app.settings.collector import CollectorSettings
 
 BODY_SECONDS = 10.0
@@ -40,19 +41,20 @@ def create_app(
     """
     writing = store.connect(engine.url)
     inbox = Inbox(writing)
+    outcomes = Outcomes()
     holdings = Holdings(engine, settings.collector_retention_days)
     limiter = Limiter(settings.collector_client_rate) if settings.collector_client_rate else None
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        with keeping(writing, settings.collector_retention_days), inbox:
+        with keeping(writing, settings.collector_retention_days, outcomes), inbox:
             yield
         for each in (engine, writing):
             each.dispose()
 
     app = Starlette(
         routes=[
-            *intake.routes(inbox, holdings, limiter, body_seconds),
+            *intake.routes(inbox, holdings, outcomes, limiter, body_seconds),
             Route("/v1/openapi.json", _describe),
             *_page(engine, settings),
         ],

@@ -151,6 +151,20 @@ class Settings(Environment):
         given = "migration_database_url" in self.model_fields_set
         return self.require("migration_database_url" if given else "database_url")
 
+    def require_endpoint(self) -> str:
+        """Return the endpoint for a request that an operator makes, whether telemetry is on or off.
+
+        Raises:
+            SettingsError: TELEMETRY_ENDPOINT is wrong, or a misspelt name may stand for it; the
+                default would be another receiver than the one that was meant.
+        """
+        if problem := self._problems.get("TELEMETRY_ENDPOINT"):
+            raise SettingsError(f"TELEMETRY_ENDPOINT {problem}.")
+        for unknown in self._misspelt:
+            if "TELEMETRY_ENDPOINT" in unknown:
+                raise SettingsError(f"{unknown}.")
+        return self.telemetry_endpoint
+
     @property
     def gate(self) -> Enabled | Disabled:
         """Whether telemetry is on; whatever cannot be understood means off."""

@@ -147,7 +147,7 @@ def test_what_the_pipeline_leaves_behind_verifies_in_every_state(
     assert shown.out.startswith("No problem in 8 heartbeats with 6 attempts.\n")
     assert shown.out == while_off.out
     counted: dict[str, Any] = {"rows": 8, "attempts": 6, "logged": None, "too_long": []}
-    assert told.json == {"verified": True, **counted, "problems": []}
+    assert told.json == {"verified": True, **counted, "problems": [], "remote": None}
     assert beside.json == {**told.json, "logged": 2}
 
 
@@ -160,6 +160,7 @@ def test_an_outbox_without_a_row_verifies(environment: dict[str, str]) -> None:
         "logged": None,
         "too_long": [],
         "problems": [],
+        "remote": None,
     }
     assert told.json == {"verified": True, **nothing}
 
@@ -413,7 +414,12 @@ class TestSinceADay:
         log.write_text("".join(lines))
         line = f"audit --verify --json --log {log} --since"
         late, later = commands(environment, f"{line} {SECOND}", f"{line} {THIRD}")
-        nothing: dict[str, Any] = {"verified": True, "too_long": [], "problems": []}
+        nothing: dict[str, Any] = {
+            "verified": True,
+            "too_long": [],
+            "problems": [],
+            "remote": None,
+        }
         counted = {"attempts": 1, "rows": 1, "logged": 1}
         assert (late.code, late.json) == (0, {**nothing, **counted})
         counted = dict.fromkeys(counted, 0)

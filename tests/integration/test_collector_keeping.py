@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
 from app.collector import daily, keeping, store
+from app.collector.outcomes import Outcomes
 from app.payload import parse
 from tests.collector import BODY, Collector, of, query, serving
 
@@ -52,7 +53,7 @@ def test_the_days_that_were_missed_are_counted_at_the_start(migrated: str, tmp_p
 def test_it_counts_again_and_again(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "EVERY_SECONDS", 0.05)
     engine = store.connect(migrated)
-    with keeping.keeping(engine, 0):
+    with keeping.keeping(engine, 0, Outcomes()):
         until(lambda: count(migrated, "measured") == 1)
         heard_of(migrated, range(5), days_ago=0)
         until(lambda: count(migrated, "daily") > 0)
@@ -138,7 +139,11 @@ def test_one_counts_at_a_time_and_no_other_waits_for_it(
     monkeypatch.setattr(keeping, "EVERY_SECONDS", 0.05)
     monkeypatch.setattr(daily, "measure", slow)
     engine = store.connect(migrated)
-    with keeping.keeping(engine, 0), keeping.keeping(engine, 0), keeping.keeping(engine, 0):
+    with (
+        keeping.keeping(engine, 0, Outcomes()),
+        keeping.keeping(engine, 0, Outcomes()),
+        keeping.keeping(engine, 0, Outcomes()),
+    ):
         until(lambda: calls >= 3)
         with engine.connect() as connection:
             waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"

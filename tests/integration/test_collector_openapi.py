@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from schemathesis import GenerationMode
+from schemathesis import Case, CheckContext, GenerationMode, Response
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -21,14 +22,28 @@ from sqlalchemy import NullPool, create_engine
 from starlette.routing import Route
 
 from app.collector import openapi, store, web
-from app.payload import json_schema, parse
+from app.payload import SCHEMA_VERSION, SCHEMAS, parse
 from app.settings.collector import CollectorSettings
 from migrations import migrate
-from tests.collector import BODY, NOWHERE, Collector, of, query, serving
+from tests.collector import BODY, NOWHERE, Collector, changed, of, query, serving
 from tests.conftest import Databases
 
+
+def no_server_error_but_for_a_newer_schema(
+    context: CheckContext, response: Response, case: Case[Any]
+) -> bool | None:
+    newer = "does not know telemetry_schema" in response.text
+    if newer and (response.status_code, response.headers["retry-after"]) == (503, ["21600"]):
+        assert isinstance(case.body, dict)
+        version = case.body["telemetry_schema"]
+        assert isinstance(version, int)
+        assert version > SCHEMA_VERSION
+        return None
+    return not_a_server_error(context, response, case)
+
+
 CHECKS = [
-    not_a_server_error,
+    no_server_error_but_for_a_newer_schema,
     status_code_conformance,
     content_type_conformance,
     response_headers_conformance,
@@ -64,6 +79,13 @@ def collector(
         assert running.failures("") == []
 
 
+@pytest.fixture
+def fresh(collector: Collector) -> Collector:
+    """The collector, which takes what an earlier test has deleted."""
+    collector.let_the_forgotten_come_again()
+    return collector
+
+
 @pytest.mark.parametrize(("path", "method", "mode"), CASES)
 @settings(
     max_examples=80,
@@ -75,11 +97,11 @@ def collector(
 )
 @given(data=st.data())
 def test_whatever_is_asked_the_answer_is_as_described(
-    collector: Collector, path: str, method: str, mode: GenerationMode, data: st.DataObject
+    fresh: Collector, path: str, method: str, mode: GenerationMode, data: st.DataObject
 ) -> None:
     operation = SCHEMA[path][method]
     case = data.draw(operation.as_strategy(generation_mode=mode))
-    case.call_and_validate(base_url=f"http://127.0.0.1:{collector.port}", checks=CHECKS)
+    case.call_and_validate(base_url=f"http://127.0.0.1:{fresh.port}", checks=CHECKS)
 
 
 def test_it_is_served_as_it_is(collector: Collector) -> None:
@@ -97,15 +119,16 @@ def test_every_route_is_described_but_the_style() -> None:
     assert paths == set(DOCUMENT["paths"])
 
 
-def test_the_heartbeat_is_the_payloads_own_schema() -> None:
+def test_a_heartbeat_may_be_of_each_schema_and_each_is_the_payloads_own() -> None:
     schemas = DOCUMENT["components"]["schemas"]
-    told = json.dumps({**schemas["Heartbeat"], "$defs": schemas})
-    own = json_schema()
-    assert schemas["Heartbeat"]["properties"].keys() == own["properties"].keys()
-    assert schemas["Heartbeat"]["additionalProperties"] is False
-    for name, definition in own["$defs"].items():
-        assert schemas[name] == definition
-    assert "$defs/" not in told.replace("#/components/schemas/", "")
+    named = [f"#/components/schemas/{model.__name__}" for model in SCHEMAS.values()]
+    assert schemas["Heartbeat"] == {"oneOf": [{"$ref": name} for name in named]}
+    for model in SCHEMAS.values():
+        own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts = own.pop("$defs")
+        assert schemas[model.__name__] == own
+        for name, definition in parts.items():
+            assert schemas[name] == definition
 
 
 def test_the_example_that_is_published_fits(collector: Collector) -> None:
@@ -123,6 +146,7 @@ def test_each_error_has_the_form_that_is_described(collector: Collector) -> None
         (b"{}", "application/json", 400),
         (b" " * 20_000, "application/json", 413),
         (BODY.encode(), "text/plain", 415),
+        (changed(telemetry_schema=2).encode(), "application/json", 503),
     ):
         response = collector.client.post(
             f"{url}/v1/heartbeat", content=body, headers={"content-type": kind}

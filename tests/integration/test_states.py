@@ -33,6 +33,7 @@ CHANGES: dict[str, Change] = {
     "discard": lambda connection, claim: outbox.discard(connection, claim, "sent elsewhere"),
     "reclaim": lambda connection, _: outbox.reclaim(connection, 0.0),
     "expire": lambda connection, _: outbox.expire(connection),
+    "carry": lambda connection, claim: outbox.carry(connection, claim.day),
     "discard all": lambda connection, _: outbox.discard_all(connection),
     "discard future": lambda connection, _: outbox.discard_future(connection),
     "discard foreign": lambda connection, _: outbox.discard_foreign(connection),

@@ -25,6 +25,8 @@ TABLES = "integration/test_tables.py"
 RECEIVER = "faults/test_receiver.py"
 GRANTS = "integration/test_grants.py"
 VERIFY = "integration/test_cli_verify.py"
+REMOTE = "integration/test_cli_remote.py"
+BY_HAND = "integration/test_cli_by_hand.py"
 CONTROL = "integration/test_cli_control.py"
 PLACES = "unit/test_deploy_environment.py"
 ELSEWHERE = "integration/test_elsewhere.py"
@@ -34,6 +36,9 @@ LINES = "unit/test_line_writer.py"
 STDOUT = "faults/test_stdout.py"
 OUTPUT = "integration/test_cli_output.py"
 LOGFILE = "unit/test_logfile.py"
+RIGHTS = "integration/test_collector_rights.py"
+FORGETTING = "integration/test_collector_forgetting.py"
+OUTCOMES = "integration/test_collector_outcomes.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -207,17 +212,49 @@ MUTATIONS = (
         2,
         "a logged body that is not stored is not found",
         "app/verification.py",
-        "    if body not in stored:",
-        "    if not stored:",
+        "    if body in stored:\n        return\n",
+        "    if stored:\n        return\n",
         f"{VERIFY}::test_a_logged_body_that_is_not_stored_is_named_by_its_line_and_not_repeated",
     ),
     Mutation(
         2,
         "a row that was sent and not logged is not found",
         "app/verification.py",
-        'if sent and row["payload"] not in seen:',
-        "if sent and not seen:",
+        'if was_sent(row) and row["payload"] not in seen:',
+        "if was_sent(row) and not seen:",
         f"{VERIFY}::test_what_has_left_must_be_logged_even_where_its_row_was_not_sent_in_time",
+    ),
+    Mutation(
+        2,
+        "what the receiver holds is not compared with the rows",
+        "app/verification.py",
+        '        if body == row["payload"]:\n',
+        "        if body is not None:\n",
+        f"{REMOTE}::test_at_the_receiver_is_told_from_the_other_two",
+    ),
+    Mutation(
+        2,
+        "what the receiver holds is compared by its meaning and not by its bytes",
+        "app/verification.py",
+        '        if body == row["payload"]:\n',
+        '        if body and json.loads(body) == json.loads(row["payload"]):\n',
+        "unit/test_verification.py::test_takes_bytes_that_only_mean_the_same_for_other_ones",
+    ),
+    Mutation(
+        2,
+        "a row that was sent and is missing at the receiver is not found",
+        "app/verification.py",
+        "        elif sent:\n",
+        "        elif sent and there.holdings == {}:\n",
+        f"{REMOTE}::test_is_missed_at_the_receiver_with_the_reasons_that_are_possible",
+    ),
+    Mutation(
+        2,
+        "a heartbeat that is sent while the receiver is asked is missed there",
+        "app/verification.py",
+        '        sent = row["id"] in there.sent\n',
+        "        sent = was_sent(row)\n",
+        f"{REMOTE}::test_a_heartbeat_that_is_sent_while_the_receiver_is_asked_is_not_missed",
     ),
     Mutation(
         2,
@@ -231,8 +268,8 @@ MUTATIONS = (
         2,
         "a row is accused because of a line that cannot be read",
         "app/verification.py",
-        "sure=not found.too_long and not found.problems",
-        "sure=True",
+        "sure = not found.too_long and not found.problems",
+        "sure = True",
         "unit/test_verification.py::test_joins_nothing_else_and_does_not_accuse_the_row",
     ),
     Mutation(
@@ -439,6 +476,30 @@ MUTATIONS = (
         'return "all"',
         "acceptance/test_upgrade.py::test_what_is_new_is_read_before_it_leaves",
     ),
+    Mutation(
+        3,
+        "a heartbeat that is carried by hand is left for a worker to send",
+        "app/outbox.py",
+        '        .values(state="discarded", finished_at=_now, last_error=CARRIED)\n',
+        "        .values(last_error=CARRIED)\n",
+        f"{BY_HAND}::test_no_worker_sends_it_after_that_and_the_day_is_used_up",
+    ),
+    Mutation(
+        3,
+        "a heartbeat that a worker is sending is carried by hand as well",
+        "app/outbox.py",
+        '        .where(_row.day == day, _row.state == "pending", _of_this_instance, unsent)\n',
+        "        .where(_row.day == day, _of_this_instance, unsent)\n",
+        f"{BY_HAND}::test_while_a_worker_is_sending_it_there_is_nothing_to_carry",
+    ),
+    Mutation(
+        3,
+        "what has been sent already is carried by hand",
+        "app/outbox.py",
+        "    unsent = and_(_row.expires_at > _now, ~_sent_already, ~_sent_by_us)\n",
+        "    unsent = _row.expires_at > _now\n",
+        f"{BY_HAND}::test_what_is_not_to_be_carried_is_not_printed",
+    ),
     # 4. Nothing else
     Mutation(
         4,
@@ -480,7 +541,38 @@ MUTATIONS = (
         '"UPDATE": ("noticed_at",), "DELETE": WHOLE,',
         f"{GRANTS}::test_is_missed_where_it_is_taken_away",
     ),
+    Mutation(
+        4,
+        "the ids are sent before the operator reads where to",
+        "app/cli/verifying.py",
+        """    typer.echo(asking, err=True)
+    with Console(stderr=True).status("Asking the receiver …") as status:
+        return report.ask(pipeline, ids, since=since, tell=status.update)
+""",
+        """    with Console(stderr=True).status("Asking the receiver …") as status:
+        there = report.ask(pipeline, ids, since=since, tell=status.update)
+    typer.echo(asking, err=True)
+    return there
+""",
+        f"{REMOTE}::test_is_the_id_alone_and_the_operator_reads_so_before",
+    ),
     # 5. It never hurts its host
+    Mutation(
+        5,
+        "an answer of any length is read",
+        "app/sender.py",
+        "        if len(answer) > LONGEST_ANSWER:\n",
+        "        if LONGEST_ANSWER < 0:\n",
+        f"{REMOTE}::test_that_cannot_answer_costs_the_deadline_at_most",
+    ),
+    Mutation(
+        5,
+        "a receiver is waited for as often as it asks",
+        "app/receiver.py",
+        "        patience.waits -= 1\n",
+        "",
+        f"{REMOTE}::test_that_asks_to_wait_without_end_is_not_waited_for_without_end",
+    ),
     Mutation(
         5,
         "two installs on one Redis share their wake-ups",
@@ -545,9 +637,8 @@ MUTATIONS = (
         5,
         "the response's body is read",
         "app/sender.py",
-        '        return response.status_code, ", ".join(asked) or None\n',
-        "        await response.aread()\n"
-        '        return response.status_code, ", ".join(asked) or None\n',
+        '        answer = await _read(response) if response.status_code in read else b""\n',
+        "        answer = await _read(response)\n",
         f"{RECEIVER}::test_an_answers_body_is_not_read",
     ),
     Mutation(
@@ -1004,5 +1095,122 @@ MUTATIONS = (
         "if len({relation.schema for relation in found}) > 1:",
         "if not found:",
         f"{ACCESS}::test_is_refused_with_its_reason_in_the_log_and_in_status",
+    ),
+    # 9. The collector does what it answers
+    Mutation(
+        9,
+        "a read under an id is not limited",
+        "app/collector/intake.py",
+        "        _take_token(request, limiter)\n        instance_id",
+        '        if request.method == "DELETE":\n            _take_token(request, limiter)\n'
+        "        instance_id",
+        "integration/test_collector_load.py"
+        "::test_who_asks_too_often_is_429_until_its_time_has_come",
+    ),
+    Mutation(
+        9,
+        "a body is read in another form than the canonical one",
+        "app/collector/holdings.py",
+        "body=payload.canonical(each.body)",
+        "body=str(each.body)",
+        f"{RIGHTS}::test_who_knows_an_id_reads_each_heartbeat_under_it_to_the_byte",
+    ),
+    Mutation(
+        9,
+        "the heartbeat after the last one that is known is left out",
+        "app/collector/holdings.py",
+        "found[:AT_MOST]",
+        "found[: AT_MOST - 1]",
+        f"{RIGHTS}::test_more_than_a_thousand_heartbeats_are_read_in_several_answers",
+    ),
+    Mutation(
+        9,
+        "what is read under an id may be stored on its way",
+        "app/collector/intake.py",
+        "        return JSONResponse(held, headers=NOT_STORED)\n",
+        "        return JSONResponse(held)\n",
+        f"{RIGHTS}::test_no_answer_about_an_install_may_be_stored",
+    ),
+    Mutation(
+        9,
+        "the marks of deletions are not looked at",
+        "app/collector/store.py",
+        "        WHERE forgotten_at IS NULL\n",
+        "",
+        f"{FORGETTING}::test_deletions_at_one_collector_are_final_for_what_another_holds_up",
+    ),
+    Mutation(
+        9,
+        "whoever stores takes no lock",
+        "app/collector/store.py",
+        "    connection.execute(_ENTER_ALONE if alone else _ENTER)\n",
+        "    connection.execute(_ENTER_ALONE if alone else _BOUND)\n",
+        f"{FORGETTING}::test_deletions_at_one_collector_are_final_for_what_another_holds_up",
+    ),
+    Mutation(
+        9,
+        "whoever deletes is not alone",
+        "app/collector/store.py",
+        "    connection.execute(_ENTER_ALONE if alone else _ENTER)\n",
+        "    connection.execute(_ENTER)\n",
+        f"{FORGETTING}::test_deletions_at_one_collector_are_final_for_what_another_holds_up",
+    ),
+    Mutation(
+        9,
+        "a deletion waits for its lock after something was stored",
+        "app/collector/inbox.py",
+        "            if any(isinstance(each.what, UUID) for each in entries):\n",
+        "            if not entries:\n",
+        f"{FORGETTING}"
+        "::test_collectors_that_keep_and_forget_in_one_transaction_do_not_wait_for_each_other",
+    ),
+    Mutation(
+        9,
+        "a mark is looked for as of the moment before the lock",
+        "app/collector/store.py",
+        '        isolation_level="READ COMMITTED",\n',
+        "",
+        f"{FORGETTING}::test_a_deletion_is_final_whatever_isolation_the_database_sets",
+    ),
+    Mutation(
+        9,
+        "a process that stands still holds its lock for ever",
+        "app/collector/store.py",
+        """    " set_config('idle_in_transaction_session_timeout', '10s', true),"\n""",
+        "",
+        f"{FORGETTING}"
+        "::test_a_collector_that_stands_still_in_its_transaction_holds_up_a_deletion_for_seconds_only",
+    ),
+    Mutation(
+        9,
+        "what its sender takes for lost is kept",
+        "app/collector/inbox.py",
+        "isinstance(each.what, UUID) or began < each.until",
+        "began > 0",
+        f"{FORGETTING}::test_what_its_sender_takes_for_lost_is_not_kept_and_what_is_deleted_is",
+    ),
+    Mutation(
+        9,
+        "a newer schema is answered 400",
+        "app/collector/intake.py",
+        "        raise NewerSchemaError(error.version) from None\n",
+        "        raise NotAHeartbeat(str(error)) from None\n",
+        f"{OUTCOMES}::test_a_newer_schema_is_503_to_be_sent_again_and_is_not_stored",
+    ),
+    Mutation(
+        9,
+        "a heartbeat that was stored already counts as accepted",
+        "app/collector/intake.py",
+        '"accepted" if new else "duplicate"',
+        '"accepted"',
+        f"{OUTCOMES}::test_a_heartbeat_that_comes_twice_at_once_is_one_accepted_and_one_duplicate",
+    ),
+    Mutation(
+        9,
+        "outcomes that could not be added to the table are lost",
+        "app/collector/outcomes.py",
+        "                self._counts += counts\n",
+        "                self._counts += Counter()\n",
+        f"{OUTCOMES}::test_what_cannot_be_added_is_kept_for_the_next_time",
     ),
 )

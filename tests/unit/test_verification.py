@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.holding import Holding
 from app.logfile import Logged, TooLong, Unreadable
 from app.payload import NEWEST, SCHEMA_VERSION, fault, fields, parse
-from app.verification import Problem, of_log, of_rows
+from app.verification import Confirmed, Here, Problem, There, of_log, of_receiver, of_rows
 from tests.unit.published import EXAMPLE, with_value
 
 BODY = parse(EXAMPLE).canonical()
@@ -111,6 +112,144 @@ class TestTheOutboxBesideALog:
         compared = of_log([row("sent", "sent")], [TooLong(3), Logged(BODY, 4)])
         assert (compared.problems, compared.too_long) == ([], [3])
         assert told(of_log([row("sent", "sent")], [TooLong(3)]).problems) == [(NOT_READ, None, ID)]
+
+
+INSTANCE = UUID(json.loads(BODY)["instance_id"])
+SENT_AT = json.loads(BODY)["sent_at"]
+CHANGED = BODY.replace('"sites":"10-100"', '"sites":"1-10"')
+HERE, ELSEWHERE = "https://here.example/v1/heartbeat", "https://elsewhere.example/v1/heartbeat"
+NOW = datetime(2026, 5, 3, tzinfo=UTC)
+OTHER_BYTES = "the receiver holds other bytes under its id and time"
+NOT_THERE = "it was sent, and the receiver does not hold it: "
+NOT_HERE = f"the receiver holds a heartbeat of {SENT_AT} that is not stored here: "
+
+
+def stored(state: str = "sent", *, body: str = BODY, endpoint: str = HERE) -> dict[str, Any]:
+    outcome = state if state in {"sent", "rejected"} else None
+    found = row(state, outcome, body=body)
+    for each in found["tries"]:
+        each["endpoint"] = endpoint
+    return {**found, "instance_id": INSTANCE, "created_at": datetime.fromisoformat(SENT_AT)}
+
+
+def there(bodies: dict[str, str], *, sent: bool = True, retention_days: int = 400) -> There:
+    return There(HERE, {INSTANCE: Holding(retention_days, bodies)}, {ID} if sent else set())
+
+
+def compared(
+    rows: list[dict[str, Any]], held: There, here: Here | None = None
+) -> tuple[dict[str, int], list[str]]:
+    """Return the counts that are not 0, and the sentences."""
+    found, problems = of_receiver(rows, held, here or Here(NOW))
+    assert isinstance(found, Confirmed)
+    assert (found.endpoint, found.ids) == (HERE, [INSTANCE])
+    counts = {name: value for name, value in vars(found).items() if isinstance(value, int)}
+    return {name: n for name, n in counts.items() if n}, [each.sentence for each in problems]
+
+
+class TestTheOutboxBesideTheReceiver:
+    def test_agrees_where_the_receiver_holds_what_was_sent(self) -> None:
+        assert compared([stored()], there({SENT_AT: BODY})) == ({"sent": 1, "equal": 1}, [])
+
+    @pytest.mark.parametrize("state", ["pending", "sending", "expired", "discarded", "rejected"])
+    def test_takes_a_row_that_was_not_sent_and_is_there_all_the_same_for_an_equal_one(
+        self, state: str
+    ) -> None:
+        counts = {"equal": 1, "equal_unsent": 1}
+        assert compared([stored(state)], there({SENT_AT: BODY}, sent=False)) == (counts, [])
+
+    @pytest.mark.parametrize("state", ["pending", "sending", "expired", "discarded", "rejected"])
+    def test_does_not_miss_a_row_that_was_not_sent(self, state: str) -> None:
+        assert compared([stored(state)], there({}, sent=False)) == ({}, [])
+
+    def test_does_not_miss_a_row_that_was_sent_after_the_receiver_was_asked(self) -> None:
+        assert compared([stored()], there({}, sent=False)) == ({}, [])
+
+    def test_misses_what_was_sent_and_gives_the_reasons_that_are_possible(self) -> None:
+        counts = {"sent": 1, "missing": 1}
+        deleted, went = "it was deleted there", "it went to another endpoint, which its attempt"
+        assert compared([stored()], there({})) == (counts, [f"{NOT_THERE}{deleted}"])
+        elsewhere = [stored(endpoint=ELSEWHERE)]
+        assert compared(elsewhere, there({})) == (
+            counts,
+            [f"{NOT_THERE}{went} names, or {deleted}"],
+        )
+        (sentence,) = compared(elsewhere, there({}, retention_days=400), Here(NOW.replace(2028)))[1]
+        old = "it is older than the 400 days for which the receiver keeps it"
+        assert sentence == f"{NOT_THERE}{went} names, {old}, or {deleted}"
+        (sentence,) = compared([stored()], there({}, retention_days=0), Here(NOW.replace(2028)))[1]
+        assert sentence == f"{NOT_THERE}{deleted}"
+
+    @pytest.mark.parametrize(
+        ("logged", "ending"),
+        [
+            (None, ": the row's or the receiver's were changed"),
+            ({BODY}, "; the row and the log agree: the receiver's were changed"),
+            ({CHANGED}, "; the receiver and the log have the same bytes: the row was changed"),
+            (set(), ": the row's or the receiver's were changed"),
+            ({BODY, CHANGED}, ": the row's or the receiver's were changed"),
+        ],
+        ids=["no log", "with the row", "with the receiver", "with neither", "with both"],
+    )
+    def test_tells_which_of_the_three_stands_alone(
+        self, logged: set[str] | None, ending: str
+    ) -> None:
+        found = compared([stored()], there({SENT_AT: CHANGED}), Here(NOW, logged=logged))
+        assert found == ({"sent": 1, "different": 1}, [f"{OTHER_BYTES}{ending}"])
+
+    @given(st.integers(0, len(BODY) - 1), st.characters())
+    def test_notices_one_character_that_is_another(self, place: int, other: str) -> None:
+        changed = BODY[:place] + other + BODY[place + 1 :]
+        counts, sentences = compared([stored()], there({SENT_AT: changed}))
+        assert counts.get("different", 0) == len(sentences) == (changed != BODY)
+
+    @pytest.mark.parametrize("other", [f"{BODY} ", f"{BODY}\n", BODY.replace(":", ": ", 1)])
+    def test_takes_bytes_that_only_mean_the_same_for_other_ones(self, other: str) -> None:
+        assert compared([stored()], there({SENT_AT: other}))[0] == {"sent": 1, "different": 1}
+
+    def test_says_that_the_log_has_what_the_receiver_lacks(self) -> None:
+        (sentence,) = compared([stored()], there({}), Here(NOW, logged={BODY}))[1]
+        assert sentence.startswith("it was sent, as the log says too, and the receiver does not")
+
+    def test_reports_what_is_there_and_not_here_with_the_reasons_that_are_possible(self) -> None:
+        counts, (sentence,) = compared([], there({SENT_AT: BODY}))
+        assert counts == {"only_there": 1}
+        assert sentence == (
+            f"{NOT_HERE}this database was restored from a backup, ConsentOS's own telemetry sent"
+            " it under the same id, or somebody else uses this id"
+        )
+        (sentence,) = compared([], there({SENT_AT: BODY}), Here(NOW, logged={BODY}))[1]
+        assert sentence.endswith(
+            "the log has the same bytes, so that it left from here and its row is gone"
+        )
+
+    def test_expects_nothing_here_that_is_older_than_rows_are_kept_or_before_the_day(self) -> None:
+        held = there({SENT_AT: BODY})
+        week = timedelta(days=7)
+        late = Here(NOW + week, retention=week)
+        assert compared([], held, late) == ({"no_longer_here": 1}, [])
+        assert compared([], held, Here(NOW, retention=week))[0] == {"only_there": 1}
+        assert compared([], held, Here(NOW, since=NEXT_DAY)) == ({}, [])
+        assert compared([], held, Here(NOW, since=DAY))[0] == {"only_there": 1}
+
+    @pytest.mark.parametrize("year", ["0001-01-01T00:00:00+00:00", "9999-12-31T23:59:59+00:00"])
+    def test_survives_any_time_that_a_stranger_may_name(self, year: str) -> None:
+        for here in (Here(NOW), Here(NOW, since=date.min), Here(NOW, timedelta(days=36_500))):
+            counts, _ = compared([], there({year: BODY}), here)
+            assert sum(counts.values()) <= 1
+
+
+class TestALogBesideTheReceiver:
+    def test_says_whether_the_receiver_holds_a_body_that_is_not_stored(self) -> None:
+        for held, ending in (({BODY}, "holds it"), (set(), "does not hold it either")):
+            problems = of_log([], [Logged(BODY, 4)], held=held).problems
+            assert told(problems) == [(f"{NOT_STORED}; the receiver {ending}", 4, None)]
+
+    def test_says_that_the_receiver_holds_a_row_that_was_not_logged(self) -> None:
+        rows = [row("sent", "sent")]
+        held = told(of_log(rows, [], held={BODY}).problems)
+        assert held == [(f"{NOT_LOGGED}; the receiver holds the row's bytes", None, ID)]
+        assert told(of_log(rows, [], held=set()).problems) == [(NOT_LOGGED, None, ID)]
 
 
 class TestABodyIsWithoutFault:

@@ -1,4 +1,4 @@
-"""What was deleted a moment ago: by a mark that no id can be read from."""
+"""What was deleted a moment ago, by marks that no id can be read from; how requests ended."""
 
 from alembic import op
 
@@ -21,6 +21,15 @@ COMMENT ON TABLE forgotten_key IS
     'The random key of the hashes in forgotten.';
 INSERT INTO forgotten_key (key)
 VALUES (uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
+
+CREATE TABLE ingest (
+    day date NOT NULL,
+    outcome text NOT NULL,
+    requests bigint NOT NULL CHECK (requests > 0),
+    PRIMARY KEY (day, outcome)
+);
+COMMENT ON TABLE ingest IS
+    'How many requests to keep a heartbeat ended in which way on a day; it holds no id.';
 """
 
 
@@ -31,4 +40,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop what ``upgrade`` made; every heartbeat stays."""
-    op.execute("DROP TABLE forgotten, forgotten_key")
+    op.execute("DROP TABLE forgotten, forgotten_key, ingest")

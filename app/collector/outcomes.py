@@ -1,0 +1,75 @@
+"""How the requests to keep a heartbeat ended: counted in memory, and added to a table each minute.
+
+A count is lost with its process: ``kill -9`` loses that of the last minute. It holds no id, no
+address and no schema's number.
+"""
+
+import logging
+import time
+from collections import Counter
+from threading import Lock
+from typing import Literal, get_args
+
+from sqlalchemy import Engine
+
+from app.collector import store
+
+Outcome = Literal[
+    "accepted",
+    "duplicate",
+    "newer schema",
+    "invalid",
+    "too large",
+    "rate-limited",
+    "unavailable",
+]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""``accepted`` is stored now, and ``duplicate`` was there already; ``invalid`` is no heartbeat, or
+did not arrive whole and in time; ``unavailable`` is what the collector could not or would not store
+at that moment."""
+
+TELL_SECONDS = 60.0
+
+log = logging.getLogger(__package__)
+
+
+class Outcomes:
+    """The counts since they were added to the table last; any thread may add to them."""
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        self._lock = Lock()
+        self._counts: Counter[str] = Counter()
+        self._told_at = float("-inf")
+
+    def count(self, outcome: Outcome) -> None:
+        """Count one request."""
+        with self._lock:
+            self._counts[outcome] += 1
+
+    def newer_schema(self, version: int | None) -> None:
+        """Count a request of a schema that is not known yet, and log it, at most once a minute."""
+        self.count("newer schema")
+        now = time.monotonic()
+        with self._lock:
+            if now < self._told_at + TELL_SECONDS:
+                return
+            self._told_at = now
+        log.warning("collector.newer_schema schema=%s", "?" if version is None else version)
+
+    def write(self, engine: Engine) -> None:
+        """Add the counts to those of the day, by the database's clock, and begin at zero again.
+
+        They are kept for the next time where that fails.
+        """
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+        if not counts:
+            return
+        try:
+            with engine.begin() as connection:
+                store.add_outcomes(connection, counts)
+        except BaseException:
+            with self._lock:
+                self._counts += counts
+            raise
