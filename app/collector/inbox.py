@@ -72,9 +72,13 @@ class Inbox:
     When it closes, what waits is committed within ``SETTLE_SECONDS``, or never acknowledged.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        """Write by one connection of ``engine``, which is kept."""
+    def __init__(self, engine: Engine, *, established_days: int = store.ESTABLISHED_DAYS) -> None:
+        """Write by one connection of ``engine``, which is kept.
+
+        An install that is heard of on ``established_days`` days is established.
+        """
         self._engine = engine
+        self._established_days = established_days
         self._entries: SimpleQueue[_Entry | None] = SimpleQueue()
         self._connection: Connection | None = None
         self._unsettled = 0  # counted by the event loop alone
@@ -216,7 +220,8 @@ class Inbox:
                     store.forget(connection, part)
                     done.append(True)
                 else:
-                    done += map(_result, store.insert(connection, part))
+                    fates = store.insert(connection, part, established_days=self._established_days)
+                    done += map(_result, fates)
             # A process that stands still from here on is cut off by the server.
             if time.monotonic() - began > STANDSTILL_SECONDS:
                 raise _no_answer()

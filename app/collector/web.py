@@ -40,7 +40,7 @@ def create_app(
     same database, so that no crowd of readers keeps it waiting.
     """
     writing = store.connect(engine.url)
-    inbox = Inbox(writing)
+    inbox = Inbox(writing, established_days=settings.collector_established_days)
     outcomes = Outcomes()
     holdings = Holdings(engine, settings.collector_retention_days)
     limiter = Limiter(settings.collector_client_rate) if settings.collector_client_rate else None

@@ -19,9 +19,14 @@ def _retention(days: int) -> int:
     return days
 
 
+LEAST_TOKEN = 16
+
+
 def _token(value: SecretStr) -> SecretStr:
     if not value.get_secret_value():
         raise wrong("is empty: set one, or take the variable away")
+    if len(value.get_secret_value()) < LEAST_TOKEN:
+        raise wrong(f"must have at least {LEAST_TOKEN} characters")
     return value
 
 
@@ -32,6 +37,9 @@ class CollectorSettings(Environment):
     collector_retention_days: Annotated[int, Field(ge=0, le=36_500), AfterValidator(_retention)] = (
         400
     )
+    collector_established_days: Annotated[int, Field(ge=1, le=30)] = 3
     collector_client_rate: Annotated[int, Field(ge=0, le=1_000_000)] = 60
+    collector_client_installs: Annotated[int, Field(ge=0, le=1_000_000)] = 50
+    collector_metrics_port: Annotated[int, Field(ge=1, le=LAST_PORT)] | None = None
     collector_token: Annotated[SecretStr, AfterValidator(_token)] | None = None
     port: Annotated[int, Field(ge=1, le=LAST_PORT)] = 8000
