@@ -43,9 +43,33 @@ their dotted names. Python's version is counted by major and minor, that of Post
 _SHORTENED = {"python_version": "^[0-9]+[.][0-9]+", "stack.postgres_version": "^[0-9]+"}
 
 
+def _column(field: str) -> str:
+    """Return the column of ``_READ`` that has a field's value."""
+    section, _, name = field.rpartition(".")
+    return f'"{section}"."{name}"' if section else f'body_of."{name}"'
+
+
+def _read() -> str:
+    """Return the SQL that reads a body once, into a column for each of its fields."""
+    parts: dict[str, list[str]] = {"": []}
+    for field in all_fields():
+        section, _, name = field.rpartition(".")
+        if section not in parts:
+            parts[section] = []
+            parts[""].append(f'"{section}" jsonb')
+        parts[section].append(f'"{name}" text')
+    sections = {"body_of": ("body", parts.pop(""))}
+    sections |= {f'"{name}"': (f'body_of."{name}"', columns) for name, columns in parts.items()}
+    return " ".join(
+        f"CROSS JOIN LATERAL jsonb_to_record(coalesce({source}, '{{}}')) AS {alias}"
+        f" ({', '.join(columns)})"
+        for alias, (source, columns) in sections.items()
+    )
+
+
 def _value(field: str) -> str:
-    """Return the SQL that reads a field's value out of a body, as it is named."""
-    value = f"body #>> '{{{field.replace('.', ',')}}}'"
+    """Return the SQL of a field's value, as it is named."""
+    value = _column(field)
     if pattern := _SHORTENED.get(field):
         value = f"substring({value} FROM '{pattern}')"
     if field not in OPEN:
@@ -68,34 +92,30 @@ def _count(installs: str) -> TextClause:
     """
     return text(
         f"""
-        SELECT metric, version, edition, value, CAST(count(*) AS integer) AS installs
-        FROM (
-            SELECT established_on, seen, body, NOT development AS counts,
-                seen >= :as_of - interval '48 hours' AND NOT development AS active,
-                seen >= :as_of - interval '48 hours' AND development AS dev_build,
-                CASE WHEN body ->> 'version' = ANY(:releases) THEN body ->> 'version'
-                    ELSE '{OTHER}' END AS version,
-                body ->> 'edition' AS edition
-            FROM (
-                SELECT *, right(body ->> 'version', {len(DEVELOPMENT)}) = '{DEVELOPMENT}'
-                    AS development
-                FROM ({installs}) AS known
-                WHERE seen >= :begins - interval '30 days'
-            ) AS heard_of
-        ) AS heard_of
+        SELECT metric, named AS version, body_of.edition, value,
+            CAST(count(*) AS integer) AS installs
+        FROM ({installs}) AS known
+        {_read()}
+        CROSS JOIN LATERAL (
+            SELECT right(body_of.version, {len(DEVELOPMENT)}) = '{DEVELOPMENT}' AS development,
+                seen >= :as_of - interval '48 hours' AS recent,
+                CASE WHEN body_of.version = ANY(:releases) THEN body_of.version
+                    ELSE '{OTHER}' END AS named
+        ) AS judged
+        CROSS JOIN LATERAL (SELECT recent AND NOT development AS active) AS judged_too
         CROSS JOIN LATERAL (VALUES
             ('{ACTIVE_2D}', '', active),
-            ('{ACTIVE_7D}', '', counts AND seen >= :as_of - interval '7 days'),
-            ('{ACTIVE_30D}', '', counts AND seen >= :as_of - interval '30 days'),
-            ('{IN_USE}', '', active AND body #>> '{{counts,consents_last_24h}}' <> '0'),
-            ('{NEW}', '', counts AND established_on = :day),
-            ('{LOST}', '', counts AND seen < :as_of - interval '30 days'),
+            ('{ACTIVE_7D}', '', NOT development AND seen >= :as_of - interval '7 days'),
+            ('{ACTIVE_30D}', '', NOT development AND seen >= :as_of - interval '30 days'),
+            ('{IN_USE}', '', active AND {_column("counts.consents_last_24h")} <> '0'),
+            ('{NEW}', '', NOT development AND established_on = :day),
+            ('{LOST}', '', NOT development AND seen < :as_of - interval '30 days'),
             ('{RETAINED}', '', active AND established_on = :day - 30),
-            ('{DEV_BUILDS}', '', dev_build),
+            ('{DEV_BUILDS}', '', recent AND development),
             {_EACH_VALUE}
         ) AS counted (metric, value, is_counted)
-        WHERE is_counted
-        GROUP BY metric, version, edition, value
+        WHERE is_counted AND seen >= :begins - interval '30 days'
+        GROUP BY metric, named, body_of.edition, value
         """  # noqa: S608 - this module's own words
     )
 
