@@ -400,13 +400,16 @@ def test_an_answer_takes_one_transaction_that_cannot_write(fleet: Engine, form: 
         modes.add((cursor.connection.read_only, cursor.connection.isolation_level.name))
 
     event.listen(fleet, "before_cursor_execute", look)
+    app = serve(fleet)
     try:
         with counted() as cost:
-            assert get(fleet, f"{form}?days=365&edition=ce").status_code == 200
+            for _ in range(2):
+                assert ask(app, f"{form}?days=365&edition=ce").status_code == 200
     finally:
         event.remove(fleet, "before_cursor_execute", look)
     assert modes == {(True, "REPEATABLE_READ")}
-    assert cost.each == [6]
+    # The second answer is the first one: only what it depends on is looked at.
+    assert cost.each == [11, 3]
 
 
 @pytest.mark.parametrize("form", FORMS)
