@@ -230,7 +230,7 @@ def tell(  # noqa: PLR0913 - each has a name
         all_versions=_choices(numbers.versions_of_all),
         all_editions=_choices(numbers.editions_of_all),
     )
-    if not _may_look(known, sum(numbers.versions.get(until, {}).values())):
+    if not _may_look(chosen, sum(numbers.versions.get(until, {}).values())):
         return known
     return replace(
         known,
@@ -249,12 +249,9 @@ def _choices(counts: Counts) -> list[str]:
     return sorted(group.value for group in distribute(counts).groups)
 
 
-def _may_look(known: Stats, active: int) -> bool:
+def _may_look(chosen: Filter, active: int) -> bool:
     """Return whether a filter leaves enough; of too few it is not shown that there are any."""
-    if known.version is None and known.edition is None:
-        return True
-    is_known = known.version in {None, *known.all_versions}
-    return is_known and known.edition in {None, *known.all_editions} and active >= FOLD_BELOW
+    return chosen == Filter() or (chosen.version != OTHER and active >= FOLD_BELOW)
 
 
 def _days(since: date, until: date) -> Iterator[date]:
