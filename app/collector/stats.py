@@ -78,8 +78,9 @@ class Distribution:
 
     @property
     def total(self) -> int:
-        """What the numbers add up to: the whole of which each is a share."""
-        return sum(group.installs for group in self.groups) + (self.folded_installs or 0)
+        """The whole of which each number is a share, so that none is more than all of it."""
+        together = sum(group.installs for group in self.groups) + (self.folded_installs or 0)
+        return max(together, self.reported_by or 0)
 
     def in_order(self, key: Callable[[str], Any]) -> "Distribution":
         """Return the same with the groups in another order than by their size."""
