@@ -2,15 +2,16 @@
 
 uvicorn has no deadline for a request's head and no bound on connections. A caller that says nothing
 would keep its connection, and so its file descriptor, until nobody else can connect. Here each
-connection is in one of three stages, each with a deadline, and where there are too many, one that
-owes us something is closed to make room.
+connection is in one of three stages, each with a deadline; where there are too many, the one that
+has owed the rest of its request for longest is closed to make room.
 """
 
 import asyncio
 import resource
 import socket
 from enum import Enum
-from itertools import chain
+from itertools import chain, islice
+from operator import itemgetter
 
 import h11
 import uvicorn
@@ -29,54 +30,66 @@ QUEUED = 4_096
 
 
 class Stage(Enum):
-    """What a connection waits for; the value is for how many seconds it may."""
+    """What a connection waits for."""
 
-    HEAD = 5.0
-    """The end of a request's head, from the connection or from the answer before."""
-    BODY = 15.0
-    """The end of its body. The application gives up sooner, unless it does not read the body."""
-    ANSWER = 60.0
+    HEAD = "head"
+    """The end of a request's head, since it was opened or since the answer before."""
+    BODY = "body"
+    """The end of the request's body."""
+    ANSWER = "answer"
     """The application, or a caller that reads slowly."""
 
 
+SECONDS = {
+    Stage.HEAD: 5.0,
+    Stage.BODY: 15.0,  # the application gives up sooner, unless it does not read the body
+    Stage.ANSWER: 60.0,
+}
+"""How long a connection may be in a stage."""
+
+
 class Connections(ServerState):
-    """The open connections of one server, by stage; in each, the oldest is the first."""
+    """The open connections of one server."""
 
     def __init__(self, most: int) -> None:
         """Keep at most ``most`` open."""
         super().__init__()
         self._most = most
-        self._deadlines: dict[Stage, dict[Connection, float]] = {stage: {} for stage in Stage}
+        # Since when each is in its stage, by the event loop's clock; the oldest is the first.
+        self._since: dict[Stage, dict[Connection, float]] = {stage: {} for stage in Stage}
         self._closed = Tally("collector.too_many_connections")
 
-    def make_room(self, newcomer: "Connection") -> None:
+    def make_room(self, newcomer: "Connection", now: float) -> None:
         """Close a connection if there are too many, as ``newcomer`` counts already.
 
-        It is the oldest that has not sent its head; or else the oldest that has not sent its body;
-        or else, where all wait for an answer, the newcomer.
+        It is the one that has owed the rest of its head or body for longest; or, where all wait for
+        an answer, the newcomer.
         """
         if len(self.connections) <= self._most:
             return
-        unfinished = chain(self._deadlines[Stage.HEAD], self._deadlines[Stage.BODY], [newcomer])
-        self._close(next(unfinished))
-        self._closed.add(newcomer.loop.time())
+        owing = chain.from_iterable(
+            islice(self._since[stage].items(), 1) for stage in (Stage.HEAD, Stage.BODY)
+        )
+        longest, _ = min(owing, key=itemgetter(1), default=(newcomer, now))
+        self._close(longest)
+        self._closed.add(now)
 
     def enter(self, connection: "Connection", stage: Stage, now: float) -> None:
-        """Have the deadline of ``stage`` begin ``now``, by the event loop's clock."""
+        """Have a connection be in ``stage`` from ``now`` on."""
         self.leave(connection)
-        self._deadlines[stage][connection] = now + stage.value
+        self._since[stage][connection] = now
 
     def leave(self, connection: "Connection") -> None:
-        """Forget the connection's deadline."""
-        for deadlines in self._deadlines.values():
-            deadlines.pop(connection, None)
+        """Forget a connection's stage."""
+        for connections in self._since.values():
+            connections.pop(connection, None)
 
     def close_late(self, now: float) -> None:
-        """Close each connection whose deadline is over."""
-        for deadlines in self._deadlines.values():
-            while deadlines:
-                connection, deadline = next(iter(deadlines.items()))
-                if deadline > now:
+        """Close each connection that has been in its stage for too long."""
+        for stage, connections in self._since.items():
+            while connections:
+                connection, since = next(iter(connections.items()))
+                if now < since + SECONDS[stage]:
                     break
                 self._close(connection)
 
@@ -96,7 +109,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Wait for a head, if there is room."""
         super().connection_made(transport)
-        self.server_state.make_room(self)
+        self.server_state.make_room(self, self.loop.time())
         self._note()
 
     def data_received(self, data: bytes) -> None:
