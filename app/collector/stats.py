@@ -1,9 +1,8 @@
-"""What the page, its JSON and its CSV tell: the daily numbers, with small groups folded. Pure.
+"""What the page, its JSON and its CSV show of the daily numbers. Pure.
 
-A number from 1 to 4 is not told. Of what installs are like, versions included, neither is what
-would give one away: the rest of an answer is 0 or at least ``FOLD_BELOW``, and so is what two
-answers differ by where one looks at some of the other's installs. How many were active, new and
-lost on a day is folded number by number. Nothing is nobody's secret: zero is told as zero.
+How many installs there are in all is shown as it is. All else, which is what is broken down or
+filtered, is rounded to the nearest multiple of ``ROUNDED_TO``, so that two such numbers are equal
+or differ by that much, whatever is between them. No number from 1 to 4 is shown; zero is.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,24 +10,51 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
-from app.collector.daily import ABSENT, MOVEMENTS, Counts, Filter
+from app.collector.daily import (
+    ABSENT,
+    ACTIVE_2D,
+    DEV_BUILDS,
+    IN_USE,
+    MOVEMENTS,
+    RETAINED,
+    Counts,
+    Filter,
+    begins,
+)
 from app.collector.names import OTHER
 from app.payload import Bucket, all_fields
 
 FOLD_BELOW = 5
+ROUNDED_TO = 5
 FEW: Literal["fewer than 5"] = "fewer than 5"
 
+EXACT = frozenset({*MOVEMENTS, DEV_BUILDS} - {IN_USE, RETAINED})
+"""What is not rounded where it is of all installs: the rest says what installs are like."""
+
+LATE = timedelta(hours=1)
+"""How long after its end a day may be counted before something is wrong."""
+
 Told = int | None
-"""A number of installs; None for 1 to 4."""
+"""A number of installs as it is shown; None for 1 to 4."""
 
 
 def fold(installs: int) -> Told:
-    """Return a number as it may be told."""
-    return None if _small(installs) else installs
+    """Return a number of all installs as it is shown."""
+    return None if 0 < installs < FOLD_BELOW else installs
 
 
-def _small(installs: int) -> bool:
-    return 0 < installs < FOLD_BELOW
+def about(installs: int) -> Told:
+    """Return a number of some of the installs as it is shown: rounded."""
+    return None if fold(installs) is None else _nearest(installs)
+
+
+def _nearest(installs: int) -> int:
+    return ROUNDED_TO * ((installs + ROUNDED_TO // 2) // ROUNDED_TO)
+
+
+def stands_still(last: date, now: datetime) -> bool:
+    """Return whether a day after ``last``, the last that was counted, is overdue."""
+    return now >= begins(last + timedelta(days=2)) + LATE
 
 
 @dataclass(frozen=True)
@@ -41,11 +67,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The groups that are told, the largest first, and how many installs all others hold.
+    """The groups that are named, the largest first, and how many installs all others hold.
 
-    That is None only where there are fewer than ``FOLD_BELOW`` installs in all. ``reported_by`` is
-    how many installs have a value at all; where that is None it is not told, and those that have no
-    value are counted with the others.
+    ``reported_by`` is how many installs have a value at all. Each number is rounded by itself.
     """
 
     groups: list[Group]
@@ -54,7 +78,7 @@ class Distribution:
 
     @property
     def total(self) -> int:
-        """How many installs there are in all, as far as that is told."""
+        """What the numbers add up to: the whole of which each is a share."""
         return sum(group.installs for group in self.groups) + (self.folded_installs or 0)
 
     def in_order(self, key: Callable[[str], Any]) -> "Distribution":
@@ -62,73 +86,18 @@ class Distribution:
         return replace(self, groups=sorted(self.groups, key=lambda group: key(group.value)))
 
 
-_Parts = tuple[tuple[int, ...], ...]
-_WHOLE: _Parts = ((0, 1, 2, 3),)
-_VERSION: _Parts = ((0, 1), (2, 3))
-_EDITION: _Parts = ((0, 2), (1, 3))
-_EACH: _Parts = ((0,), (1,), (2,), (3,))
-"""The places in ``Cells`` that make up each group of installs which somebody can look at, or work
-out by looking twice: without a filter, by version, by edition, and by both."""
-
-
-def distribute(counts: Mapping[str, Cells]) -> Distribution:
-    """Fold what is small, what would give it away, and what was not kept apart to begin with."""
-    hidden = _hidden(counts)
-    told = {value: cells[0] for value, cells in counts.items() if cells[0] and value not in hidden}
-    told.pop(ABSENT, None)
-    groups = [Group(v, n) for v, n in sorted(told.items(), key=lambda each: (-each[1], each[0]))]
-    folded = fold(sum(counts[value][0] for value in hidden))
-    if folded is None or ABSENT in hidden:
-        return Distribution(groups, folded, reported_by=None)
-    return Distribution(groups, folded, reported_by=sum(told.values()) + folded)
-
-
-def _hidden(counts: Mapping[str, Cells]) -> set[str]:
-    """Return what is not told under a filter, which is all that is not told under less of it.
-
-    Otherwise what one answer folds could be worked out from what another tells.
-    """
-    everywhere = _hide(counts, _WHOLE, {OTHER} & counts.keys())
-    by_version = _hide(counts, _VERSION, everywhere)
-    by_edition = _hide(counts, _EDITION, everywhere)
-    return _hide(counts, _EACH, by_version | by_edition)
-
-
-def _hide(counts: Mapping[str, Cells], parts: _Parts, hidden: set[str]) -> set[str]:
-    """Return ``hidden``, what is small in a part, and what it takes for the sum not to be."""
-    hidden = hidden | {value for value, cells in counts.items() if _any_small([cells], parts)}
-    # Those that have no value are the last to be hidden: without them the rest has no base.
-    told = sorted(
-        counts.keys() - hidden, key=lambda value: (value != ABSENT, -sum(counts[value]), value)
+def distribute(counts: Counts) -> Distribution:
+    """Name each group of at least ``FOLD_BELOW``, and put all others together."""
+    reported = {value: installs for value, installs in counts.items() if value != ABSENT}
+    named = {value: n for value, n in reported.items() if n >= FOLD_BELOW and value != OTHER}
+    groups = [Group(value, _nearest(installs)) for value, installs in named.items()]
+    everyone = sum(reported.values())
+    return Distribution(
+        # Not by the exact numbers: their order would show which of two equal ones is larger.
+        groups=sorted(groups, key=lambda group: (-group.installs, group.value)),
+        folded_installs=about(everyone - sum(named.values())),
+        reported_by=about(everyone),
     )
-    while told and _any_small([counts[value] for value in hidden], parts):
-        hidden.add(told.pop())
-    return hidden
-
-
-def _any_small(groups: list[Cells], parts: _Parts) -> bool:
-    return any(_small(sum(cells[n] for cells in groups for n in part)) for part in parts)
-
-
-@dataclass(frozen=True)
-class Use:
-    """How many installs use a feature: a number, or where that is None, what may be said."""
-
-    installs: Told
-    words: Literal["exactly", "fewer than 5", "all but fewer than 5", "not told"]
-
-
-def use(counts: Mapping[str, Cells], told: Distribution, unused: str) -> Use:
-    """Say how many have another value than ``unused``, by what is told and by no other number."""
-    groups = {group.value: group.installs for group in told.groups}
-    if told.reported_by is not None and (unused in groups or told.folded_installs == 0):
-        others = sum(n for value, n in groups.items() if value != unused)
-        return Use(others + (told.folded_installs or 0), "exactly")
-    idle = counts.get(unused, (0,))[0]
-    absent = counts.get(ABSENT, (0,))[0]
-    if _small(sum(cells[0] for cells in counts.values()) - idle - absent):
-        return Use(None, FEW)
-    return Use(None, "all but fewer than 5" if _small(idle) else "not told")
 
 
 _IDLE = {bool: "false", Bucket: "0"}
@@ -141,12 +110,18 @@ UNUSED = {
 """The features, and the value of each that means that it is not used."""
 
 
+def used(counts: Counts, unused: str) -> Told:
+    """Return how many installs have another value than ``unused``."""
+    return about(sum(n for value, n in counts.items() if value not in {unused, ABSENT}))
+
+
 @dataclass(frozen=True)
 class DayOfStats:
-    """One day's numbers: each movement, and the active installs by version."""
+    """One day's numbers: each movement, development builds, and the active installs by version."""
 
     day: date
     movements: dict[str, Told]
+    dev_builds: Told
     versions: dict[str, int]
     other_versions: Told
 
@@ -154,17 +129,34 @@ class DayOfStats:
     def by_version(self) -> Distribution:
         """The versions, the commonest first."""
         groups = [Group(*each) for each in self.versions.items()]
-        folded = self.other_versions
-        of = None if folded is None else sum(self.versions.values()) + folded
-        return Distribution(groups, folded, reported_by=of)
+        active = self.movements[ACTIVE_2D]
+        of = None if active is None else about(active)
+        return Distribution(groups, self.other_versions, reported_by=of)
+
+
+@dataclass(frozen=True)
+class LiveStats:
+    """How many installs there are at a moment: active ones, and those not established yet."""
+
+    as_of: datetime
+    active: Told
+    not_established: Told
+
+
+@dataclass(frozen=True)
+class Recount:
+    """Which days are being counted again, and the day to which that has come."""
+
+    since: date
+    replayed: date | None
+    until: date
 
 
 @dataclass(frozen=True)
 class Stats:
-    """All that is told, for a filter and a range of days.
+    """All that is shown, for a filter and a range of days.
 
-    Without days nothing is told: nothing was counted yet, or the filter leaves too few installs, or
-    would tell of too few by what it leaves out.
+    There are no days if nothing was counted yet, or if too few installs pass the filter.
     """
 
     as_of: datetime | None
@@ -173,24 +165,34 @@ class Stats:
     version: str | None
     edition: str | None
     fold_below: int
+    rounded_to: int
+    live: LiveStats | None
+    recount: Recount | None
     days: list[DayOfStats]
     values: dict[str, Distribution]
-    features: dict[str, Use]
+    features: dict[str, Told]
     all_versions: list[str]
     all_editions: list[str]
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What was counted, before anything is folded."""
+    """What was counted, before anything is rounded.
+
+    ``versions_of_all`` and ``editions_of_all`` are those of the last day, whatever the filter.
+    """
 
     movements: Mapping[date, Counts]
-    versions: Mapping[date, Mapping[str, Cells]]
-    values: Mapping[str, Mapping[str, Cells]]
+    versions: Mapping[date, Counts]
+    values: Mapping[str, Counts]
+    versions_of_all: Counts
+    editions_of_all: Counts
 
 
-def nothing(chosen: Filter) -> Stats:
-    """Return what is told before anything was counted."""
+def nothing(
+    chosen: Filter, *, live: LiveStats | None = None, recount: Recount | None = None
+) -> Stats:
+    """Return what is shown before anything was counted."""
     return Stats(
         as_of=None,
         since=None,
@@ -198,6 +200,9 @@ def nothing(chosen: Filter) -> Stats:
         version=chosen.version,
         edition=chosen.edition,
         fold_below=FOLD_BELOW,
+        rounded_to=ROUNDED_TO,
+        live=None if chosen != Filter() else live,
+        recount=recount,
         days=[],
         values={},
         features={},
@@ -206,97 +211,118 @@ def nothing(chosen: Filter) -> Stats:
     )
 
 
-def tell(numbers: Numbers, *, as_of: datetime, since: date, until: date, chosen: Filter) -> Stats:
-    """Fold the numbers into what may be told, the days in their order and none left out."""
-    versions, editions = numbers.versions.get(until, {}), numbers.values.get("edition", {})
-    all_versions, all_editions = _choices(versions), _choices(editions)
-    told = _may_look(chosen, all_versions, all_editions, [*versions.values()])
-    values = {name: distribute(counts) for name, counts in numbers.values.items() if told}
-    return Stats(
+def tell(  # noqa: PLR0913 - each has a name
+    numbers: Numbers,
+    *,
+    as_of: datetime,
+    since: date,
+    until: date,
+    chosen: Filter,
+    live: LiveStats | None = None,
+    recount: Recount | None = None,
+) -> Stats:
+    """Round the numbers to what is shown, the days in their order and none left out."""
+    known = replace(
+        nothing(chosen, live=live, recount=recount),
         as_of=as_of,
         since=since,
         until=until,
-        version=chosen.version,
-        edition=chosen.edition,
-        fold_below=FOLD_BELOW,
-        days=[_of_day(day, numbers) for day in _days(since, until) if told],
-        values=values,
+        all_versions=_choices(numbers.versions_of_all),
+        all_editions=_choices(numbers.editions_of_all),
+    )
+    if not _may_look(known, sum(numbers.versions.get(until, {}).values())):
+        return known
+    return replace(
+        known,
+        days=[_of_day(day, numbers, chosen) for day in _days(since, until)],
+        values={name: distribute(counts) for name, counts in numbers.values.items()},
         features={
-            name: use(numbers.values[name], values[name], unused)
+            name: used(numbers.values[name], unused)
             for name, unused in UNUSED.items()
-            if name in values
+            if name in numbers.values
         },
-        all_versions=all_versions,
-        all_editions=all_editions,
     )
 
 
-def _choices(counts: Mapping[str, Cells]) -> list[str]:
-    """Return the values that are told of all installs: a filter by another tells nothing."""
-    told = distribute({value: (sum(cells), 0, 0, 0) for value, cells in counts.items()})
-    return sorted(group.value for group in told.groups)
+def _choices(counts: Counts) -> list[str]:
+    """Return the values to filter by."""
+    return sorted(group.value for group in distribute(counts).groups)
 
 
-def _may_look(
-    chosen: Filter, versions: list[str], editions: list[str], active: list[Cells]
-) -> bool:
-    if chosen == Filter():
+def _may_look(known: Stats, active: int) -> bool:
+    """Return whether a filter leaves enough; of too few it is not shown that there are any."""
+    if known.version is None and known.edition is None:
         return True
-    known = chosen.version in {None, *versions} and chosen.edition in {None, *editions}
-    return known and any(cells[0] for cells in active) and not _any_small(active, _EACH)
+    is_known = known.version in {None, *known.all_versions}
+    return is_known and known.edition in {None, *known.all_editions} and active >= FOLD_BELOW
 
 
 def _days(since: date, until: date) -> Iterator[date]:
     return (since + timedelta(days=n) for n in range((until - since).days + 1))
 
 
-def _of_day(day: date, numbers: Numbers) -> DayOfStats:
+def _of_day(day: date, numbers: Numbers, chosen: Filter) -> DayOfStats:
     moved = numbers.movements.get(day, {})
-    told = distribute(numbers.versions.get(day, {}))
+    versions = distribute(numbers.versions.get(day, {}))
+
+    def shown(name: str) -> Told:
+        is_exact = chosen == Filter() and name in EXACT
+        return (fold if is_exact else about)(moved.get(name, 0))
+
     return DayOfStats(
         day=day,
-        movements={name: fold(moved.get(name, 0)) for name in MOVEMENTS},
-        versions={group.value: group.installs for group in told.groups},
-        other_versions=told.folded_installs,
+        movements={name: shown(name) for name in MOVEMENTS},
+        dev_builds=shown(DEV_BUILDS),
+        versions={group.value: group.installs for group in versions.groups},
+        other_versions=versions.folded_installs,
     )
 
 
 def document(stats: Stats) -> dict[str, Any]:
-    """Return what ``stats.json`` holds: what is told, by its names here, with ISO dates."""
-    as_of = stats.as_of.isoformat() if stats.as_of else None
-    days = [{**asdict(each), "day": each.day.isoformat()} for each in stats.days]
-    since, until = (day.isoformat() if day else None for day in (stats.since, stats.until))
-    return {**asdict(stats), "as_of": as_of, "since": since, "until": until, "days": days}
+    """Return what ``stats.json`` holds: what is shown, by its names here, with ISO dates."""
+    found: dict[str, Any] = _with_iso_dates(asdict(stats))
+    return found
+
+
+def _with_iso_dates(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _with_iso_dates(each) for name, each in value.items()}
+        case list():
+            return [_with_iso_dates(each) for each in value]
+        case date():
+            return value.isoformat()
+    return value
 
 
 def rows(stats: Stats) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield the lines of ``stats.csv``: day, metric, value, installs and of, the names first.
 
-    ``of`` is how many installs report the metric, empty where that is not told. The value ``OTHER``
-    is all that are folded; the value of a movement is empty; and how many use a feature has the
-    value ``used``.
+    ``of`` is how many installs report the metric. The value ``OTHER`` is all that are not named;
+    the value of a movement is empty; and how many use a feature has the value ``used``. What is
+    live has its moment for a day.
     """
     yield "day", "metric", "value", "installs", "of"
     for each in stats.days:
         day = each.day.isoformat()
-        for movement, installs in each.movements.items():
+        for movement, installs in {**each.movements, DEV_BUILDS: each.dev_builds}.items():
             yield day, movement, "", _cell(installs), ""
-        of = _base(each.by_version)
-        for version, installs in [*each.versions.items(), (OTHER, each.other_versions)]:
-            yield day, "version", version, _cell(installs), of
+        of = _cell(each.by_version.reported_by)
+        for version, shown in [*each.versions.items(), (OTHER, each.other_versions)]:
+            yield day, "version", version, _cell(shown), of
     day = str(stats.until)
     for name, told in stats.values.items():
+        of = _cell(told.reported_by)
         for group in told.groups:
-            yield day, name, group.value, _cell(group.installs), _base(told)
-        yield day, name, OTHER, _cell(told.folded_installs), _base(told)
-    for name, used in stats.features.items():
-        words = used.words if used.installs is None else str(used.installs)
-        yield day, name, "used", words, _base(stats.values[name])
+            yield day, name, group.value, _cell(group.installs), of
+        yield day, name, OTHER, _cell(told.folded_installs), of
+    for name, installs in stats.features.items():
+        yield day, name, "used", _cell(installs), _cell(stats.values[name].reported_by)
+    if stats.live:
+        moment = stats.live.as_of.isoformat()
+        yield moment, "live", "active", _cell(stats.live.active), ""
+        yield moment, "live", "not_established", _cell(stats.live.not_established), ""
 
 
 def _cell(installs: Told) -> str:
     return FEW if installs is None else str(installs)
-
-
-def _base(told: Distribution) -> str:
-    return "" if told.reported_by is None else str(told.reported_by)

@@ -1,23 +1,37 @@
 """The page in words: each question, its answer in a sentence, and what is drawn and listed. Pure.
 
-Every sentence is made from what is told and from nothing else.
+Every sentence, share and mark is made from the numbers of ``stats`` as they are shown.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
-from typing import Any, get_args
+from datetime import UTC, date, timedelta
+from typing import Any, Literal, get_args
 
 from app.collector import chart
-from app.collector.daily import ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, LOST, NEW, VALUES
+from app.collector.daily import (
+    ACTIVE_2D,
+    ACTIVE_7D,
+    ACTIVE_30D,
+    IN_USE,
+    LOST,
+    NEW,
+    RETAINED,
+    VALUES,
+)
+from app.collector.names import OPEN
+from app.collector.recount import Progress
 from app.collector.stats import (
     FEW,
     FOLD_BELOW,
     UNUSED,
     DayOfStats,
     Distribution,
+    LiveStats,
+    Recount,
     Stats,
     Told,
+    about,
 )
 from app.payload import Bucket, all_fields
 
@@ -33,7 +47,7 @@ STAGES = ("dev", "alpha", "beta", "rc", "")
 VERSIONS = "Which versions must we support?"
 ADOPTION = "How fast is a release adopted?"
 DASH = "\N{EN DASH}"
-NONE_TOLD = "There are too few installs for this to be told."
+NONE_TOLD = "There are too few installs for this to be shown."
 
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 LABELS = {
@@ -109,6 +123,7 @@ class Question:
     name: str
     title: str
     answer: str
+    notes: Sequence[str] = ()
     by_day: ByDay | None = None
     tables: Sequence[Table] = ()
     details: Sequence[Table] = ()
@@ -119,41 +134,92 @@ class View:
     """What the template is filled in with."""
 
     filtered: str
+    warnings: list[str]
+    """What a reader has to know before the numbers."""
     few: bool
-    """Whether so few are active that only the days are told of."""
+    """Whether so few are active that only the days are shown."""
     versions: list[str]
     """What can be chosen, and what was."""
     editions: list[str]
     heard_of: list[tuple[str, str]]
     questions: list[Question]
-    is_told: bool
-    is_empty: bool
+    live: str
+    state: Literal["no install", "no day", "too few", "numbers"]
+    established: str
+    """When an install counts, as the end of a sentence."""
 
 
-def of(stats: Stats) -> View:
-    """Return the page of what is told."""
+def of(stats: Stats, *, stands_still: bool, established_days: int) -> View:
+    """Return the page of what is shown.
+
+    Where counting ``stands_still``, a day is missing at its end. An install is established that was
+    heard of on ``established_days`` days.
+    """
     told = bool(stats.days)
-    is_empty = stats.as_of is None or (told and _never_heard_of_any(stats))
+    state = _state(stats)
     return View(
         filtered=_filtered(stats),
-        few=told and stats.values["edition"].folded_installs is None,
+        warnings=_warnings(stats, stands_still=stands_still),
+        few=told and not stats.days[-1].movements[ACTIVE_2D],
         versions=_choices(stats.all_versions, stats.version, _age)[::-1],
         editions=_choices(stats.all_editions, stats.edition, str),
         heard_of=_heard_of(stats.days[-1]) if told else [],
-        questions=[] if is_empty or not told else _questions(stats),
-        is_told=told or stats.as_of is None,
-        is_empty=is_empty,
+        questions=_questions(stats) if state == "numbers" else [],
+        live=_live(stats.live) if stats.live else "",
+        state=state,
+        established=_established(established_days),
     )
+
+
+def _state(stats: Stats) -> Literal["no install", "no day", "too few", "numbers"]:
+    if stats.version or stats.edition:
+        return "no day" if stats.as_of is None else "numbers" if stats.days else "too few"
+    live, days = stats.live, stats.days
+    if not any(n != 0 for each in days for n in (*each.movements.values(), each.dev_builds)):
+        is_live = live is not None and (live.active != 0 or live.not_established != 0)
+        if not is_live and not stats.recount:
+            return "no install"
+    return "numbers" if days else "no day"
+
+
+def _warnings(stats: Stats, *, stands_still: bool) -> list[str]:
+    found = []
+    if stats.until and stands_still:
+        found.append(
+            "Counting stands still: the last day that was counted is"
+            f" {long_date(stats.until)}. The numbers below are those of that day."
+        )
+    if stats.recount:
+        found.append(_recounting(stats.recount))
+    return found
+
+
+def _recounting(recount: Recount) -> str:
+    progress = Progress(recount.since, recount.replayed, recount.until)
+    days = f"{_day_month(recount.since)} to {long_date(recount.until)}"
+    return (
+        f"Earlier days are being counted again: {int(100 * progress.share)}% done; until then the"
+        f" numbers of {days} are in part missing or those of the former count."
+    )
+
+
+def _live(live: LiveStats) -> str:
+    moment = live.as_of.astimezone(UTC)
+    return (
+        f"On {_day_month(moment)} at {moment:%H:%M} UTC, {_installs(live.active)} active:"
+        f" heard of within the 48 hours before. Not established yet: {number(live.not_established)}"
+        " more."
+    )
+
+
+def _established(days: int) -> str:
+    if days <= 1:
+        return "as soon as it is heard of"
+    return f"when it has been heard of on {spelled(days)} different days"
 
 
 def _choices(told: Sequence[str], chosen: str | None, key: Callable[[str], Any]) -> list[str]:
     return sorted({*told, *([chosen] if chosen else [])}, key=key)
-
-
-def _never_heard_of_any(stats: Stats) -> bool:
-    if stats.version or stats.edition:
-        return False
-    return not any(n != 0 for each in stats.days for n in each.movements.values())
 
 
 def _filtered(stats: Stats) -> str:
@@ -174,7 +240,11 @@ def _heard_of(day: DayOfStats) -> list[tuple[str, str]]:
 
 def long_date(day: date) -> str:
     """Return a date as it is written in a sentence."""
-    return f"{day.day} {day:%B %Y}"
+    return f"{_day_month(day)} {day.year}"
+
+
+def _day_month(day: date) -> str:
+    return f"{day.day} {day:%B}"
 
 
 def number(installs: Told) -> str:
@@ -195,6 +265,10 @@ def _installs(installs: Told) -> str:
     return "no install was" if installs == 0 else f"{number(installs)} installs were"
 
 
+def _had(installs: Told) -> str:
+    return "no install had" if installs == 0 else f"{number(installs)} installs had"
+
+
 def percent(part: float, whole: float) -> str:
     """Return a share in whole percents, of which neither 0 nor 100 is said unless it is so."""
     share = 100 * part / whole if whole else 0.0
@@ -206,9 +280,9 @@ def percent(part: float, whole: float) -> str:
 
 
 def _questions(stats: Stats) -> list[Question]:
-    over_time = [_active(stats.days), _growth(stats.days)]
-    if stats.values["edition"].folded_installs is None:
-        return over_time  # of so few active installs nothing else is told
+    over_time = [_active(stats.days), _growth(stats)]
+    if not stats.days[-1].movements[ACTIVE_2D]:
+        return over_time  # of so few active installs nothing else is shown
     of_one = f"All of these run {stats.version}: that is what the page is filtered by."
     return [
         *over_time,
@@ -236,11 +310,14 @@ def _moved(name: str) -> Callable[[DayOfStats], str]:
 
 
 def _active(days: Sequence[DayOfStats]) -> Question:
-    now = days[-1].movements[ACTIVE_2D]
-    answer = f"{_capital(_installs(now))} heard of in the last 48 hours"
+    last = days[-1]
+    answer = (
+        f"At the end of {long_date(last.day)}, {_had(last.movements[ACTIVE_2D])} been heard of"
+        " within 48 hours"
+    )
     if len(days) > MONTH:
         then = days[-1 - MONTH].movements[ACTIVE_2D]
-        answer += f"; a month ago it was {'none' if then == 0 else number(then)}"
+        answer += f"; 30 days before it was {'none' if then == 0 else number(then)}"
     columns = {"48 hours": ACTIVE_2D, "7 days": ACTIVE_7D, "30 days": ACTIVE_30D}
     drawn = chart.lines(
         [each.day for each in days],
@@ -249,38 +326,57 @@ def _active(days: Sequence[DayOfStats]) -> Question:
             for n, (words, name) in enumerate(columns.items())
         ],
     )
+    columns["In use"] = IN_USE
     by_day = _by_day(
-        "Installs heard of within 48 hours, 7 days and 30 days, by day",
+        "Installs heard of within 48 hours, 7 days and 30 days, and those in use, by day",
         drawn,
         days,
         {words: _moved(name) for words, name in columns.items()},
     )
-    return Question("active", "Is anyone running this?", f"{answer}.", by_day)
+    notes = [_in_use(last), f"Development builds, counted apart: {number(last.dev_builds)}."]
+    return Question("active", "Is anyone running this?", f"{answer}.", notes, by_day)
 
 
-def _growth(days: Sequence[DayOfStats]) -> Question:
+def _in_use(day: DayOfStats) -> str:
+    active, in_use = day.movements[ACTIVE_2D], day.movements[IN_USE]
+    whole = about(active) if active else None
+    share = f" ({percent(in_use, whole)} of the active ones)" if whole and in_use else ""
+    return f"In use, with a consent in their last 24 hours: {number(in_use)}{share}."
+
+
+def _growth(stats: Stats) -> Question:
+    days = stats.days
     first, last = days[0], days[-1]
+    total = _in_all if stats.version is None and stats.edition is None else _about_in_all
     new, lost = ([each.movements[name] for each in days] for name in (NEW, LOST))
     was, now = (number(day.movements[ACTIVE_30D]) for day in (first, last))
     answer = (
-        f"On {long_date(first.day)}, {was} installs had been heard of within 30 days, and {now} on"
-        f" {long_date(last.day)}. From then to now {_in_all(new)} were new, {_in_all(lost)} fell"
-        " silent."
+        f"At the end of {long_date(first.day)}, {was} installs had been heard of within 30 days,"
+        f" and {now} at the end of {long_date(last.day)}. On these days {total(new)} were new,"
+        f" and {total(lost)} fell silent."
     )
     if first is last:
-        answer = f"Counting began on {long_date(first.day)}: {_in_all(new)} were new."
+        answer = f"The first day that was counted is {long_date(first.day)}: {total(new)} were new."
     drawn = chart.bars(
         [each.day for each in days],
         chart.Series("new", "up", new),
         chart.Series("lost", "down", lost),
     )
     by_day = _by_day(
-        "New installs, and installs lost after 30 days of silence, by day",
+        "New installs, installs lost after 30 days of silence, and those retained, by day",
         drawn,
         days,
-        {"New": _moved(NEW), "Lost": _moved(LOST)},
+        {"New": _moved(NEW), "Lost": _moved(LOST), "Retained": _moved(RETAINED)},
     )
-    return Question("growth", "Is it growing?", answer, by_day)
+    return Question("growth", "Is it growing?", answer, [_retained(last)], by_day)
+
+
+def _retained(day: DayOfStats) -> str:
+    then = long_date(day.day - timedelta(days=MONTH))
+    return (
+        f"Retained, which are those established on {then} that were still active 30 days later:"
+        f" {number(day.movements[RETAINED])}."
+    )
 
 
 def _in_all(numbers: Sequence[Told]) -> str:
@@ -294,8 +390,20 @@ def _in_all(numbers: Sequence[Told]) -> str:
     return f"at most {high:,}" if low < FOLD_BELOW else f"{low:,} to {high:,}"
 
 
+def _about_in_all(numbers: Sequence[Told]) -> str:
+    """Return a sum of rounded numbers, of which the few have no number."""
+    shown = sum(n for n in numbers if n)
+    if None not in numbers:
+        return f"about {shown:,}" if shown else "none"
+    return f"about {shown:,} (without days with {FEW})" if shown else f"{FEW} a day"
+
+
 def _shares(
-    told: Distribution, name: Callable[[str], str] = str, *, add_up: bool = False
+    told: Distribution,
+    name: Callable[[str], str] = str,
+    *,
+    is_open: bool = False,
+    add_up: bool = False,
 ) -> list[Row]:
     """Return a line for each group in the order that they have, and one for the rest."""
     total, so_far, rows = told.total, 0, []
@@ -305,9 +413,7 @@ def _shares(
             _row(name(group.value), group.installs, total, percent(so_far, total) if add_up else "")
         )
     if told.folded_installs != 0:
-        together = "others together" if rows else "all together"
-        if told.reported_by is None and told.folded_installs is not None:
-            together += ", and those that do not report it"
+        together = f"other (not listed, or {FEW})" if is_open else "others together"
         rows.append(_row(together, told.folded_installs, total, is_rest=True))
     return rows
 
@@ -323,7 +429,7 @@ def _row(
 
 def _versions(day: DayOfStats) -> Question:
     told = day.by_version
-    table = Table("Active installs by version", _shares(told, add_up=True))
+    table = Table("Active installs by version", _shares(told, is_open=True, add_up=True))
     return Question("versions", VERSIONS, _support(told), tables=[table])
 
 
@@ -356,7 +462,7 @@ def _adoption(days: Sequence[DayOfStats]) -> Question:
 
     def others(day: DayOfStats) -> Told:
         rest = sum(n for name, n in day.versions.items() if name not in versions)
-        return rest + day.other_versions if day.other_versions is not None else None
+        return rest + (day.other_versions or 0) if rest else day.other_versions
 
     series = [
         chart.Series(name, f"m{n}", [_share(day, day.versions.get(name)) for day in days])
@@ -367,7 +473,7 @@ def _adoption(days: Sequence[DayOfStats]) -> Question:
     columns = {name: _on(name) for name in versions}
     columns["others"] = lambda day: number(others(day))
     by_day = _by_day("Active installs by version, by day", drawn, days, columns)
-    return Question("adoption", ADOPTION, _speed(newest, days), by_day)
+    return Question("adoption", ADOPTION, _speed(newest, days), by_day=by_day)
 
 
 def _on(version: str) -> Callable[[DayOfStats], str]:
@@ -391,12 +497,12 @@ def _speed(newest: str, days: Sequence[DayOfStats]) -> str:
     share = percent(days[-1].versions[newest], told.total)
     first = next(day.day for day in days if newest in day.versions)
     if first == days[0].day:
-        return f"The newest release told, {newest}, is on {share} of the active installs."
+        return f"The newest release shown, {newest}, is on {share} of the active installs."
     took = (days[-1].day - first).days
     since = f"{spelled(took)} day{'' if took == 1 else 's'}"
     return (
-        f"The newest release told, {newest}, is on {share} of the active installs, {since} after it"
-        " was first seen on five of them."
+        f"The newest release shown, {newest}, is on {share} of the active installs, {since} after"
+        " it was first seen on five of them."
     )
 
 
@@ -425,17 +531,17 @@ def _of_field(name: str, stats: Stats, more: str = "") -> Table:
     if form is Bucket:
         return Table(caption, _shares(told.in_order(key=BUCKETS.index), _bucket))
     if name in _RUNTIMES:
-        return Table(caption, _shares(told.in_order(key=_age), f"{LABELS[name]} {{}}".format))
-    return Table(caption, _shares(told, _YES_OR_NO.__getitem__ if form is bool else str))
+        label = f"{LABELS[name]} {{}}".format
+        return Table(caption, _shares(told.in_order(key=_age), label, is_open=True))
+    words = _YES_OR_NO.__getitem__ if form is bool else str
+    return Table(caption, _shares(told, words, is_open=name in OPEN))
 
 
 def _of_those(told: Distribution, stats: Stats) -> str:
-    """Say of how many installs a field is told, if not of all: an older schema does not have it."""
-    if told.reported_by == stats.values["edition"].total:
+    """Say how many installs report a field, if not all: an older schema does not have it."""
+    if told.reported_by == stats.values["edition"].reported_by:
         return ""
-    if told.reported_by is None:
-        return " (how many installs report it is not told)"
-    return f" (of {told.reported_by:,} installs that report it)"
+    return f" (of {number(told.reported_by)} installs that report it)"
 
 
 def _runtimes(stats: Stats) -> Question:
@@ -446,7 +552,7 @@ def _runtimes(stats: Stats) -> Question:
         if told.groups:
             oldest = told.groups[0]
             parts.append(
-                f"the oldest {LABELS[name]} told is {oldest.value}, on"
+                f"the oldest {LABELS[name]} shown is {oldest.value}, on"
                 f" {percent(oldest.installs, told.total)} of the active installs"
             )
     answer = f"{_capital('; '.join(parts))}." if parts else NONE_TOLD
@@ -469,10 +575,11 @@ def _bucket(name: str) -> str:
 
 
 def _features(stats: Stats) -> Question:
+    bases = {name: stats.values[name].reported_by for name in UNUSED}
     share = {
-        name: used.installs / total
-        for name, used in stats.features.items()
-        if used.installs is not None and (total := stats.values[name].total)
+        name: installs / base
+        for name, installs in stats.features.items()
+        if installs is not None and (base := bases[name])
     }
     in_order = sorted(UNUSED, key=lambda name: (-share.get(name, -1), name))
     answer = NONE_TOLD
@@ -485,17 +592,16 @@ def _features(stats: Stats) -> Question:
             f"Most used is “{LABELS[most]}” ({percent(share[most], 1)}), and least"
             f" “{LABELS[least]}” ({percent(share[least], 1)})."
         )
-    rows = [_use(name, stats) for name in in_order]
+    rows = [
+        _row(
+            f"{LABELS[name]}{_of_those(stats.values[name], stats)}",
+            stats.features[name],
+            bases[name] or 0,
+        )
+        for name in in_order
+    ]
     details = [
         _of_field(name, stats, ": on how many sites") for name in UNUSED if UNUSED[name] == "0"
     ]
     table = Table("Active installs that use a feature", rows)
     return Question("features", "Which features are used?", answer, tables=[table], details=details)
-
-
-def _use(name: str, stats: Stats) -> Row:
-    told, used = stats.values[name], stats.features[name]
-    words = f"{LABELS[name]}{_of_those(told, stats)}"
-    if used.installs is None:
-        return Row(words, used.words, 0, "")
-    return _row(words, used.installs, told.total)

@@ -73,7 +73,7 @@ async def _describe(_: Request) -> Response:
 
 def _page(engine: Engine, settings: CollectorSettings) -> list[BaseRoute]:
     """Return the page's routes: where there is a token, all but the static files are behind it."""
-    found = page.routes(engine)
+    found = page.routes(engine, private=settings.collector_token is not None)
     if settings.collector_token is not None:
         for route in found:
             if not route.path.startswith("/static/"):
