@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -101,7 +100,7 @@ def look(engine: Engine) -> Look:
     try:
         with engine.connect() as connection:
             return look_by(connection)
-    except SQLAlchemyError as error:
+    except Exception as error:  # noqa: BLE001 - whoever looks goes on, and looks again
         return Look(trouble=cause(error))
 
 
@@ -119,7 +118,7 @@ def look_by(connection: Connection, *, now: datetime | None = None) -> Look:
     ``now`` is by default the database's.
 
     Raises:
-        SQLAlchemyError: see ``cause``.
+        sqlalchemy.exc.SQLAlchemyError: ``cause`` puts it in words.
     """
     with connection.begin():
         state = connection.execute(_STATE).one()
@@ -199,14 +198,14 @@ _WORDS = (
 )
 
 
-def cause(error: SQLAlchemyError) -> str:
-    """Say what an operator can do about an error of the database, without a value in it."""
+def cause(error: Exception) -> str:
+    """Say what an operator can do about an error of a look, without a value in it."""
     origin: Any = getattr(error, "orig", None) or error
     state = getattr(origin, "sqlstate", None)
     if state is not None:
         return _ANSWERS.get(state, f"the database failed with SQLSTATE {state}")
     if not isinstance(origin, psycopg.OperationalError):
-        return f"the database failed with {type(origin).__name__}"
+        return f"the look at the database failed with {type(origin).__name__}"
     for words, sentence in _WORDS:
         if re.search(words, str(origin)):
             return sentence
@@ -244,19 +243,13 @@ class Health:
     def _watch(self, looked: Event, ended: Event) -> None:
         while not ended.is_set():
             began = time.monotonic()
-            found = self._look()
+            found = look(self._engine)
             late = time.monotonic() > began + WITHIN_SECONDS
             self._found = Look(trouble=SILENT) if late and not found.trouble else found
             self._looked_at = time.monotonic()
             self._teller.tell(self.reasons(), self._looked_at)
             looked.set()
             ended.wait(EVERY_SECONDS)
-
-    def _look(self) -> Look:
-        try:
-            return look(self._engine)
-        except Exception as error:  # noqa: BLE001 - the next look may go well
-            return Look(trouble=f"a look at the database failed with {type(error).__name__}")
 
     def reasons(self) -> list[str]:
         """Return why the collector is not ready, in sentences; none where it is."""

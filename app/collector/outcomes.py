@@ -87,4 +87,4 @@ class Outcomes:
 
 def of_day(connection: Connection, day: date) -> dict[str, int]:
     """Return how many requests of a UTC day ended in which way; what did not happen is left out."""
-    return dict(connection.execute(_OF_DAY, {"day": day}).tuples().all())
+    return dict(connection.execute(_OF_DAY, {"day": day}).all())

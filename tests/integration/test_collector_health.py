@@ -1,4 +1,4 @@
-"""Whether the collector lives and can do its work is said over HTTP, in the log and to Prometheus."""
+"""Whether the collector lives and is ready is said over HTTP, in the log and to Prometheus."""
 
 import signal
 import socket
@@ -98,6 +98,16 @@ def named(url: str, revision: str) -> None:
     query(url, f"UPDATE collector_alembic_version SET version_num = '{revision}'")
 
 
+def newer(url: str) -> None:
+    at_revision(url, "head")
+    named(url, "9999")
+
+
+def read_only(url: str) -> None:
+    at_revision(url, "head")
+    altered(url, "SET default_transaction_read_only = on")
+
+
 NEWEST = known("collector")[0]
 RUN = "run `python -m app.collector migrate`"
 Change = Callable[[str], None]
@@ -113,15 +123,12 @@ CAUSES: dict[str, tuple[Change, Change, str]] = {
         f"the tables are at revision 0002 and this release needs {NEWEST}: {RUN}",
     ),
     "newer": (
-        lambda url: (at_revision(url, "head"), named(url, "9999"))[1],
+        newer,
         lambda url: named(url, NEWEST),
         "the tables are at revision 9999, of a newer release: run that one",
     ),
     "read-only": (
-        lambda url: (
-            at_revision(url, "head"),
-            altered(url, "SET default_transaction_read_only = on"),
-        )[1],
+        read_only,
         lambda url: altered(url, "RESET default_transaction_read_only"),
         "the database is read-only",
     ),
@@ -259,11 +266,15 @@ def test_a_last_day_that_is_not_counted_is_a_reason_until_it_is(
 
 @pytest.mark.parametrize(("hours", "late"), [(24.9, False), (25.1, True), (200, True)])
 def test_a_day_may_be_counted_for_an_hour_after_its_end(
-    migrated: str, hours: float, late: bool
+    migrated: str,
+    hours: float,
+    late: bool,  # noqa: FBT001 - as pytest gives it
 ) -> None:
     day = datetime(2026, 5, 2, 12, tzinfo=UTC)
     heard(migrated, day, BODY)
-    recount.catch_up(store.connect(migrated), now=day + timedelta(days=1))
+    engine = store.connect(migrated)
+    recount.catch_up(engine, now=day + timedelta(days=1))
+    engine.dispose()
     counted_until = daily.begins(day.date() + timedelta(days=1))
     now = counted_until + timedelta(hours=hours)
     with health.connect(migrated).connect() as connection:
@@ -343,6 +354,8 @@ def test_it_ends_at_once_while_a_look_is_under_way(tmp_path: Path) -> None:
 
 # Metrics
 
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - for the tests of where it listens
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -419,13 +432,13 @@ def test_metrics_are_off_by_default_and_then_on_loopback_alone(
         assert own.client.get("/metrics").status_code == 404
     port = free_port()
     # The page is on every address.
-    argv = [*command("web"), "--host", "0.0.0.0"]
+    argv = [*command("web"), "--host", EVERYWHERE]
     with serving(migrated, tmp_path / "log", argv, COLLECTOR_METRICS_PORT=str(port)) as own:
         assert listening(psutil.Process(own.process.pid))[port] == "127.0.0.1"
         assert own.client.get("/metrics").status_code == 404
-    argv = [*command("web"), "--metrics-host", "0.0.0.0"]
+    argv = [*command("web"), "--metrics-host", EVERYWHERE]
     with serving(migrated, tmp_path / "log", argv, COLLECTOR_METRICS_PORT=str(port)) as own:
-        assert listening(psutil.Process(own.process.pid))[port] == "0.0.0.0"
+        assert listening(psutil.Process(own.process.pid))[port] == EVERYWHERE
 
 
 def test_a_metrics_port_in_use_is_one_sentence() -> None:
