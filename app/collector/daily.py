@@ -249,7 +249,7 @@ def movements(
     """Return each day's count of each of ``MOVEMENTS`` and of ``DEV_BUILDS``."""
     metrics = [*MOVEMENTS, DEV_BUILDS]
     parameters = {"metrics": metrics, "since": since, "until": until, **chosen.parameters}
-    return _by_day(connection.execute(_MOVEMENTS, parameters).tuples())
+    return _by_day(connection.execute(_MOVEMENTS, parameters))
 
 
 def versions(
@@ -257,7 +257,7 @@ def versions(
 ) -> dict[date, Counts]:
     """Return each day's count of active installs by version."""
     parameters = {"since": since, "until": until, **chosen.parameters}
-    return _by_day(connection.execute(_VERSIONS, parameters).tuples())
+    return _by_day(connection.execute(_VERSIONS, parameters))
 
 
 def _by_day(rows: Iterable[tuple[date, str, int]]) -> dict[date, Counts]:
@@ -274,9 +274,9 @@ def values(connection: Connection, day: date, chosen: Filter) -> Mapping[str, Co
     """
     found: dict[str, Counts] = {"edition": {}, **{field: {} for field in VALUES}}
     parameters = {"day": day, **chosen.parameters}
-    for edition, installs in connection.execute(_EDITIONS, parameters).tuples():
+    for edition, installs in connection.execute(_EDITIONS, parameters):
         found["edition"][edition] = installs
     rows = connection.execute(_VALUES, {"metrics": [*VALUES], **parameters})
-    for field, value, installs in rows.tuples():
+    for field, value, installs in rows:
         found[field][value] = installs
     return found
