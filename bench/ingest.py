@@ -187,6 +187,7 @@ def _collector(embedded: servers.Servers) -> dict[str, float]:
     env = {
         "COLLECTOR_DATABASE_URL": embedded.postgres,
         "COLLECTOR_CLIENT_RATE": "0",
+        "COLLECTOR_CLIENT_INSTALLS": "0",
         "PORT": str(port),
     }
     argv = [sys.executable, "-m", "app.collector", "serve", "--host", "127.0.0.1"]

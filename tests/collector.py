@@ -107,7 +107,7 @@ def serving(
 ) -> Iterator[Collector]:
     """Run a collector until SIGTERM, which it must answer with the exit code ``ending``.
 
-    It runs the Procfile's line or ``argv``, without a limit for one client unless one is given.
+    It runs the Procfile's line or ``argv``, without limits for one client unless they are given.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -115,6 +115,7 @@ def serving(
         "COLLECTOR_DATABASE_URL": url,
         "PORT": str(port),
         "COLLECTOR_CLIENT_RATE": "0",
+        "COLLECTOR_CLIENT_INSTALLS": "0",
         **variables,
     }
     with output.open("wb") as out:

@@ -15,6 +15,8 @@ from starlette.types import ASGIApp
 
 import migrations
 from app.collector import check, metrics, store, web
+from app.collector.connections import ACCEPTED_AT_ONCE, Connection, Server
+from app.collector.lines import OnceAMinute
 from app.settings import SettingsError
 from app.settings.collector import CollectorSettings
 
@@ -63,6 +65,8 @@ def serve(
 def server(app: ASGIApp) -> uvicorn.Server:
     """Return a server that does not tell who calls: it writes no access log.
 
+    It serves as many connections as the limit of file descriptors leaves room for.
+
     Who calls is the peer; or, where the peer's address is among FORWARDED_ALLOW_IPS, the last one
     in X-Forwarded-For that is not. uvicorn reads that variable: addresses and networks, with commas
     in between; by default those of loopback, for a proxy on the same machine. A proxy elsewhere has
@@ -72,7 +76,8 @@ def server(app: ASGIApp) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=Connection,
+        backlog=ACCEPTED_AT_ONCE,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -84,7 +89,7 @@ def server(app: ASGIApp) -> uvicorn.Server:
         # honcho kills 5 s after it has asked; what waits is settled in the last of them.
         timeout_graceful_shutdown=3,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -117,7 +122,9 @@ class _Line(logging.Formatter):
 
 def _log_to_stdout() -> None:
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Line())
+    formatter = _Line()
+    handler.setFormatter(formatter)
+    handler.addFilter(OnceAMinute(formatter.format))
     logging.basicConfig(level=logging.ERROR, handlers=[handler])
     web.log.setLevel(logging.INFO)
 

@@ -16,7 +16,8 @@ from starlette.routing import Route
 from app import payload
 from app.collector.holdings import Holdings
 from app.collector.inbox import Inbox, UnavailableError
-from app.collector.limit import Limiter
+from app.collector.limit import DailyInstalls, Limiter, caller
+from app.collector.lines import Tally
 from app.collector.outcomes import Outcome, Outcomes
 
 MAX_BODY_BYTES = 16 * 1024
@@ -26,6 +27,8 @@ NEWER_SCHEMA_SECONDS = 6 * 60 * 60
 from until its day ends, and the collector may be upgraded by then."""
 MAX_VERSION = 999_999_999
 NOT_STORED = {"Cache-Control": "no-store"}
+NOBODYS = {UUID(int=0), UUID(int=2**128 - 1)}
+"""The nil and the max UUID: what an id is where none was made."""
 
 _SENT_AT: TypeAdapter[str] = TypeAdapter(payload.SentAt)
 
@@ -37,6 +40,14 @@ class NotAHeartbeat(HTTPException):
         """Say so in ``sentence``; ``details`` name what is wrong where, and repeat no value."""
         super().__init__(400, sentence)
         self.details = list(details)
+
+
+class TooManyIdsError(HTTPException):
+    """The client has brought as many different installs as it may in a day."""
+
+    def __init__(self, seconds: int) -> None:
+        """Say that the day ends in so many ``seconds``."""
+        super().__init__(429, "Too many installs.", {"Retry-After": str(seconds)})
 
 
 class NewerSchemaError(UnavailableError):
@@ -57,20 +68,29 @@ def routes(
     holdings: Holdings,
     outcomes: Outcomes,
     limiter: Limiter | None,
+    daily: DailyInstalls | None,
     body_seconds: float,
 ) -> list[Route]:
     """Return the routes of a sender, which ``limiter`` guards together.
 
-    A body that takes longer than ``body_seconds`` to arrive is refused. How a heartbeat fares is
-    counted in ``outcomes``.
+    ``daily`` limits what one client may send. A body that takes longer than ``body_seconds`` to
+    arrive is refused. How a heartbeat fares is counted in ``outcomes``.
     """
+    refused = Tally("collector.too_many_ids")
+
+    def admit(request: Request, instance_id: UUID) -> None:
+        if daily and (seconds := daily.admit(caller(request.scope), instance_id, time.time())):
+            refused.add(time.monotonic())
+            raise TooManyIdsError(seconds)
 
     async def keep(request: Request) -> bool:
         # First of all: who is refused while it still speaks may be cut off before it has heard why.
         body = await _read(request, body_seconds)
         _take_token(request, limiter)
         _check(request.headers)
-        return await inbox.keep(parse(body))
+        found = parse(body)
+        admit(request, UUID(found.instance_id))
+        return await inbox.keep(found)
 
     async def heartbeat(request: Request) -> Response:
         try:
@@ -112,6 +132,8 @@ def _outcome(error: Exception) -> Outcome:
     match error:
         case HTTPException(status_code=413):
             return "too large"
+        case TooManyIdsError():
+            return "too many ids"
         case HTTPException(status_code=429):
             return "rate-limited"
         case HTTPException():
@@ -122,8 +144,7 @@ def _outcome(error: Exception) -> Outcome:
 def _take_token(request: Request, limiter: Limiter | None) -> None:
     if limiter is None:
         return
-    address = request.client.host if request.client else ""
-    if seconds := limiter.take(address, time.monotonic()):
+    if seconds := limiter.take(caller(request.scope), time.monotonic()):
         raise HTTPException(429, "Too many requests.", {"Retry-After": str(seconds)})
 
 
@@ -182,12 +203,18 @@ def parse(body: bytes) -> payload.Heartbeat:
 
     Raises:
         NewerSchemaError: it is of a schema that this collector does not know yet.
-        NotAHeartbeat: it is not of a schema.
+        NotAHeartbeat: it is not of a schema, or its id is nobody's.
     """
     try:
-        return payload.parse(body)
+        found = payload.parse(body)
     except payload.NewerSchemaError as error:
         raise NewerSchemaError(error.version) from None
     except payload.NotAHeartbeatError as error:
         details = [{"field": flaw.field, "problem": flaw.problem} for flaw in error.flaws]
         raise NotAHeartbeat(str(error), details[:MAX_DETAILS]) from None
+    if UUID(found.instance_id) in NOBODYS:
+        problem = "is the nil or the max UUID, and nobody's"
+        raise NotAHeartbeat(
+            "This is no install's id.", [{"field": "instance_id", "problem": problem}]
+        )
+    return found

@@ -1,7 +1,7 @@
-"""How often one client may ask: a token bucket each, in this process's memory.
+"""How often one client may ask, and how many installs it may bring, in this process's memory.
 
-No address is kept: a bucket is found by a hash of it, under a key that ends with the process. Pure,
-but for that key.
+No address is kept, and no id: a client is found by a hash of it, under a key that ends with the
+process. Pure, but for that key.
 """
 
 import math
@@ -9,8 +9,17 @@ from collections import OrderedDict
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from secrets import token_bytes
+from uuid import UUID
+
+from starlette.types import Scope
 
 MAX_CLIENTS = 100_000
+MAX_IDS = 100_000
+NETWORK = 64
+"""Bits: whoever has an IPv6 address has 2**64 of them."""
+SITE = 48
+"""Bits: whoever asks a provider for IPv6 may be given 2**16 such networks."""
+DAY_SECONDS = 24 * 60 * 60
 
 
 class Limiter:
@@ -30,21 +39,28 @@ class Limiter:
         ``now`` is in seconds by a clock that never goes back.
         """
         self._forget_the_full(now)
-        client = self._hash(address)
+        client = _hash(_client(address, NETWORK), self._key)
+        wait = self._wait(client, now)
         full_at = max(self._full_at.get(client, now), now)
-        without_one = full_at + self._seconds_a_token
-        # Rounded, for in floating point 7 * (60 / 7) is more than 60.
-        wait = math.ceil(round(without_one - now - 60, 6))
-        self._full_at[client] = full_at if wait > 0 else without_one
+        self._full_at[client] = full_at if wait else full_at + self._seconds_a_token
         self._full_at.move_to_end(client)
         if len(self._full_at) > self._max_clients:
             self._full_at.popitem(last=False)
-        return max(wait, 0)
+        return wait
+
+    def wait(self, address: str, now: float) -> int:
+        """Return 0 if there is a token for ``address``, or the seconds until then; take none."""
+        return self._wait(_hash(_client(address, NETWORK), self._key), now)
 
     @property
     def clients(self) -> int:
         """How many are remembered."""
         return len(self._full_at)
+
+    def _wait(self, client: bytes, now: float) -> int:
+        without_one = max(self._full_at.get(client, now), now) + self._seconds_a_token
+        # Rounded, for in floating point 7 * (60 / 7) is more than 60.
+        return max(math.ceil(round(without_one - now - 60, 6)), 0)
 
     def _forget_the_full(self, now: float) -> None:
         while self._full_at:
@@ -53,12 +69,66 @@ class Limiter:
                 return
             del self._full_at[client]
 
-    def _hash(self, address: str) -> bytes:
-        return blake2b(_client(address), key=self._key, digest_size=16).digest()
+
+class DailyInstalls:
+    """Lets each client bring heartbeats of so many different installs a UTC day."""
+
+    def __init__(self, most: int, *, max_ids: int = MAX_IDS) -> None:
+        """Admit ``most`` ids a client; remember ``max_ids``, or those of one client, at most.
+
+        Beyond it, the client that came longest ago starts anew.
+        """
+        self._most = most
+        self._max_ids = max_ids
+        self._day: int | None = None
+        self._key = b""
+        self._ids: OrderedDict[bytes, set[bytes]] = OrderedDict()  # who came last is last
+        self._remembered = 0
+
+    def admit(self, address: str, instance_id: UUID, now: float) -> int:
+        """Return 0 if ``address`` may bring ``instance_id``, or the whole seconds until it may.
+
+        An id that it has brought on this day it may bring again. ``now`` is in seconds since 1970.
+        """
+        self._begin(int(now // DAY_SECONDS))
+        client = _hash(_client(address, SITE), self._key)
+        ids = self._ids.setdefault(client, set())
+        self._ids.move_to_end(client)
+        one = _hash(instance_id.bytes, self._key)
+        if one in ids:
+            return 0
+        if len(ids) >= self._most:
+            return math.ceil(DAY_SECONDS - now % DAY_SECONDS)
+        ids.add(one)
+        self._remembered += 1
+        while self._remembered > self._max_ids and len(self._ids) > 1:
+            self._remembered -= len(self._ids.popitem(last=False)[1])
+        return 0
+
+    @property
+    def remembered(self) -> int:
+        """How many ids are remembered."""
+        return self._remembered
+
+    def _begin(self, day: int) -> None:
+        if day != self._day:
+            self._day, self._key = day, token_bytes(32)
+            self._ids.clear()
+            self._remembered = 0
 
 
-def _client(address: str) -> bytes:
-    """Return what tells one client from another: whoever has an IPv6 address has 2**64 of them."""
+def caller(scope: Scope) -> str:
+    """Return the address of who asks, which the server has taken from a trusted proxy's word."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def _hash(what: bytes, key: bytes) -> bytes:
+    return blake2b(what, key=key, digest_size=16).digest()
+
+
+def _client(address: str, bits: int) -> bytes:
+    """Return what tells clients apart: an IPv4 address, or an IPv6 network of ``bits``."""
     try:
         ip = ip_address(address)
     except ValueError:  # a unix socket's peer, or a proxy's own word
@@ -67,5 +137,5 @@ def _client(address: str) -> bytes:
         case IPv6Address(ipv4_mapped=IPv4Address() as mapped):
             return mapped.packed
         case IPv6Address():
-            return ip.packed[:8]
+            return ip.packed[: bits // 8]
     return ip.packed

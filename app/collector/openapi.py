@@ -209,11 +209,18 @@ def _keep() -> Described:
         "requestBody": {"required": True, "content": {JSON_TYPE: _ref("Heartbeat")}},
         "responses": {
             "202": {"description": "It is kept: committed, and safe from a crash."},
-            "400": _error("It is no heartbeat of a telemetry_schema that this collector takes."),
+            "400": _error(
+                "It is no heartbeat of a telemetry_schema that this collector takes, or its"
+                " `instance_id` is the nil or the max UUID."
+            ),
             "408": _error("The body did not arrive in time."),
             "413": _error("The body is too large."),
             "415": _error("The body is not application/json, or is compressed."),
             **_may_fail(),
+            "429": _error(
+                "The client has asked too often, or brought too many installs on this day.",
+                RETRY_AFTER,
+            ),
             "503": _error(
                 "It is not kept for sure, or its install was deleted a moment ago, or it is of a"
                 " newer telemetry_schema than this collector knows (Retry-After is"
@@ -289,6 +296,7 @@ def _numbers(form: str, content: Described, refusal: str) -> Described:
                 **_error("It needs the token."),
                 "headers": {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}},
             },
+            "429": _error("The client has tried too many wrong tokens.", RETRY_AFTER),
             "500": _error("The collector failed."),
             "503": {"description": "The database is not available.", "content": refused},
         },

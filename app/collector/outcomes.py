@@ -22,6 +22,7 @@ Outcome = Literal[
     "invalid",
     "too large",
     "rate-limited",
+    "too many ids",
     "unavailable",
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)

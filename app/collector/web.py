@@ -3,6 +3,7 @@
 import base64
 import binascii
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from hmac import compare_digest
@@ -23,11 +24,14 @@ from app.collector.holdings import Holdings
 from app.collector.inbox import Inbox, RefusedError, UnavailableError
 from app.collector.intake import NotAHeartbeat
 from app.collector.keeping import keeping
-from app.collector.limit import Limiter
+from app.collector.limit import DailyInstalls, Limiter, caller
+from app.collector.lines import Tally
 from app.collector.outcomes import Outcomes
 from app.settings.collector import CollectorSettings
 
 BODY_SECONDS = 10.0
+GUESSES = 10
+"""So many wrong tokens a minute one client may try."""
 ASK = {"WWW-Authenticate": 'Basic realm="ConsentOS telemetry", charset="UTF-8"'}
 
 log = logging.getLogger(__package__)
@@ -58,6 +62,8 @@ def create_app(
         metrics.register(registry, outcomes=outcomes, inbox=inbox, health=state)
     holdings = Holdings(engine, settings.collector_retention_days)
     limiter = Limiter(settings.collector_client_rate) if settings.collector_client_rate else None
+    most = settings.collector_client_installs
+    daily = DailyInstalls(most) if most else None
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -68,7 +74,7 @@ def create_app(
 
     app = Starlette(
         routes=[
-            *intake.routes(inbox, holdings, outcomes, limiter, body_seconds),
+            *intake.routes(inbox, holdings, outcomes, limiter, daily, body_seconds),
             Route("/v1/openapi.json", _describe),
             *health.routes(state),
             *_page(engine, settings),
@@ -90,22 +96,47 @@ def _page(engine: Engine, settings: CollectorSettings) -> list[BaseRoute]:
     """Return the page's routes: where there is a token, all but the static files are behind it."""
     found = page.routes(engine, private=settings.collector_token is not None)
     if settings.collector_token is not None:
+        guard = _Guard(settings.collector_token.get_secret_value())
         for route in found:
             if not route.path.startswith("/static/"):
-                route.app = _Gate(route.app, settings.collector_token.get_secret_value())
+                route.app = _Gate(route.app, guard)
     return [*found]
+
+
+class _Guard:
+    """Compares tokens, and limits how many wrong ones a client may try."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+        self._guesses = Limiter(GUESSES)
+        self._wrong = Tally("collector.wrong_token")
+
+    def check(self, scope: Scope) -> None:
+        """Raise HTTPException unless the token is right and its client has not guessed too often.
+
+        A request without a token is no guess: a browser's first one has none.
+        """
+        headers, client, now = Headers(scope=scope), caller(scope), time.monotonic()
+        if "authorization" in headers:
+            # First, or who guesses on would see which token is the right one.
+            if seconds := self._guesses.wait(client, now):
+                raise HTTPException(429, "Too many wrong tokens.", {"Retry-After": str(seconds)})
+            if compare_digest(_given(headers), self._token):
+                return
+            self._guesses.take(client, now)
+            self._wrong.add(now)
+        raise HTTPException(401, "This needs the token of this collector.", ASK)
 
 
 class _Gate:
     """Lets only those through who know the token."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, guard: _Guard) -> None:
         self._app = app
-        self._token = token.encode()
+        self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not compare_digest(_given(Headers(scope=scope)), self._token):
-            raise HTTPException(401, "This needs the token of this collector.", ASK)
+        self._guard.check(scope)
         await self._app(scope, receive, send)
 
 

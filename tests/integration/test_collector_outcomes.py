@@ -92,7 +92,9 @@ def test_the_next_minute_has_a_line_of_its_own(
 def test_every_way_in_which_a_request_can_end_is_counted_when_the_process_ends(
     migrated: str, tmp_path: Path
 ) -> None:
-    with serving(migrated, tmp_path / "log", COLLECTOR_CLIENT_RATE="10") as own:
+    with serving(
+        migrated, tmp_path / "log", COLLECTOR_CLIENT_RATE="10", COLLECTOR_CLIENT_INSTALLS="2"
+    ) as own:
         with socket.create_connection(("127.0.0.1", own.port)) as connection:
             connection.sendall(head("Content-Length: 100") + b"{")
         for body in (BODY, of(1), BODY, NEWER, "{}", BODY.ljust(20_000)):
@@ -105,12 +107,13 @@ def test_every_way_in_which_a_request_can_end_is_counted_when_the_process_ends(
             own.post(of(2))
         assert own.forget(INSTANCE).status_code == 429
     assert counted(migrated) == {
-        "accepted": 3,
+        "accepted": 2,
         "duplicate": 1,
         "newer schema": 1,
         "invalid": 3,
         "too large": 1,
         "rate-limited": 3,
+        "too many ids": 1,
         "unavailable": 1,
     }
     assert set(counted(migrated)) == set(OUTCOMES)

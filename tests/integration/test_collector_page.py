@@ -5,7 +5,8 @@ import csv
 import io
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -13,31 +14,45 @@ import pytest
 from sqlalchemy import Engine, event, text
 from starlette.applications import Starlette
 
-from app.collector import page, store
+from app.collector import page, recount, stats, store
 from app.collector.daily import MOVEMENTS, VALUES
+from app.collector.names import OTHER
+from app.collector.view import long_date
+from app.payload import parse
 from migrations import migrate
 from tests.browser.collector import seed
+from tests.collector import of
 from tests.conftest import Databases
 from tests.database import counted
 
-UNTIL = datetime(2026, 5, 2, 18, tzinfo=UTC)
 FORMS = ("/", "/v1/stats.json", "/v1/stats.csv")
+NOBODY = {"active": 0, "not_established": 0}
+
+
+def ask(app: Starlette, path: str, **headers: str) -> httpx.Response:
+    async def answered() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://collector") as client:
+            given = {name.replace("_", "-"): value for name, value in headers.items()}
+            return await client.get(path, headers=given)
+
+    return asyncio.run(answered())
+
+
+def serve(engine: Engine, *, private: bool = False) -> Starlette:
+    return Starlette(routes=[*page.routes(engine, private=private)])
 
 
 def get(engine: Engine, path: str) -> httpx.Response:
-    async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app=Starlette(routes=[*page.routes(engine)]))
-        async with httpx.AsyncClient(transport=transport, base_url="http://collector") as client:
-            return await client.get(path)
-
-    return asyncio.run(ask())
+    """Ask a process that has answered nothing yet."""
+    return ask(serve(engine), path)
 
 
 @pytest.fixture(scope="module")
 def fleet(databases: Databases) -> Iterator[Engine]:
     """A collector that has heard of a fleet for forty days."""
     with databases.copy_of("template1") as url:
-        seed(url, installs=250, days=40, until=UNTIL)
+        seed(url, installs=250, days=40, until=datetime.now(UTC))
         engine = store.connect(url)
         yield engine
         engine.dispose()
@@ -53,6 +68,26 @@ def empty(empty_database: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+def yesterday() -> date:
+    return datetime.now(UTC).date() - timedelta(days=1)
+
+
+def shown(installs: int | None) -> str:
+    return "fewer than 5" if installs is None else f"{installs:,}"
+
+
+@contextmanager
+def copied(engine: Engine, databases: Databases) -> Iterator[Engine]:
+    """A copy of a database, to change."""
+    name = engine.url.database
+    assert name is not None
+    engine.dispose()  # a database that is in use cannot be copied
+    with databases.copy_of(name) as url:
+        copy = store.connect(url)
+        yield copy
+        copy.dispose()
+
+
 def words(html: str) -> str:
     """What a reader sees outside of the charts."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"<svg.*?</svg>", " ", html)))
@@ -63,49 +98,95 @@ def document(engine: Engine, query: str = "") -> Any:
 
 
 def test_the_page_answers_with_the_numbers_of_the_document(fleet: Engine) -> None:
-    today = document(fleet)["days"][-1]["movements"]
+    told = document(fleet)
+    last = told["days"][-1]["movements"]
     said = words(get(fleet, "/").text)
-    assert today["active_2d"] > 100
-    assert f"{today['active_2d']:,} installs were heard of in the last 48 hours" in said
-    for number in (today["active_7d"], today["active_30d"]):
+    assert last["active_2d"] > 100
+    ended = f"At the end of {long_date(date.fromisoformat(told['until']))}"
+    assert f"{ended}, {last['active_2d']:,} installs had been heard of within 48 hours" in said
+    for number in (last["active_7d"], last["active_30d"]):
         assert f" {number:,} " in said
+    live = told["live"]
+    assert f"{live['active']:,} installs were active" in said
+    assert f"Not established yet: {shown(live['not_established'])} more." in said
+
+
+def test_the_last_day_is_the_last_that_is_over(fleet: Engine) -> None:
+    told = document(fleet)
+    assert told["until"] == told["days"][-1]["day"] == str(yesterday())
+    assert datetime.fromisoformat(told["live"]["as_of"]) > datetime.now(UTC) - timedelta(minutes=1)
+
+
+def test_a_page_whose_last_day_is_long_over_says_that_counting_stands_still(
+    fleet: Engine, databases: Databases
+) -> None:
+    assert "Counting stands still" not in get(fleet, "/").text
+    with copied(fleet, databases) as engine:
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM measured WHERE day > current_date - 4"))
+        last = long_date(yesterday() - timedelta(days=3))
+        for path in ("/", "/?edition=ce"):
+            said = words(get(engine, path).text)
+            assert f"Counting stands still: the last day that was counted is {last}." in said
+
+
+def test_a_recount_is_shown_while_it_runs(fleet: Engine, databases: Databases) -> None:
+    assert document(fleet)["recount"] is None
+    with copied(fleet, databases) as engine:
+        since = yesterday() - timedelta(days=2)
+        with engine.begin() as connection:
+            recount.request(connection, since)
+        app = serve(engine)
+        shares = []
+        while recount.step(engine):
+            under_way = ask(app, "/v1/stats.json").json()["recount"]
+            if under_way["replayed"]:
+                assert (under_way["since"], under_way["until"]) == (str(since), str(yesterday()))
+                done = re.search(r"counted again: (\d+)% done", ask(app, "/").text)
+                assert done
+                shares.append(int(done[1]))
+        assert shares == sorted({*shares})
+        assert shares[-1] == 100
+        assert ask(app, "/v1/stats.json").json()["recount"] is None
 
 
 def test_the_csv_holds_the_numbers_of_the_document(fleet: Engine) -> None:
     told, response = document(fleet), get(fleet, "/v1/stats.csv")
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
     rows = {tuple(row[:3]): row[3] for row in csv.reader(io.StringIO(response.text))}
+    rows = {name: n for name, n in rows.items() if name[1] != "live"}  # has a time of its own
     assert rows.pop(("day", "metric", "value")) == "installs"
     expected = {}
     for each in told["days"]:
-        for name, installs in each["movements"].items():
+        for name, installs in [*each["movements"].items(), ("dev_builds", each["dev_builds"])]:
             expected[each["day"], name, ""] = installs
-        for version, installs in [*each["versions"].items(), ("*", each["other_versions"])]:
+        for version, installs in [*each["versions"].items(), (OTHER, each["other_versions"])]:
             expected[each["day"], "version", version] = installs
     for name, spread in told["values"].items():
         for group in spread["groups"]:
             expected[told["until"], name, group["value"]] = group["installs"]
-        expected[told["until"], name, "*"] = spread["folded_installs"]
-    for name, used in told["features"].items():
-        expected[told["until"], name, "used"] = used["installs"]
-    assert rows.keys() == expected.keys()
-    for name, installs in expected.items():
-        exact = installs is not None
-        assert rows[name] == str(installs) if exact else "fewer than 5" in rows[name]
+        expected[told["until"], name, OTHER] = spread["folded_installs"]
+    for name, installs in told["features"].items():
+        expected[told["until"], name, "used"] = installs
+    assert rows == {
+        name: "fewer than 5" if installs is None else str(installs)
+        for name, installs in expected.items()
+    }
 
 
 def test_the_document_has_every_day_and_every_value(fleet: Engine) -> None:
     told = document(fleet, "?days=30")
-    assert (told["since"], told["until"]) == ("2026-04-03", "2026-05-02")
-    assert told["as_of"] == "2026-05-02T18:00:00+00:00"
+    since = yesterday() - timedelta(days=29)
+    assert (told["since"], told["until"]) == (str(since), str(yesterday()))
     assert [each["day"] for each in told["days"]] == sorted({each["day"] for each in told["days"]})
     assert len(told["days"]) == 30
     assert {*told["days"][0]["movements"]} == {*MOVEMENTS}
+    assert told["rounded_to"] == 5
     assert {*told["values"]} == {"edition", *VALUES}
 
 
 def test_days_before_the_first_count_are_not_shown_as_zero(fleet: Engine) -> None:
-    assert len(document(fleet, "?days=365")["days"]) == 40
+    assert len(document(fleet, "?days=365")["days"]) == 39
 
 
 def test_a_filter_leaves_only_its_own_installs_and_is_said_in_a_sentence(fleet: Engine) -> None:
@@ -113,15 +194,19 @@ def test_a_filter_leaves_only_its_own_installs_and_is_said_in_a_sentence(fleet: 
     edition = everyone["values"]["edition"]["groups"][-1]
     told = document(fleet, f"?edition={edition['value']}")
     assert told["days"][-1]["movements"]["active_2d"] == edition["installs"]
+    assert told["live"] is None
+    since = long_date(yesterday() - timedelta(days=29))
     html = get(fleet, f"/?days=30&edition={edition['value']}").text
-    assert f"Only installs in the {edition['value']} edition, from 3 April 2026" in words(html)
+    assert f"Only installs in the {edition['value']} edition, from {since} to" in words(html)
     assert f"<option selected>{edition['value']}</option>" in html
     assert '<option value="30" selected>Last 30 days</option>' in html
     assert f"/v1/stats.json?days=30&amp;edition={edition['value']}" in html
 
 
 def test_an_empty_choice_of_the_form_is_no_filter(fleet: Engine) -> None:
-    assert document(fleet, "?days=90&version=&edition=") == document(fleet)
+    app = serve(fleet)
+    asked, other = (ask(app, f"/v1/stats.json{q}") for q in ("?days=90&version=&edition=", ""))
+    assert asked.json() == other.json()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -154,8 +239,8 @@ def test_a_version_that_is_not_told_gets_the_answer_of_one_that_does_not_exist(
 ) -> None:
     told = {*document(fleet)["all_versions"]}
     with fleet.connect() as connection:
-        rows = connection.execute(text("SELECT DISTINCT version FROM daily WHERE version <> '*'"))
-        untold = next(version for (version,) in rows if version not in told)
+        released = connection.scalars(text("SELECT version FROM release ORDER BY released_on"))
+        untold = next(version for version in released if version not in told)
     there, missing = (
         get(fleet, f"{form}?version={version}").text.replace(version, "VERSION")
         for version in (untold, "99999.0.0")
@@ -178,7 +263,91 @@ def test_every_answer_has_strict_headers(fleet: Engine, path: str) -> None:
     )
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
-    assert headers["cache-control"] in {"private, max-age=60", "no-store"}
+    refused = "no-store" if "days=1" in path else "public, max-age=60"
+    assert headers["cache-control"] == refused
+    assert ("etag" in headers) == (refused != "no-store")
+    own = ask(serve(fleet, private=True), path).headers
+    assert own["cache-control"] == refused.replace("public", "private")
+    assert (own.get("vary") == "Authorization") == (refused != "no-store")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_who_has_the_answer_already_is_told_no_more_than_that(fleet: Engine, form: str) -> None:
+    app = serve(fleet)
+    first = ask(app, f"{form}?days=30")
+    etag = first.headers["etag"]
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        again = ask(app, f"{form}?days=30", if_none_match=known)
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == etag
+        assert again.headers["cache-control"] == "public, max-age=60"
+        assert "content-security-policy" in again.headers
+    for other in ('"other"', ""):
+        assert ask(app, f"{form}?days=30", if_none_match=other).content == first.content
+    assert ask(app, f"{form}?days=365").headers["etag"] != etag
+
+
+def test_an_answer_is_rendered_once_until_a_day_is_counted(
+    fleet: Engine, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = []
+    document = stats.document
+    monkeypatch.setattr(stats, "document", lambda told: rendered.append(1) or document(told))
+    with copied(fleet, databases) as engine:
+        app = serve(engine)
+        for query in ("", "?days=90", "?days=90&edition=", "?unknown=1"):
+            assert ask(app, f"/v1/stats.json{query}").status_code == 200
+        assert len(rendered) == 1
+        for _ in range(2):
+            ask(app, "/v1/stats.json?edition=ce")
+        assert len(rendered) == 2
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE daily SET installs = 1000 WHERE metric = 'active_7d'"))
+            connection.execute(text("UPDATE measured SET as_of = now() WHERE day = current_date-1"))
+        for query in ("", "?edition=ce"):
+            last = ask(app, f"/v1/stats.json{query}").json()["days"][-1]
+            assert last["movements"]["active_7d"] >= 1000
+        assert len(rendered) == 4
+
+
+def test_installs_are_looked_at_once_a_minute_however_many_ask(
+    fleet: Engine, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with copied(fleet, databases) as engine:
+        app = serve(engine)
+        first = ask(app, "/v1/stats.json").json()
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE install RENAME TO elsewhere"))
+            connection.execute(text("DROP TABLE heartbeat"))
+        assert ask(app, "/v1/stats.json").json() == first
+        for form in FORMS:
+            assert ask(app, f"{form}?days=365&edition=ce").status_code == 200
+        with engine.begin() as connection:
+            connection.execute(text("ALTER TABLE elsewhere RENAME TO install"))
+            connection.execute(text("TRUNCATE install"))
+        assert ask(app, "/v1/stats.json").json()["live"] == first["live"]
+        monkeypatch.setattr(page.time, "monotonic", lambda: float("inf"))
+        live = ask(app, "/v1/stats.json").json()["live"]
+        assert live.pop("as_of") > first["live"]["as_of"]
+        assert live == NOBODY
+
+
+def test_no_more_answers_are_kept_than_there_is_room_for(
+    fleet: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "KEPT", 2)
+    answers = page._Answers(fleet)  # noqa: SLF001 - nothing else shows what is kept
+
+    def form(*_: object) -> str:
+        return "rendered"
+
+    kept = answers._kept  # noqa: SLF001 - as above
+    for days in ("30", "90", "365"):
+        answers.get(form, page._asked({"days": days}))  # noqa: SLF001 - as above
+    assert [asked.days for _, asked in kept] == ["90", "365"]
+    answers.get(form, page._asked({"days": "90"}))  # noqa: SLF001 - as above
+    answers.get(form, page._asked({"version": "99.9.9"}))  # noqa: SLF001 - as above
+    assert [asked.days for _, asked in kept] == ["365", "90"]
 
 
 def test_the_style_is_kept_for_ever_under_a_name_of_its_content(fleet: Engine) -> None:
@@ -200,7 +369,7 @@ def test_a_page_has_no_script_no_inline_style_and_nothing_from_elsewhere(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_before_anything_was_counted_the_answer_is_kind(empty: Engine, form: str) -> None:
+def test_before_anything_was_heard_of_the_answer_is_kind(empty: Engine, form: str) -> None:
     response = get(empty, form)
     assert response.status_code == 200
     if form == "/":
@@ -209,8 +378,18 @@ def test_before_anything_was_counted_the_answer_is_kind(empty: Engine, form: str
 
 def test_when_nothing_was_found_to_count_the_page_is_as_kind(empty: Engine) -> None:
     with empty.begin() as connection:
-        connection.execute(text("INSERT INTO measured VALUES ('2026-05-02', '2026-05-02T12:00Z')"))
+        connection.execute(text("INSERT INTO measured VALUES (current_date - 1, now())"))
     assert "No install has been heard of yet" in words(get(empty, "/").text)
+
+
+def test_on_the_first_day_the_page_says_that_it_is_counted_after_its_end(empty: Engine) -> None:
+    with empty.begin() as connection:
+        store.insert(connection, [parse(of(number)) for number in range(7)])
+    said = words(get(empty, "/").text)
+    assert "No day has been counted yet" in said
+    assert "A day is counted after its end" in said
+    assert "Not established yet: 7 more." in said
+    assert document(empty)["live"]["not_established"] == 7
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -228,19 +407,6 @@ def test_an_answer_takes_one_transaction_that_cannot_write(fleet: Engine, form: 
         event.remove(fleet, "before_cursor_execute", look)
     assert modes == {(True, "REPEATABLE_READ")}
     assert cost.each == [6]
-
-
-def test_no_install_is_read(fleet: Engine, databases: Databases) -> None:
-    name = fleet.url.database
-    assert name is not None
-    before = document(fleet)
-    fleet.dispose()  # a database that is in use cannot be copied
-    with databases.copy_of(name) as url:
-        engine = store.connect(url)
-        with engine.begin() as connection:
-            connection.execute(text("DROP TABLE install, heartbeat"))
-        assert document(engine) == before
-        engine.dispose()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -34,7 +35,7 @@ from tests.collector import (
 )
 from tests.conftest import Databases
 
-TOKEN = "op\u00e9n:sesame"  # noqa: S105 - for these tests
+TOKEN = "op\u00e9n:sesame:please"  # noqa: S105 - for these tests
 CLOSED = ("/", "/v1/stats.json", "/v1/stats.csv")
 
 
@@ -393,8 +394,14 @@ def basic(user: str, password: str) -> str:
 
 
 def test_with_a_token_the_numbers_are_for_those_who_know_it(migrated: str, tmp_path: Path) -> None:
-    def get(path: str, authorization: str | None = None) -> int:
-        headers = [(b"authorization", authorization.encode())] if authorization else []
+    clients = count(1)
+
+    def get(path: str, authorization: str) -> int:
+        """Ask as somebody who has not guessed before."""
+        headers = [
+            (b"authorization", authorization.encode()),
+            (b"x-forwarded-for", f"203.0.113.{next(clients)}".encode()),
+        ]
         return own.client.get(path, headers=headers).status_code
 
     with serving(migrated, tmp_path / "log", COLLECTOR_TOKEN=TOKEN) as own:
@@ -427,7 +434,33 @@ def test_with_a_token_the_numbers_are_for_those_who_know_it(migrated: str, tmp_p
         assert own.held(INSTANCE).status_code == 200
         assert own.forget(INSTANCE).status_code == 204
         assert own.client.get("/v1/openapi.json").status_code == 200
-    assert own.log() == [f"collector.ready port={own.port}"]
+    assert own.log()[1:] == ["collector.wrong_token count=1"]
+
+
+def test_who_has_tried_ten_wrong_tokens_is_429_even_with_the_right_one(
+    migrated: str, tmp_path: Path
+) -> None:
+    def get(token: str, client: str = "203.0.113.77") -> httpx.Response:
+        headers = {"x-forwarded-for": client, "authorization": basic("", token)}
+        return own.client.get("/v1/stats.json", headers=headers)
+
+    with serving(migrated, tmp_path / "log", COLLECTOR_TOKEN=TOKEN) as own:
+        for _ in range(20):
+            assert own.client.get("/").status_code == 401
+            assert get(TOKEN).status_code == 200
+        assert [get(f"{TOKEN}{n}").status_code for n in range(10)] == [401] * 10
+        for token in ("wrong", TOKEN):
+            refused = get(token)
+            assert (refused.status_code, refused.json()) == (
+                429,
+                {"error": "Too many wrong tokens."},
+            )
+            assert 0 < int(refused.headers["retry-after"]) <= 6
+        assert get(TOKEN, "203.0.113.78").status_code == 200
+        assert own.client.get("/v1/openapi.json").status_code == 200
+        time.sleep(int(get(TOKEN).headers["retry-after"]))
+        assert get(TOKEN).status_code == 200
+    assert own.log()[1:] == ["collector.wrong_token count=1"]
 
 
 def test_without_a_token_the_numbers_are_everybodys(own: Collector) -> None:
@@ -439,6 +472,8 @@ def test_without_a_token_the_numbers_are_everybodys(own: Collector) -> None:
     ("variable", "value", "problem"),
     [
         ("COLLECTOR_TOKEN", "", "is empty"),
+        ("COLLECTOR_TOKEN", "opensesame12345", "must have at least 16 characters"),
+        ("COLLECTOR_CLIENT_INSTALLS", "-1", "must be greater than or equal to 0"),
         ("COLLECTOR_RETENTION_DAYS", "opensesame", "must be a number"),
         ("COLLECTOR_RETENTION_DAYS", "-1", "must be greater than or equal to 0"),
         ("COLLECTOR_RETENTION_DAYS", "", "must be a number"),

@@ -39,6 +39,7 @@ LOGFILE = "unit/test_logfile.py"
 RIGHTS = "integration/test_collector_rights.py"
 FORGETTING = "integration/test_collector_forgetting.py"
 OUTCOMES = "integration/test_collector_outcomes.py"
+CLIENTS = "integration/test_collector_clients.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -1106,6 +1107,79 @@ MUTATIONS = (
         "        instance_id",
         "integration/test_collector_load.py"
         "::test_who_asks_too_often_is_429_until_its_time_has_come",
+    ),
+    Mutation(
+        9,
+        "the head of a request has no deadline",
+        "app/collector/connections.py",
+        "    Stage.HEAD: 5.0,",
+        "    Stage.HEAD: 3_600.0,",
+        f"{CLIENTS}::test_two_hundred_heads_that_drip_are_cut_off_after_five_seconds",
+    ),
+    Mutation(
+        9,
+        "an answer that is not read has no deadline",
+        "app/collector/connections.py",
+        "        # Not close(): that would wait until the caller has read all that was written.\n"
+        "        connection.transport.abort()\n",
+        "        connection.transport.close()\n",
+        f"{CLIENTS}::test_who_does_not_read_its_answer_is_cut_off",
+    ),
+    Mutation(
+        9,
+        "connections have no bound",
+        "app/collector/connections.py",
+        "        if len(self.connections) <= self._most:\n",
+        "        if self._most:\n",
+        f"{CLIENTS}::test_a_flood_of_silent_connections_keeps_nobody_waiting_for_a_second",
+    ),
+    Mutation(
+        9,
+        "at the bound it is the newcomer that is closed",
+        "app/collector/connections.py",
+        "        self._close(longest)\n",
+        "        self._close(newcomer)\n",
+        f"{CLIENTS}::test_a_flood_of_silent_connections_keeps_nobody_waiting_for_a_second",
+    ),
+    Mutation(
+        9,
+        "a failure is logged as often as it occurs",
+        "app/collector/lines.py",
+        "        return line not in recent\n",
+        "        return True\n",
+        "unit/test_lines.py::test_a_warning_or_an_error_is_written_once_a_minute",
+    ),
+    Mutation(
+        9,
+        "a client may bring any number of installs",
+        "app/collector/limit.py",
+        "        if len(ids) >= self._most:\n",
+        "        if not self._most:\n",
+        f"{CLIENTS}::test_a_client_that_brings_too_many_installs_is_429_until_the_day_ends",
+    ),
+    Mutation(
+        9,
+        "an install that was brought on this day is refused beyond the limit",
+        "app/collector/limit.py",
+        "        if one in ids:\n",
+        "        if one in ids and len(ids) < self._most:\n",
+        f"{CLIENTS}::test_an_install_that_was_brought_on_this_day_is_accepted_again",
+    ),
+    Mutation(
+        9,
+        "each IPv6 network of 64 bits brings installs of its own",
+        "app/collector/limit.py",
+        "SITE = 48\n",
+        "SITE = 64\n",
+        "unit/test_limit.py::test_a_network_of_48_bits_brings_installs_as_one_client",
+    ),
+    Mutation(
+        9,
+        "the token may be guessed any number of times",
+        "app/collector/web.py",
+        "            self._guesses.take(client, now)\n",
+        "",
+        f"{RIGHTS}::test_who_has_tried_ten_wrong_tokens_is_429_even_with_the_right_one",
     ),
     Mutation(
         9,

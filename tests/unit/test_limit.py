@@ -1,10 +1,14 @@
-"""A client may ask so many times a minute, and no more is remembered of it than that takes."""
+"""A client may ask so often and bring so many installs, and no more is remembered of it."""
+
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.collector.limit import Limiter
+from app.collector.limit import DAY_SECONDS, DailyInstalls, Limiter
+
+DAY = 20_000 * DAY_SECONDS
 
 
 def test_a_client_has_a_minutes_requests_at_once_and_then_hears_when_the_next_is_due() -> None:
@@ -89,3 +93,100 @@ def test_no_address_is_in_its_memory_and_no_other_process_finds_the_same_hash() 
     [mine], [theirs] = one._full_at, other._full_at  # noqa: SLF001 - what it remembers
     assert mine != theirs
     assert len(mine) == 16
+
+
+def test_to_ask_how_long_to_wait_takes_nothing() -> None:
+    limiter = Limiter(1)
+
+    assert [limiter.wait("192.0.2.1", 0.0) for _ in range(3)] == [0] * 3
+    assert limiter.clients == 0
+    limiter.take("192.0.2.1", 0.0)
+    assert [limiter.wait("192.0.2.1", 30.0) for _ in range(3)] == [30] * 3
+    assert limiter.wait("192.0.2.1", 60.0) == 0
+
+
+# Installs a day
+
+
+def test_a_client_brings_so_many_installs_a_day_and_hears_when_the_day_ends() -> None:
+    daily = DailyInstalls(3)
+    noon = DAY + DAY_SECONDS / 2
+
+    assert [daily.admit("192.0.2.1", UUID(int=n), noon) for n in range(4)] == [0, 0, 0, 43_200]
+    assert daily.admit("192.0.2.1", UUID(int=9), noon + 0.5) == 43_200
+    assert daily.admit("192.0.2.1", UUID(int=9), DAY + DAY_SECONDS - 0.01) == 1
+    assert daily.admit("192.0.2.1", UUID(int=9), DAY + DAY_SECONDS) == 0
+
+
+def test_an_install_that_a_client_has_brought_it_may_bring_again() -> None:
+    daily = DailyInstalls(2)
+    for n in (1, 2, 3):
+        daily.admit("192.0.2.1", UUID(int=n), DAY)
+
+    assert [bool(daily.admit("192.0.2.1", UUID(int=n), DAY)) for n in (1, 2, 3, 2)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_one_client_does_not_use_up_anothers_installs() -> None:
+    daily = DailyInstalls(1)
+
+    assert daily.admit("192.0.2.1", UUID(int=1), DAY) == 0
+    assert daily.admit("192.0.2.2", UUID(int=2), DAY) == 0
+    assert daily.admit("192.0.2.2", UUID(int=1), DAY) > 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8::1", "2001:db8:0:ffff::1", True),
+        ("2001:db8::1", "2001:db8:1::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+    ],
+)
+def test_a_network_of_48_bits_brings_installs_as_one_client(
+    one: str,
+    other: str,
+    same: bool,  # noqa: FBT001 - pytest's parameter
+) -> None:
+    daily = DailyInstalls(1)
+    daily.admit(one, UUID(int=1), DAY)
+    assert bool(daily.admit(other, UUID(int=2), DAY)) is same
+
+
+def test_only_so_many_ids_are_remembered_and_the_first_to_go_came_longest_ago() -> None:
+    daily = DailyInstalls(2, max_ids=4)
+    for last, n in ((1, 1), (1, 2), (2, 3), (1, 1), (3, 4), (4, 5)):
+        assert daily.admit(f"192.0.2.{last}", UUID(int=n), DAY) == 0
+
+    assert daily.remembered == 4
+    assert daily.admit("192.0.2.1", UUID(int=6), DAY) > 0
+    assert daily.admit("192.0.2.2", UUID(int=6), DAY) == 0
+
+
+def test_one_client_is_remembered_whole_whatever_it_may_bring() -> None:
+    daily = DailyInstalls(10, max_ids=3)
+    admitted = [daily.admit("192.0.2.1", UUID(int=n), DAY) == 0 for n in range(20)]
+    assert sum(admitted) == daily.remembered == 10
+
+
+def test_the_next_day_remembers_nothing_of_the_one_before() -> None:
+    daily = DailyInstalls(50)
+    for n in range(50):
+        daily.admit(f"192.0.2.{n}", UUID(int=n), DAY)
+    daily.admit("192.0.2.1", UUID(int=1), DAY + DAY_SECONDS)
+    assert daily.remembered == 1
+
+
+def test_no_address_and_no_id_is_in_its_memory() -> None:
+    daily = DailyInstalls(1)
+    instance_id = UUID("7d1f0f3c-7e62-4a4e-9b6f-1a4e2d2dfd99")
+    daily.admit("203.0.113.77", instance_id, DAY)
+
+    memory = repr(vars(daily))
+    for trace in (b"203.0.113.77", b"\xcb\x00qM", instance_id.bytes, str(instance_id).encode()):
+        assert repr(trace)[2:-1] not in memory
