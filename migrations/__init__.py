@@ -7,6 +7,7 @@ database as the pipeline, and nobody but ConsentOS touches that one.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,9 @@ from sqlalchemy.exc import DBAPIError
 from migrations import host, repair
 
 History = Literal["telemetry", "collector"]
+
+BASE = "base"
+"""In the place of a revision: there are no tables yet, or none any more."""
 
 SEVERAL = "several"
 """In the place of a revision: a version table that was restored twice names more than one."""
@@ -49,13 +53,8 @@ def migrate(connection: Connection, history: History, to: str = "head") -> Migra
     Raises:
         MigrationRefusedError: see the message.
     """
-    config = Config()
-    here = Path(__file__).parent
-    config.set_main_option("script_location", str(here).replace("%", "%%"))
-    config.set_main_option("version_locations", str(here / history).replace("%", "%%"))
-    config.set_main_option("path_separator", "newline")
+    config = _config(history)
     config.attributes["connection"] = connection
-    config.attributes["version_table"] = f"{history}_alembic_version"
     if history == "telemetry" and to != "base":
         with _alone(connection):
             refusal = host.give_back_instance(connection)
@@ -63,8 +62,7 @@ def migrate(connection: Connection, history: History, to: str = "head") -> Migra
             raise MigrationRefusedError(refusal)
     with _alone(connection):
         before = revision(connection, history)
-        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-        if before not in known | {"base", SEVERAL}:
+        if before not in {*known(history), BASE, SEVERAL}:
             raise MigrationRefusedError(
                 f"The tables of {history} are at revision {before}, which this release does not"
                 " know: a newer one made them. Run that one."
@@ -77,6 +75,23 @@ def migrate(connection: Connection, history: History, to: str = "head") -> Migra
         if to == "base":
             connection.execute(text(f"DROP TABLE IF EXISTS {history}_alembic_version"))
         return Migrated(before, revision(connection, history), lacking, kept)
+
+
+def _config(history: History) -> Config:
+    config = Config()
+    here = Path(__file__).parent
+    config.set_main_option("script_location", str(here).replace("%", "%%"))
+    config.set_main_option("version_locations", str(here / history).replace("%", "%%"))
+    config.set_main_option("path_separator", "newline")
+    config.attributes["version_table"] = f"{history}_alembic_version"
+    return config
+
+
+@cache
+def known(history: History) -> tuple[str, ...]:
+    """Return the revisions that this release knows, the newest first."""
+    scripts = ScriptDirectory.from_config(_config(history)).walk_revisions()
+    return tuple(script.revision for script in scripts)
 
 
 @contextmanager
@@ -135,4 +150,4 @@ def revision(connection: Connection, history: History) -> str:
         connection, opts={"version_table": f"{history}_alembic_version"}
     )
     heads = context.get_current_heads()
-    return SEVERAL if len(heads) > 1 else next(iter(heads), "base")
+    return SEVERAL if len(heads) > 1 else next(iter(heads), BASE)

@@ -1,4 +1,4 @@
-"""The collector's two commands: ``python -m app.collector migrate`` and ``serve``."""
+"""The collector's commands: ``python -m app.collector migrate``, ``serve`` and ``check``."""
 
 import logging
 import signal
@@ -9,11 +9,12 @@ from typing import Annotated, NoReturn
 import typer
 import uvicorn
 from alembic.util import CommandError
+from prometheus_client import CollectorRegistry
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 import migrations
-from app.collector import store, web
+from app.collector import check, metrics, store, web
 from app.collector.connections import ACCEPTED_AT_ONCE, Connection, Server
 from app.collector.lines import OnceAMinute
 from app.settings import SettingsError
@@ -22,6 +23,7 @@ from app.settings.collector import CollectorSettings
 MAX_HEAD_BYTES = 8 * 1024
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+cli.command("check")(check.command)
 
 
 @cli.command()
@@ -38,17 +40,24 @@ def migrate() -> None:
 def serve(
     # It is there to be reached from elsewhere.
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "0.0.0.0",  # noqa: S104 - see above
+    metrics_host: Annotated[
+        str, typer.Option(help="The address for COLLECTOR_METRICS_PORT; never a public one.")
+    ] = "127.0.0.1",
 ) -> None:
     """Take heartbeats on PORT, and show the numbers, until SIGTERM."""
     settings = CollectorSettings.load()
     # A default would open what was to be closed, or delete too much.
     settings.refuse_what_is_wrong()
-    app = web.create_app(store.connect(settings.require("collector_database_url")), settings)
+    registry = CollectorRegistry()
+    engine = store.connect(settings.require("collector_database_url"))
+    app = web.create_app(engine, settings, registry=registry)
     _log_to_stdout()
     # When uvicorn has shut down it raises the signal that it caught once more: a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     with _listen(host, settings.port) as listener:
+        if settings.collector_metrics_port:
+            _show(registry, metrics_host, settings.collector_metrics_port)
         web.log.info("collector.ready port=%d", settings.port)
         server(app).run(sockets=[listener])
 
@@ -89,6 +98,13 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         _fail(f"Cannot listen on port {port}: {error.strerror}.", 1)
+
+
+def _show(registry: CollectorRegistry, host: str, port: int) -> None:
+    try:
+        metrics.listen(registry, host, port)
+    except OSError as error:
+        _fail(f"Cannot listen on port {port} for metrics: {error.strerror}.", 1)
 
 
 class _Line(logging.Formatter):

@@ -9,8 +9,8 @@ between processes, the database sees to that.
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -21,6 +21,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
+import migrations
 from app.collector import store
 from app.payload import Heartbeat
 
@@ -72,16 +73,25 @@ class Inbox:
     When it closes, what waits is committed within ``SETTLE_SECONDS``, or never acknowledged.
     """
 
-    def __init__(self, engine: Engine, *, established_days: int = store.ESTABLISHED_DAYS) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        established_days: int = store.ESTABLISHED_DAYS,
+        timed: Callable[[float], None] = lambda _: None,
+    ) -> None:
         """Write by one connection of ``engine``, which is kept.
 
-        An install that is heard of on ``established_days`` days is established.
+        An install that is heard of on ``established_days`` days is established. How many seconds a
+        commit took is given to ``timed``, by the writer's thread.
         """
         self._engine = engine
         self._established_days = established_days
         self._entries: SimpleQueue[_Entry | None] = SimpleQueue()
         self._connection: Connection | None = None
+        self._timed = timed
         self._unsettled = 0  # counted by the event loop alone
+        self._failed_at: float | None = None  # set by the writer alone
         # A server that stands still must not keep the process from its end: nothing is lost by it.
         self._writer = Thread(target=self._write, name="inbox", daemon=True)
 
@@ -120,8 +130,23 @@ class Inbox:
         """
         await self._bring(instance_id)
 
+    @property
+    def waiting(self) -> int:
+        """How many are waiting, those included whose commit is under way."""
+        return self._unsettled
+
+    @property
+    def full(self) -> bool:
+        """Whether no more may wait."""
+        return self._unsettled >= CAPACITY
+
+    def failed_within(self, seconds: float) -> bool:
+        """Return whether the last commit failed for want of the database, and not longer ago."""
+        failed_at = self._failed_at
+        return failed_at is not None and time.monotonic() < failed_at + seconds
+
     async def _bring(self, what: Heartbeat | UUID) -> bool:
-        if self._unsettled >= CAPACITY:
+        if self.full:
             raise UnavailableError("The collector is busy.")
         settled = asyncio.get_running_loop().create_future()
         self._unsettled += 1
@@ -184,7 +209,17 @@ class Inbox:
             self._tell([entry], results)
 
     def _attempt(self, entries: Sequence[_Entry]) -> Results:
-        """Commit all of the entries or none, in their order."""
+        """Commit all of the entries or none, in their order; remember whether that failed."""
+        began = time.monotonic()
+        results = self._try(entries)
+        if isinstance(results, UnavailableError):
+            self._failed_at = time.monotonic()
+        elif not isinstance(results, Exception):
+            self._failed_at = None
+            self._timed(time.monotonic() - began)
+        return results
+
+    def _try(self, entries: Sequence[_Entry]) -> Results:
         try:
             return self._commit(entries)
         except SQLAlchemyError as error:
@@ -198,7 +233,7 @@ class Inbox:
 
     def _commit(self, entries: Sequence[_Entry]) -> Results:
         if self._connection is None:
-            self._connection = self._engine.connect()
+            self._connection = self._connect()
         try:
             return self._transact(self._connection, entries)
         except DBAPIError as error:
@@ -206,6 +241,21 @@ class Inbox:
                 raise
             # It may have been cut while it was idle. To write twice does no harm.
             return self._transact(self._connection, entries)
+
+    def _connect(self) -> Connection:
+        """Return a connection to tables of this release.
+
+        Whoever is running while they are migrated goes on: a release takes what is sent until the
+        next has started.
+        """
+        with ExitStack() as refused:
+            connection = refused.enter_context(self._engine.connect())
+            with connection.begin():
+                found = migrations.revision(connection, "collector")
+            if found != migrations.known("collector")[0]:
+                raise UnavailableError("The database is not ready.")
+            refused.pop_all()
+        return connection
 
     def _transact(self, connection: Connection, entries: Sequence[_Entry]) -> Results:
         began = time.monotonic()

@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
+from app.collector.health import EVERY_SECONDS, WITHIN_SECONDS
 from app.collector.holdings import AT_MOST, Held
 from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS, NEWER_SCHEMA_SECONDS
 from app.collector.stats import FEW, FOLD_BELOW, ROUNDED_TO, Stats
@@ -54,6 +55,32 @@ NOTHING = {
         "retention_days": {"type": "integer", "minimum": 0},
     },
     "required": ["error", "retention_days"],
+    "additionalProperties": False,
+}
+ALIVE = {
+    "type": "object",
+    "properties": {"alive": {"const": True}},
+    "required": ["alive"],
+    "additionalProperties": False,
+}
+READY = {
+    "type": "object",
+    "properties": {"ready": {"const": True}},
+    "required": ["ready"],
+    "additionalProperties": False,
+}
+NOT_READY = {
+    "type": "object",
+    "properties": {
+        "ready": {"const": False},
+        "reasons": {
+            "description": "Sentences for an operator, without a host, a user or a password.",
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "string"},
+        },
+    },
+    "required": ["ready", "reasons"],
     "additionalProperties": False,
 }
 # What is empty is as if it were not there: a form sends what nobody has filled in.
@@ -124,6 +151,8 @@ def document() -> Described:
             "/v1/stats.json": {"get": _numbers("json", {JSON_TYPE: _ref("Stats")}, JSON_TYPE)},
             "/v1/stats.csv": {"get": _numbers("csv", {"text/csv": _text()}, "text/plain")},
             "/": {"get": _numbers("page", {"text/html": _text()}, "text/html")},
+            "/healthz": {"get": _alive()},
+            "/readyz": {"get": _ready()},
             "/v1/openapi.json": {
                 "get": {
                     "summary": "Read this description",
@@ -145,6 +174,9 @@ def document() -> Described:
                 "Heartbeat": {"oneOf": [_ref_to(model.__name__) for model in HEARTBEATS.values()]},
                 "Held": held,
                 "Nothing": NOTHING,
+                "Alive": ALIVE,
+                "Ready": READY,
+                "NotReady": NOT_READY,
                 "Stats": stats,
                 "Error": ERROR,
                 "InstanceId": fields["instance_id"],
@@ -292,6 +324,36 @@ def _numbers(form: str, content: Described, refusal: str) -> Described:
             "503": {"description": "The database is not available.", "content": refused},
         },
     }
+
+
+def _alive() -> Described:
+    return {
+        "summary": "Ask whether the process lives",
+        "description": "It looks at nothing else.",
+        "operationId": "is_alive",
+        "responses": {"200": _state("It lives.", "Alive")},
+    }
+
+
+def _ready() -> Described:
+    return {
+        "summary": "Ask whether the collector can do its work",
+        "description": (
+            "Whether its database can be written and has the tables of this release, heartbeats are"
+            " stored, and the last finished day is counted, or ended less than an hour ago. The"
+            f" answer is at most {EVERY_SECONDS + WITHIN_SECONDS:g} seconds old."
+        ),
+        "operationId": "is_ready",
+        "responses": {
+            "200": _state("It can.", "Ready"),
+            "503": _state("It cannot, for these reasons.", "NotReady"),
+        },
+    }
+
+
+def _state(description: str, schema: str) -> Described:
+    content = {JSON_TYPE: _ref(schema)}
+    return {"description": description, "headers": NO_STORE, "content": content}
 
 
 def _error(description: str, headers: Mapping[str, object] | None = None) -> Described:

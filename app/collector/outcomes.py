@@ -7,10 +7,11 @@ address and no schema's number.
 import logging
 import time
 from collections import Counter
+from datetime import date
 from threading import Lock
 from typing import Literal, get_args
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, text
 
 from app.collector import store
 
@@ -31,6 +32,8 @@ at that moment."""
 
 TELL_SECONDS = 60.0
 
+_OF_DAY = text("SELECT outcome, requests FROM ingest WHERE day = :day")
+
 log = logging.getLogger(__package__)
 
 
@@ -41,12 +44,19 @@ class Outcomes:
         """Begin at zero."""
         self._lock = Lock()
         self._counts: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
         self._told_at = float("-inf")
 
     def count(self, outcome: Outcome) -> None:
         """Count one request."""
         with self._lock:
             self._counts[outcome] += 1
+            self._totals[outcome] += 1
+
+    def totals(self) -> dict[str, int]:
+        """Return how many requests have ended in which way since the process began."""
+        with self._lock:
+            return {outcome: self._totals[outcome] for outcome in OUTCOMES}
 
     def newer_schema(self, version: int | None) -> None:
         """Count a request of a schema that is not known yet, and log it, at most once a minute."""
@@ -74,3 +84,8 @@ class Outcomes:
             with self._lock:
                 self._counts += counts
             raise
+
+
+def of_day(connection: Connection, day: date) -> dict[str, int]:
+    """Return how many requests of a UTC day ended in which way; what did not happen is left out."""
+    return dict(connection.execute(_OF_DAY, {"day": day}).all())

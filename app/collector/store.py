@@ -10,7 +10,9 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, text
+from psycopg.errors import ReadOnlySqlTransaction
+from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, event, text
+from sqlalchemy.engine import ExceptionContext
 
 from app.payload import Heartbeat
 
@@ -186,7 +188,7 @@ def connect(url: str | URL) -> Engine:
     Nothing is connected yet, and no error of the engine's repeats a parameter. Its transactions are
     at READ COMMITTED, whatever the database's own setting.
     """
-    return create_engine(
+    made = create_engine(
         url,
         # What is looked for after a wait for a lock must be seen.
         isolation_level="READ COMMITTED",
@@ -197,6 +199,14 @@ def connect(url: str | URL) -> Engine:
         hide_parameters=True,
         connect_args={"prepare_threshold": None, "connect_timeout": 5, "tcp_user_timeout": 10_000},
     )
+    event.listen(made, "handle_error", _leave_the_read_only)
+    return made
+
+
+def _leave_the_read_only(context: ExceptionContext) -> None:
+    """Have a session that cannot write be closed: another one may be able to."""
+    if isinstance(context.original_exception, ReadOnlySqlTransaction):
+        context.is_disconnect = True
 
 
 class Fate(NamedTuple):

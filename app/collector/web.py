@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from hmac import compare_digest
 
+from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -17,7 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.collector import intake, openapi, page, store
+from app.collector import health, intake, metrics, openapi, page, store
+from app.collector.health import Health
 from app.collector.holdings import Holdings
 from app.collector.inbox import Inbox, RefusedError, UnavailableError
 from app.collector.intake import NotAHeartbeat
@@ -36,16 +38,28 @@ log = logging.getLogger(__package__)
 
 
 def create_app(
-    engine: Engine, settings: CollectorSettings, *, body_seconds: float = BODY_SECONDS
+    engine: Engine,
+    settings: CollectorSettings,
+    *,
+    body_seconds: float = BODY_SECONDS,
+    registry: CollectorRegistry | None = None,
 ) -> Starlette:
     """Return the application, which disposes of ``engine`` when it shuts down.
 
     All that is read is read by ``engine``; what is written goes by connections of its own to the
-    same database, so that no crowd of readers keeps it waiting.
+    same database, so that no crowd of readers keeps it waiting. Its metrics are shown by
+    ``registry``.
     """
     writing = store.connect(engine.url)
-    inbox = Inbox(writing, established_days=settings.collector_established_days)
+    inbox = Inbox(
+        writing,
+        established_days=settings.collector_established_days,
+        timed=metrics.commits(registry).observe,
+    )
     outcomes = Outcomes()
+    state = Health(engine.url, inbox)
+    if registry:
+        metrics.register(registry, outcomes=outcomes, inbox=inbox, health=state)
     holdings = Holdings(engine, settings.collector_retention_days)
     limiter = Limiter(settings.collector_client_rate) if settings.collector_client_rate else None
     most = settings.collector_client_installs
@@ -53,7 +67,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        with keeping(writing, settings.collector_retention_days, outcomes), inbox:
+        with keeping(writing, settings.collector_retention_days, outcomes), inbox, state.watching():
             yield
         for each in (engine, writing):
             each.dispose()
@@ -62,6 +76,7 @@ def create_app(
         routes=[
             *intake.routes(inbox, holdings, outcomes, limiter, daily, body_seconds),
             Route("/v1/openapi.json", _describe),
+            *health.routes(state),
             *_page(engine, settings),
         ],
         lifespan=lifespan,

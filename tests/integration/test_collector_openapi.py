@@ -29,9 +29,11 @@ from tests.collector import BODY, NOWHERE, Collector, changed, of, query, servin
 from tests.conftest import Databases
 
 
-def no_server_error_but_for_a_newer_schema(
+def no_server_error_but_for_what_is_meant(
     context: CheckContext, response: Response, case: Case[Any]
 ) -> bool | None:
+    if case.path == "/readyz" and response.status_code == 503:
+        return None
     newer = "does not know telemetry_schema" in response.text
     if newer and (response.status_code, response.headers["retry-after"]) == (503, ["21600"]):
         assert isinstance(case.body, dict)
@@ -43,7 +45,7 @@ def no_server_error_but_for_a_newer_schema(
 
 
 CHECKS = [
-    no_server_error_but_for_a_newer_schema,
+    no_server_error_but_for_what_is_meant,
     status_code_conformance,
     content_type_conformance,
     response_headers_conformance,

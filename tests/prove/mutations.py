@@ -38,6 +38,8 @@ OUTPUT = "integration/test_cli_output.py"
 LOGFILE = "unit/test_logfile.py"
 RIGHTS = "integration/test_collector_rights.py"
 FORGETTING = "integration/test_collector_forgetting.py"
+HEALTH = "integration/test_collector_health.py"
+CHECK = "integration/test_collector_check.py"
 OUTCOMES = "integration/test_collector_outcomes.py"
 CLIENTS = "integration/test_collector_clients.py"
 
@@ -1286,5 +1288,85 @@ MUTATIONS = (
         "                self._counts += counts\n",
         "                self._counts += Counter()\n",
         f"{OUTCOMES}::test_what_cannot_be_added_is_kept_for_the_next_time",
+    ),
+    Mutation(
+        9,
+        "readyz does not look at the last finished day",
+        "app/collector/health.py",
+        "if last is None or not stats.stands_still(last, now):",
+        "if last is None or last:",
+        f"{HEALTH}::test_a_last_day_that_is_not_counted_is_a_reason_until_it_is",
+    ),
+    Mutation(
+        9,
+        "readyz does not look at the revision",
+        "app/collector/health.py",
+        "    if found == known[0]:\n",
+        "    if found:\n",
+        f"{HEALTH}::test_a_collector_that_starts_before_its_database_is_ready_says_why_and_recovers",
+    ),
+    Mutation(
+        9,
+        "readyz takes a read-only database for ready",
+        "app/collector/health.py",
+        "if trouble is None and state.read_only:",
+        "if trouble is None and state.standby:",
+        f"{HEALTH}::test_a_collector_that_starts_before_its_database_is_ready_says_why_and_recovers",
+    ),
+    Mutation(
+        9,
+        "a commit that failed is no reason not to be ready",
+        "app/collector/inbox.py",
+        "            self._failed_at = time.monotonic()\n",
+        "            self._failed_at = None\n",
+        f"{HEALTH}::test_a_commit_that_fails_is_a_reason_until_one_goes_well",
+    ),
+    Mutation(
+        9,
+        "a collector that starts writes into the tables of a newer release",
+        "app/collector/inbox.py",
+        '            if found != migrations.known("collector")[0]:\n',
+        "            if found == migrations.BASE:\n",
+        f"{HEALTH}::test_a_collector_that_starts_before_its_database_is_ready_says_why_and_recovers",
+    ),
+    Mutation(
+        9,
+        "a session that is read-only is kept",
+        "app/collector/store.py",
+        "        context.is_disconnect = True\n",
+        "        context.is_disconnect = False\n",
+        f"{HEALTH}::test_a_collector_that_starts_before_its_database_is_ready_says_why_and_recovers",
+    ),
+    Mutation(
+        9,
+        "a metric counts nothing",
+        "app/collector/outcomes.py",
+        "            self._totals[outcome] += 1\n",
+        "            self._totals[outcome] += 0\n",
+        f"{HEALTH}::test_metrics_count_requests_by_outcome_and_commits",
+    ),
+    Mutation(
+        9,
+        "check does not notice silence",
+        "app/collector/check.py",
+        "SILENT_AFTER = timedelta(hours=26)",
+        "SILENT_AFTER = timedelta(days=26)",
+        f"{CHECK}::test_silence_of_26_hours_is_found_and_less_is_not",
+    ),
+    Mutation(
+        9,
+        "check does not notice a newer schema",
+        "app/collector/check.py",
+        "    if newer:\n",
+        "    if newer < 0:\n",
+        f"{CHECK}::test_a_newer_schema_that_knocks_is_found",
+    ),
+    Mutation(
+        9,
+        "check does not notice a day that is not counted",
+        "app/collector/check.py",
+        "    if look.not_counted:\n",
+        "    if look.trouble:\n",
+        f"{CHECK}::test_a_last_day_that_is_not_counted_is_found",
     ),
 )

@@ -1,0 +1,309 @@
+"""Whether the collector can do its work: for whoever asks over HTTP, and in the log.
+
+A thread of its own looks at the database every few seconds, by a connection of its own. Who asks
+gets what that has found, so that no number of callers loads the database. No sentence holds a host,
+a user, a password or anything that was sent.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+import migrations
+from app.collector import daily, recount, stats
+from app.collector.inbox import Inbox
+
+EVERY_SECONDS = 5.0
+"""How long what a look has found is shown before the next look."""
+WITHIN_SECONDS = 2.0
+"""A database that takes longer does not answer."""
+TELL_SECONDS = 60.0
+FAILED_SECONDS = 60.0
+"""How long a failed commit counts: longer, and a collector that gets no requests because it is not
+ready would never be ready again."""
+END_SECONDS = 0.5
+
+NOT_STORED = {"Cache-Control": "no-store"}
+
+SILENT = "the database does not answer"
+
+_T = TypeVar("_T")
+
+log = logging.getLogger(__package__)
+
+
+class _Bounded(psycopg.Connection[Any]):
+    """A connection that gives up on a server that is frozen, which no time-out of its own does."""
+
+    patience = WITHIN_SECONDS
+
+    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
+        deadline = time.monotonic() + (timeout or self.patience)
+        try:
+            return super().wait(gen, interval, timeout or self.patience)
+        except psycopg.OperationalError:
+            if time.monotonic() >= deadline:
+                self.pgconn.finish()  # whatever it may still answer belongs to nothing
+            raise
+
+
+def connect(url: str | URL, *, patience: float = WITHIN_SECONDS) -> Engine:
+    """Return an engine that connects for each transaction, as whoever starts now would.
+
+    ``patience`` is how many seconds the server has for each answer.
+    """
+    made = create_engine(
+        url,
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={"prepare_threshold": None, "connect_timeout": 2},
+    )
+
+    @event.listens_for(made, "do_connect")
+    def bounded(_dialect: Any, _record: Any, cargs: list[Any], cparams: dict[str, Any]) -> Any:
+        connection = _Bounded.connect(*cargs, **cparams)
+        connection.patience = patience
+        return connection
+
+    return made
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found at one look at the database."""
+
+    trouble: str | None = None
+    """Why it cannot be used: a sentence, or None."""
+    not_counted: str | None = None
+    """Why its numbers are old: a sentence, or None."""
+    now: datetime | None = None
+    """The database's time; None where there is trouble."""
+    counted_until: datetime | None = None
+    """The end of the last day that is counted, if one is."""
+
+
+def look(engine: Engine) -> Look:
+    """Look at the database; every error is a sentence."""
+    try:
+        with engine.connect() as connection:
+            return look_by(connection)
+    except Exception as error:  # noqa: BLE001 - whoever looks goes on, and looks again
+        return Look(trouble=cause(error))
+
+
+_STATE = text(
+    "SELECT pg_is_in_recovery() AS standby, CAST(current_setting('transaction_read_only') AS"
+    " boolean) AS read_only, clock_timestamp() AS now,"
+    f" set_config('statement_timeout', '{WITHIN_SECONDS:g}s', true)"
+)
+_FIRST_HEARD = text("SELECT CAST(min(first_seen) AT TIME ZONE 'UTC' AS date) FROM install")
+
+
+def look_by(connection: Connection, *, now: datetime | None = None) -> Look:
+    """Look at the database by a connection, in one short transaction.
+
+    ``now`` is by default the database's.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: ``cause`` puts it in words.
+    """
+    with connection.begin():
+        state = connection.execute(_STATE).one()
+        trouble = _outdated(connection)
+        if trouble is None and state.read_only:
+            trouble = "the database is read-only" + (": it is a standby" if state.standby else "")
+        if trouble:
+            return Look(trouble=trouble)
+        return _counted(connection, now or state.now)
+
+
+def _outdated(connection: Connection) -> str | None:
+    """Return a sentence where the tables are not those of this release."""
+    found, known = migrations.revision(connection, "collector"), migrations.known("collector")
+    if found == known[0]:
+        return None
+    if found == migrations.SEVERAL:
+        return "collector_alembic_version has more than one row: restore the database once"
+    if found in {*known, migrations.BASE}:
+        at = "missing" if found == migrations.BASE else f"at revision {found}"
+        return (
+            f"the tables are {at} and this release needs {known[0]}:"
+            " run `python -m app.collector migrate`"
+        )
+    shown = re.sub(r"\W", "?", found, flags=re.ASCII)
+    return f"the tables are at revision {shown}, of a newer release: run that one"
+
+
+def _counted(connection: Connection, now: datetime) -> Look:
+    span, again = daily.span(connection), recount.progress(connection)
+    until = daily.begins(span.last + recount.DAY) if span else None
+    last = span.last if span else _before_the_first(connection, again)
+    if last is None or not stats.stands_still(last, now):
+        return Look(now=now, counted_until=until)
+    why = under_way(again) if again else f"the last day that is counted is {last}"
+    sentence = f"{daily.finished(now)} is not counted: {why}"
+    return Look(now=now, counted_until=until, not_counted=sentence)
+
+
+def under_way(again: recount.Progress) -> str:
+    """Say how far the counting of earlier days has come."""
+    return f"the days since {again.since} are being counted again, {again.share:.0%} done"
+
+
+def _before_the_first(connection: Connection, again: recount.Progress | None) -> date | None:
+    """Return the day before the first that is to be counted; None where there is no install."""
+    first: date | None = again.since if again else connection.scalar(_FIRST_HEARD)
+    return first - recount.DAY if first else None
+
+
+_REFUSED = "COLLECTOR_DATABASE_URL: the database refuses the password"
+_NOT_THERE = "COLLECTOR_DATABASE_URL: the database or its role does not exist"
+_CROWDED = "the database has no connection left"
+
+_ANSWERS: Mapping[str, str] = {
+    "25006": "the database is read-only",
+    "28000": "COLLECTOR_DATABASE_URL: the database refuses the role",
+    "28P01": _REFUSED,
+    "3D000": _NOT_THERE,
+    "42501": "the role of COLLECTOR_DATABASE_URL may not read the collector's tables",
+    "42P01": "a table is missing: run `python -m app.collector migrate`",
+    "53300": _CROWDED,
+    "55P03": SILENT,
+    "57014": SILENT,
+}
+
+# libpq gives no SQLSTATE for a connection that fails. The server's words are looked at where they
+# are English: they say more than that it refuses.
+_WORDS = (
+    (r"no password supplied", "COLLECTOR_DATABASE_URL: the database asks for a password"),
+    (r"timeout expired|timed? ?out", SILENT),
+    (r"password authentication failed", _REFUSED),
+    (r'FATAL: +(database|role) ".*" does not exist', _NOT_THERE),
+    (r"FATAL: .*(too many|connection slots)", _CROWDED),
+    (r"root certificate|certificate verify", "the database's certificate cannot be verified"),
+    (r"failed: [^\s:]+:  ", "COLLECTOR_DATABASE_URL: the database refuses the connection"),
+)
+
+
+def cause(error: Exception) -> str:
+    """Say what an operator can do about an error of a look, without a value in it."""
+    origin: Any = getattr(error, "orig", None) or error
+    state = getattr(origin, "sqlstate", None)
+    if state is not None:
+        return _ANSWERS.get(state, f"the database failed with SQLSTATE {state}")
+    if not isinstance(origin, psycopg.OperationalError):
+        return f"the look at the database failed with {type(origin).__name__}"
+    for words, sentence in _WORDS:
+        if re.search(words, str(origin)):
+            return sentence
+    return "the database cannot be reached"
+
+
+class Health:
+    """Looks at the database while it is entered, and knows whether the collector is ready."""
+
+    def __init__(self, url: str | URL, inbox: Inbox) -> None:
+        """Look at the database of ``url``, and at how ``inbox`` fares."""
+        self._engine = connect(url)
+        self._inbox = inbox
+        self._found = Look(trouble=SILENT)
+        self._looked_at = float("-inf")
+        self._teller = _Teller()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Look now and every ``EVERY_SECONDS``, in a thread of its own, until the block ends.
+
+        The first look is over, or the database does not answer, when the block begins.
+        """
+        looked, ended = Event(), Event()
+        # A look that is under way at the end is not waited for.
+        thread = Thread(target=self._watch, args=(looked, ended), name="health", daemon=True)
+        thread.start()
+        looked.wait(WITHIN_SECONDS)
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(END_SECONDS)
+
+    def _watch(self, looked: Event, ended: Event) -> None:
+        while not ended.is_set():
+            began = time.monotonic()
+            found = look(self._engine)
+            late = time.monotonic() > began + WITHIN_SECONDS
+            self._found = Look(trouble=SILENT) if late and not found.trouble else found
+            self._looked_at = time.monotonic()
+            self._teller.tell(self.reasons(), self._looked_at)
+            looked.set()
+            ended.wait(EVERY_SECONDS)
+
+    def reasons(self) -> list[str]:
+        """Return why the collector is not ready, in sentences; none where it is."""
+        found = self._found
+        if time.monotonic() > self._looked_at + EVERY_SECONDS + WITHIN_SECONDS:
+            return [SILENT]
+        if found.trouble:
+            return [found.trouble]
+        return [each for each in (self._of_ingest(), found.not_counted) if each]
+
+    def _of_ingest(self) -> str | None:
+        if self._inbox.full:
+            return "the inbox is full: more heartbeats arrive than the database stores"
+        if self._inbox.failed_within(FAILED_SECONDS):
+            return "the last heartbeat could not be stored: see collector.failed in the log"
+        return None
+
+    @property
+    def counted_for(self) -> float | None:
+        """How many seconds ago the last day ended that is counted; None where none is known."""
+        found = self._found
+        if found.now is None or found.counted_until is None:
+            return None
+        since_look = time.monotonic() - self._looked_at
+        return (found.now - found.counted_until).total_seconds() + since_look
+
+
+class _Teller:
+    """Logs why the collector is not ready: when that changes, and at most once a minute."""
+
+    def __init__(self) -> None:
+        self._told: Sequence[str] = ()
+        self._not_before = float("-inf")
+
+    def tell(self, reasons: Sequence[str], now: float) -> None:
+        if not reasons:
+            if self._told:
+                log.info("collector.recovered")
+            self._told = ()
+        elif reasons != self._told and now >= self._not_before:
+            log.error('collector.not_ready reason="%s"', "; ".join(reasons))
+            self._told, self._not_before = reasons, now + TELL_SECONDS
+
+
+def routes(health: Health) -> list[Route]:
+    """Return the routes that say whether the process lives, and whether it can do its work."""
+
+    # Neither waits for a thread of the pool, which readers may have taken.
+    async def alive(_: Request) -> Response:
+        return JSONResponse({"alive": True}, headers=NOT_STORED)
+
+    async def ready(_: Request) -> Response:
+        if reasons := health.reasons():
+            return JSONResponse({"ready": False, "reasons": reasons}, 503, NOT_STORED)
+        return JSONResponse({"ready": True}, headers=NOT_STORED)
+
+    return [Route("/healthz", alive), Route("/readyz", ready)]

@@ -1,0 +1,76 @@
+"""Numbers for Prometheus, on a port of their own. Every label is one of this program's words."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.collector.health import Health
+from app.collector.inbox import Inbox
+from app.collector.outcomes import Outcomes
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+def commits(registry: CollectorRegistry | None) -> Histogram:
+    """Return the histogram of how long commits take, in seconds; without a registry none shows."""
+    return Histogram(
+        "consentos_collector_commit_seconds",
+        "How long a commit of heartbeats took that did not fail.",
+        buckets=_BUCKETS,
+        registry=registry,
+    )
+
+
+def register(
+    registry: CollectorRegistry, *, outcomes: Outcomes, inbox: Inbox, health: Health
+) -> None:
+    """Have ``registry`` show how requests end, and how inbox, counting and process fare."""
+    registry.register(_Numbers(outcomes, inbox, health))
+    ProcessCollector(registry=registry)
+
+
+def listen(registry: CollectorRegistry, host: str, port: int) -> None:
+    """Answer with the numbers of ``registry`` on a port, in threads that end with the process.
+
+    Raises:
+        OSError: the port cannot be listened on.
+    """
+    start_http_server(port, host, registry)
+
+
+class _Numbers(Collector):
+    """Reads each number where it is, when it is asked for."""
+
+    def __init__(self, outcomes: Outcomes, inbox: Inbox, health: Health) -> None:
+        self._outcomes = outcomes
+        self._inbox = inbox
+        self._health = health
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "consentos_collector_requests",
+            "Requests to store a heartbeat, by how they ended, since the process began.",
+            labels=["outcome"],
+        )
+        for outcome, count in self._outcomes.totals().items():
+            requests.add_metric([outcome], count)
+        yield requests
+        yield GaugeMetricFamily(
+            "consentos_collector_inbox_waiting",
+            "Heartbeats and deletions that wait for their commit.",
+            self._inbox.waiting,
+        )
+        yield GaugeMetricFamily(
+            "consentos_collector_ready",
+            "1 if /readyz answers 200, 0 if it answers 503.",
+            0 if self._health.reasons() else 1,
+        )
+        age = self._health.counted_for
+        if age is not None:
+            yield GaugeMetricFamily(
+                "consentos_collector_counted_age_seconds",
+                "Seconds since the end of the last day that is counted.",
+                age,
+            )
