@@ -1,8 +1,10 @@
 """What the page, its JSON and its CSV show of the daily numbers. Pure.
 
-How many installs there are in all is shown as it is. All else, which is what is broken down or
-filtered, is rounded to the nearest multiple of ``ROUNDED_TO``, so that two such numbers are equal
-or differ by that much, whatever is between them. No number from 1 to 4 is shown; zero is.
+How many installs there are in all is shown as it is, but for 1 to 4. All else, which is what is
+broken down or filtered, is rounded to the nearest multiple of ``ROUNDED_TO``, so that two such
+numbers are equal or differ by that much, whatever is between them; and of what is below
+``FOLD_BELOW`` it is not even shown whether it is zero, or one install could be told by the exact
+number of all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +37,7 @@ LATE = timedelta(hours=1)
 """How long after its end a day may be counted before something is wrong."""
 
 Told = int | None
-"""A number of installs as it is shown; None for 1 to 4."""
+"""A number of installs as it is shown; None for 1 to 4, and for 0 as well where it is rounded."""
 
 
 def fold(installs: int) -> Told:
@@ -44,12 +46,16 @@ def fold(installs: int) -> Told:
 
 
 def about(installs: int) -> Told:
-    """Return a number of some of the installs as it is shown: rounded."""
-    return None if fold(installs) is None else _nearest(installs)
+    """Return a number of some of the installs as it is shown: rounded, and None below 5."""
+    return None if installs < FOLD_BELOW else _nearest(installs)
 
 
 def _nearest(installs: int) -> int:
     return ROUNDED_TO * ((installs + ROUNDED_TO // 2) // ROUNDED_TO)
+
+
+def _at_most(installs: int) -> int:
+    return _nearest(installs) + ROUNDED_TO // 2
 
 
 def stands_still(last: date, now: datetime) -> bool:
@@ -91,8 +97,11 @@ def distribute(counts: Counts) -> Distribution:
     """Name each group of at least ``FOLD_BELOW``, and put all others together."""
     reported = {value: installs for value, installs in counts.items() if value != ABSENT}
     named = {value: n for value, n in reported.items() if n >= FOLD_BELOW and value != OTHER}
-    groups = [Group(value, _nearest(installs)) for value, installs in named.items()]
     everyone = sum(reported.values())
+    if named and everyone - sum(map(_at_most, named.values())) == FOLD_BELOW - 1:
+        # Each is as large as its number allows: the others would be known to be 4.
+        del named[min(named, key=lambda value: (named[value], value))]
+    groups = [Group(value, _nearest(installs)) for value, installs in named.items()]
     return Distribution(
         # Not by the exact numbers: their order would show which of two equal ones is larger.
         groups=sorted(groups, key=lambda group: (-group.installs, group.value)),

@@ -412,7 +412,7 @@ def _shares(
         rows.append(
             _row(name(group.value), group.installs, total, percent(so_far, total) if add_up else "")
         )
-    if told.folded_installs != 0:
+    if told.folded_installs or not rows:
         together = f"other (not listed, or {FEW})" if is_open else "others together"
         rows.append(_row(together, told.folded_installs, total, is_rest=True))
     return rows
