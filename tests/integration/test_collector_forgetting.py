@@ -105,20 +105,34 @@ def test_deletions_at_one_collector_are_final_for_what_another_holds_up(
     assert a.failures("") == b.failures("") == []
 
 
-def test_two_collectors_that_keep_and_forget_at_once_do_not_wait_for_each_other(
-    two: tuple[Collector, Collector],
+def test_collectors_that_keep_and_forget_in_one_transaction_do_not_wait_for_each_other(
+    migrated: str,
 ) -> None:
-    def both(collector: Collector, number: int) -> tuple[int, int]:
-        posted, other = pool.submit(collector.post, of(number)), of(1_000 + number)
-        collector.post(other)
-        return posted.result().status_code, collector.forget(id_of(number)).status_code
+    engine = store.connect(migrated)
 
-    began = time.monotonic()
-    with ThreadPoolExecutor(16) as pool, ThreadPoolExecutor(16) as callers:
-        found = callers.map(both, two * 100, range(200))
-        assert set(found) == {(202, 204)}
-    assert time.monotonic() - began < 20
-    assert [each.failures("") for each in two] == [[], []]
+    async def keep_and_forget(number: int) -> None:
+        with Inbox(engine) as box:
+            first = asyncio.create_task(box.keep(parse(of(number))))
+            await asyncio.sleep(0.2)  # it is on its way: what follows waits, for one transaction
+            kept = asyncio.create_task(box.keep(parse(of(number + 10))))
+            forgotten = asyncio.create_task(box.forget(UUID(id_of(number))))
+            await together.wait()
+            if number == 0:
+                holder.rollback()
+            assert await first
+            assert await kept
+            await forgotten
+
+    async def both() -> None:
+        await asyncio.gather(*map(keep_and_forget, range(2)))
+
+    with create_engine(migrated, poolclass=NullPool).connect() as holder:
+        holder.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
+        together = asyncio.Barrier(2)
+        asyncio.run(both())
+    engine.dispose()
+    rows = query(migrated, "SELECT CAST(instance_id AS text) FROM heartbeat ORDER BY 1")
+    assert rows == [(id_of(10),), (id_of(11),)]
 
 
 def test_a_deletion_is_final_whatever_isolation_the_database_sets(

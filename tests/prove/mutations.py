@@ -36,6 +36,9 @@ LINES = "unit/test_line_writer.py"
 STDOUT = "faults/test_stdout.py"
 OUTPUT = "integration/test_cli_output.py"
 LOGFILE = "unit/test_logfile.py"
+RIGHTS = "integration/test_collector_rights.py"
+FORGETTING = "integration/test_collector_forgetting.py"
+OUTCOMES = "integration/test_collector_outcomes.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -1100,5 +1103,122 @@ MUTATIONS = (
         "if len({relation.schema for relation in found}) > 1:",
         "if not found:",
         f"{ACCESS}::test_is_refused_with_its_reason_in_the_log_and_in_status",
+    ),
+    # 9. The collector does what it answers
+    Mutation(
+        9,
+        "a read under an id is not limited",
+        "app/collector/intake.py",
+        "        _take_token(request, limiter)\n        instance_id",
+        '        if request.method == "DELETE":\n            _take_token(request, limiter)\n'
+        "        instance_id",
+        "integration/test_collector_load.py"
+        "::test_who_asks_too_often_is_429_until_its_time_has_come",
+    ),
+    Mutation(
+        9,
+        "a body is read in another form than the canonical one",
+        "app/collector/holdings.py",
+        "body=payload.canonical(each.body)",
+        "body=str(each.body)",
+        f"{RIGHTS}::test_who_knows_an_id_reads_each_heartbeat_under_it_to_the_byte",
+    ),
+    Mutation(
+        9,
+        "the heartbeat after the last one that is known is left out",
+        "app/collector/holdings.py",
+        "found[:AT_MOST]",
+        "found[: AT_MOST - 1]",
+        f"{RIGHTS}::test_more_than_a_thousand_heartbeats_are_read_in_several_answers",
+    ),
+    Mutation(
+        9,
+        "what is read under an id may be stored on its way",
+        "app/collector/intake.py",
+        "        return JSONResponse(held, headers=NOT_STORED)\n",
+        "        return JSONResponse(held)\n",
+        f"{RIGHTS}::test_no_answer_about_an_install_may_be_stored",
+    ),
+    Mutation(
+        9,
+        "the marks of deletions are not looked at",
+        "app/collector/store.py",
+        "        WHERE forgotten_at IS NULL\n",
+        "",
+        f"{FORGETTING}::test_deletions_at_one_collector_are_final_for_what_another_holds_up",
+    ),
+    Mutation(
+        9,
+        "whoever stores takes no lock",
+        "app/collector/store.py",
+        "    connection.execute(_ENTER_ALONE if alone else _ENTER)\n",
+        "    connection.execute(_ENTER_ALONE if alone else _BOUND)\n",
+        f"{FORGETTING}::test_deletions_at_one_collector_are_final_for_what_another_holds_up",
+    ),
+    Mutation(
+        9,
+        "whoever deletes is not alone",
+        "app/collector/store.py",
+        "    connection.execute(_ENTER_ALONE if alone else _ENTER)\n",
+        "    connection.execute(_ENTER)\n",
+        f"{FORGETTING}::test_deletions_at_one_collector_are_final_for_what_another_holds_up",
+    ),
+    Mutation(
+        9,
+        "a deletion waits for its lock after something was stored",
+        "app/collector/inbox.py",
+        "            if any(isinstance(each.what, UUID) for each in entries):\n",
+        "            if not entries:\n",
+        f"{FORGETTING}"
+        "::test_collectors_that_keep_and_forget_in_one_transaction_do_not_wait_for_each_other",
+    ),
+    Mutation(
+        9,
+        "a mark is looked for as of the moment before the lock",
+        "app/collector/store.py",
+        '        isolation_level="READ COMMITTED",\n',
+        "",
+        f"{FORGETTING}::test_a_deletion_is_final_whatever_isolation_the_database_sets",
+    ),
+    Mutation(
+        9,
+        "a process that stands still holds its lock for ever",
+        "app/collector/store.py",
+        """    " set_config('idle_in_transaction_session_timeout', '10s', true),"\n""",
+        "",
+        f"{FORGETTING}"
+        "::test_a_collector_that_stands_still_in_its_transaction_holds_up_a_deletion_for_seconds_only",
+    ),
+    Mutation(
+        9,
+        "what its sender takes for lost is kept",
+        "app/collector/inbox.py",
+        "isinstance(each.what, UUID) or began < each.until",
+        "began > 0",
+        f"{FORGETTING}::test_what_its_sender_takes_for_lost_is_not_kept_and_what_is_deleted_is",
+    ),
+    Mutation(
+        9,
+        "a newer schema is answered 400",
+        "app/collector/intake.py",
+        "        raise NewerSchemaError(error.version) from None\n",
+        "        raise NotAHeartbeat(str(error)) from None\n",
+        f"{OUTCOMES}::test_a_newer_schema_is_503_to_be_sent_again_and_is_not_stored",
+    ),
+    Mutation(
+        9,
+        "a heartbeat that was stored already counts as accepted",
+        "app/collector/intake.py",
+        '"accepted" if new else "duplicate"',
+        '"accepted"',
+        f"{OUTCOMES}::test_a_heartbeat_that_comes_twice_at_once_is_one_accepted_and_one_duplicate",
+    ),
+    Mutation(
+        9,
+        "outcomes that could not be added to the table are lost",
+        "app/collector/outcomes.py",
+        "                self._counts += counts\n",
+        "                self._counts += Counter()\n",
+        f"{OUTCOMES}::test_what_cannot_be_added_is_kept_for_the_next_time",
     ),
 )
