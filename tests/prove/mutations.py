@@ -556,6 +556,14 @@ MUTATIONS = (
 """,
         f"{REMOTE}::test_is_the_id_alone_and_the_operator_reads_so_before",
     ),
+    Mutation(
+        4,
+        "the default receiver is asked where another endpoint was meant",
+        "app/settings/__init__.py",
+        '        if problem := self._problems.get("TELEMETRY_ENDPOINT"):\n',
+        "        if problem := None:\n",
+        f"{REMOTE}::test_nobody_is_asked_where_the_endpoint_cannot_be_made_out",
+    ),
     # 5. It never hurts its host
     Mutation(
         5,
