@@ -1219,8 +1219,8 @@ MUTATIONS = (
         9,
         "a newer schema is not worth another try",
         "app/collector/intake.py",
-        "NEWER_SCHEMA_SECONDS = 21_600",
-        "NEWER_SCHEMA_SECONDS = 172_800",
+        "NEWER_SCHEMA_SECONDS = 6 * 60 * 60",
+        "NEWER_SCHEMA_SECONDS = 48 * 60 * 60",
         f"{OUTCOMES}::test_a_newer_schema_is_503_to_be_sent_again_and_is_not_stored",
     ),
     Mutation(
