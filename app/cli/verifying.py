@@ -36,6 +36,7 @@ def verify(
 
 def _asked(pipeline: Pipeline, since: date | None) -> There:
     """Say what leaves, then ask the receiver."""
+    pipeline.settings.require_endpoint()
     endpoint = pipeline.settings.endpoint_without_query
     ids = report.ids(pipeline)
     what = count(len(ids), "id")

@@ -54,10 +54,6 @@ def _nearest(installs: int) -> int:
     return ROUNDED_TO * ((installs + ROUNDED_TO // 2) // ROUNDED_TO)
 
 
-def _at_most(installs: int) -> int:
-    return _nearest(installs) + ROUNDED_TO // 2
-
-
 def stands_still(last: date, now: datetime) -> bool:
     """Return whether a day after ``last``, the last that was counted, is overdue."""
     return now >= begins(last + timedelta(days=2)) + LATE
@@ -98,8 +94,9 @@ def distribute(counts: Counts) -> Distribution:
     reported = {value: installs for value, installs in counts.items() if value != ABSENT}
     named = {value: n for value, n in reported.items() if n >= FOLD_BELOW and value != OTHER}
     everyone = sum(reported.values())
-    if named and everyone - sum(map(_at_most, named.values())) == FOLD_BELOW - 1:
-        # Each is as large as its number allows: the others would be known to be 4.
+    few = everyone - sum(named.values()) == FOLD_BELOW - 1
+    if named and few and all(n - _nearest(n) == ROUNDED_TO // 2 for n in named.values()):
+        # Each is as large as its number allows: the others would be known to be as many as they can.
         del named[min(named, key=lambda value: (named[value], value))]
     groups = [Group(value, _nearest(installs)) for value, installs in named.items()]
     return Distribution(

@@ -19,8 +19,8 @@ from app.payload import Heartbeat
 # LOCAL, not a connection option: those do not pass through a transaction pooler.
 _BOUNDS = (
     "set_config('statement_timeout', '5s', true),"
-    # The time of a statement that sets this itself has begun to run without it; a wait for a lock
-    # begins later.
+    # statement_timeout does not bound the statement that sets it; this does, since it is read when
+    # a wait for a lock begins.
     " set_config('lock_timeout', '4s', true),"
     # A process that stands still in a transaction shall not hold its locks for ever.
     " set_config('idle_in_transaction_session_timeout', '10s', true),"

@@ -108,9 +108,9 @@ class TestTheDifference:
         assert (shown.code, told.code) == (0, 0)
         heading, *lines, summary = shown.out.splitlines()
         assert heading == "No heartbeat has been sent from here yet, so that every field is new:"
-        for line, (name, meaning) in zip(lines, fields(), strict=True):
+        for line, (name, field) in zip(lines, fields(), strict=True):
             assert line.startswith(f"+ {name} = ")
-            assert line.endswith(f"    {meaning}")
+            assert line.endswith(f"    {field.description}")
         assert summary == f"{len(lines)} fields new, 0 gone, 0 with another value."
         assert told.json["since"] is None
         assert [*told.json["added"]] == [name for name, _ in fields()]

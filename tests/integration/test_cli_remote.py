@@ -1,6 +1,8 @@
 """``audit --verify --remote`` asks the receiver what it holds: the third witness."""
 
 import json
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
@@ -210,6 +213,20 @@ class TestWhatOneSideLacks:
         )
         assert (since.code, all_of_it.code) == (0, 1)
         assert found(since) == {"sent": 2, "equal": 2}
+
+
+def test_the_command_for_an_officer_prints_what_is_held(own: Collector, sent: list[str]) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("this machine has no curl")
+    page = (ROOT / "docs" / "privacy.md").read_text()
+    line = next(line.strip() for line in page.splitlines() if line.strip().startswith("curl "))
+    *words, url = shlex.split(line)
+    instance_id = json.loads(sent[0])["instance_id"]
+    path = urlsplit(url).path.replace("INSTANCE_ID", instance_id)
+    printed = subprocess.check_output(
+        [*words, "--silent", f"http://127.0.0.1:{own.port}{path}"], env=minimal({})
+    )
+    assert [each["body"] for each in json.loads(printed)["heartbeats"]] == sent
 
 
 def test_every_id_on_record_is_asked_for(
@@ -539,9 +556,8 @@ def test_nobody_is_asked_where_the_endpoint_cannot_be_made_out(
     for variables in wrong:
         for line in (VERIFY, "forget --remote --yes"):
             ended = command({**administered, **variables}, *line.split())
-            assert ended.code == 2
-            assert "TELEMETRY_ENDPOINT" in ended.err
-            assert "default" not in ended.out
+            assert (ended.code, ended.out) == (2, "")
+            assert "TELEMETRY_ENDPOINT" in ended.sentence
     assert receiver.connections == 0
     assert count(db, "telemetry_outbox") == 1
 

@@ -109,30 +109,38 @@ def test_collectors_that_keep_and_forget_in_one_transaction_do_not_wait_for_each
     migrated: str,
 ) -> None:
     engine = store.connect(migrated)
+    looking = create_engine(migrated, poolclass=NullPool)
 
-    async def keep_and_forget(number: int) -> None:
-        with Inbox(engine) as box:
-            first = asyncio.create_task(box.keep(parse(of(number))))
-            await asyncio.sleep(0.2)  # it is on its way: what follows waits, for one transaction
-            kept = asyncio.create_task(box.keep(parse(of(number + 10))))
-            forgotten = asyncio.create_task(box.forget(UUID(id_of(number))))
-            await together.wait()
-            if number == 0:
-                holder.rollback()
-            assert await first
-            assert await kept
-            await forgotten
+    def two_wait() -> bool:
+        return query(migrated, "SELECT count(*) >= 2 FROM pg_locks WHERE NOT granted") == [(True,)]
 
-    async def both() -> None:
-        await asyncio.gather(*map(keep_and_forget, range(2)))
+    async def call() -> None:
+        with Inbox(engine) as a, Inbox(engine) as b:
+            first = [asyncio.create_task(box.keep(parse(BODY))) for box in (a, b)]
+            await asyncio.to_thread(until, two_wait)
+            # What follows is one transaction of each, which shall meet the other one in its middle.
+            then = [
+                asyncio.create_task(task)
+                for number, box in enumerate((a, b))
+                for task in (box.keep(parse(of(number))), box.forget(UUID(id_of(10))))
+            ]
+            lock_again = asyncio.create_task(asyncio.to_thread(lock, after))
+            await asyncio.sleep(0.2)  # to be next
+            before.rollback()
+            await lock_again
+            await asyncio.gather(*first)
+            await asyncio.to_thread(until, two_wait)
+            after.rollback()
+            await asyncio.gather(*then)
 
-    with create_engine(migrated, poolclass=NullPool).connect() as holder:
-        holder.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
-        together = asyncio.Barrier(2)
-        asyncio.run(both())
+    def lock(connection: Connection) -> None:
+        connection.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
+
+    with looking.connect() as before, looking.connect() as after:
+        lock(before)
+        asyncio.run(call())
     engine.dispose()
-    rows = query(migrated, "SELECT CAST(instance_id AS text) FROM heartbeat ORDER BY 1")
-    assert rows == [(id_of(10),), (id_of(11),)]
+    assert query(migrated, "SELECT count(*) FROM heartbeat") == [(3,)]
 
 
 def test_a_deletion_is_final_whatever_isolation_the_database_sets(

@@ -42,6 +42,8 @@ HEALTH = "integration/test_collector_health.py"
 CHECK = "integration/test_collector_check.py"
 OUTCOMES = "integration/test_collector_outcomes.py"
 CLIENTS = "integration/test_collector_clients.py"
+NUMBERS = "integration/test_collector_numbers.py"
+UPGRADE = "acceptance/test_upgrade.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -558,6 +560,14 @@ MUTATIONS = (
     return there
 """,
         f"{REMOTE}::test_is_the_id_alone_and_the_operator_reads_so_before",
+    ),
+    Mutation(
+        4,
+        "the default receiver is asked where another endpoint was meant",
+        "app/settings/__init__.py",
+        '        if problem := self._problems.get("TELEMETRY_ENDPOINT"):\n',
+        "        if problem := None:\n",
+        f"{REMOTE}::test_nobody_is_asked_where_the_endpoint_cannot_be_made_out",
     ),
     # 5. It never hurts its host
     Mutation(
@@ -1272,6 +1282,46 @@ MUTATIONS = (
         "        raise NewerSchemaError(error.version) from None\n",
         "        raise NotAHeartbeat(str(error)) from None\n",
         f"{OUTCOMES}::test_a_newer_schema_is_503_to_be_sent_again_and_is_not_stored",
+    ),
+    Mutation(
+        9,
+        "a heartbeat of an older schema is read by the newest model",
+        "app/payload.py",
+        "(model or NEWEST).model_validate_json(text)",
+        "NEWEST.model_validate_json(text)",
+        f"{UPGRADE}::test_a_fleet_of_which_a_third_has_upgraded_is_counted_whole",
+    ),
+    Mutation(
+        9,
+        "a newer schema is not worth another try",
+        "app/collector/intake.py",
+        "NEWER_SCHEMA_SECONDS = 6 * 60 * 60",
+        "NEWER_SCHEMA_SECONDS = 48 * 60 * 60",
+        f"{OUTCOMES}::test_a_newer_schema_is_503_to_be_sent_again_and_is_not_stored",
+    ),
+    Mutation(
+        9,
+        "an install that does not report a field is counted among its others",
+        "app/collector/daily.py",
+        "CASE WHEN place > {KEPT} THEN '{OTHER}' ELSE value END AS value",
+        "CASE WHEN place > {KEPT} OR value = '' THEN '{OTHER}' ELSE value END AS value",
+        f"{NUMBERS}::test_those_that_do_not_report_a_field_are_never_among_its_others",
+    ),
+    Mutation(
+        9,
+        "a base is told from which 1 to 4 installs could be worked out",
+        "app/collector/stats.py",
+        "if folded is None or ABSENT in hidden:",
+        "if folded is None:",
+        "unit/test_stats.py::test_a_field_is_told_of_the_installs_that_report_it",
+    ),
+    Mutation(
+        9,
+        "a schema that was published is written over",
+        "docs/generate.py",
+        "            raise PublishedError(version)\n",
+        "            missing.append(version)\n",
+        "unit/test_docs.py::test_the_docs_do_not_publish_a_schema_over_another",
     ),
     Mutation(
         9,
