@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
 from app.collector import daily, store
 from app.demo import servers
-from app.demo.fleet import Arrival, Fleet
+from app.demo.fleet import Arrival, Fleet, releases
 from bench.rig import ROOT, RigError, rounded, with_driver
 from migrations import migrate
 
@@ -46,9 +46,15 @@ _HEARD_OF = text(
     """
     INSERT INTO install (instance_id, first_seen, last_seen, body)
     SELECT DISTINCT ON (id) id, seen, seen, body FROM arrived ORDER BY id, seen DESC
-    ON CONFLICT (instance_id) DO UPDATE SET last_seen = excluded.last_seen, body = excluded.body
+    ON CONFLICT (instance_id) DO UPDATE SET last_seen = excluded.last_seen, body = excluded.body,
+        former_seen = install.last_seen, former_body = install.body,
+        days_heard = install.days_heard + 1,
+        established_on = coalesce(install.established_on, CASE
+            WHEN install.days_heard + 1 >= 3
+            THEN CAST(excluded.last_seen AT TIME ZONE 'UTC' AS date) END)
     """
 )
+_RELEASED = text("INSERT INTO release (version, released_on) VALUES (:version, :day)")
 _BYTES = text("SELECT pg_total_relation_size(CAST(:name AS regclass))")
 
 console = Console(highlight=False, soft_wrap=True)
@@ -60,6 +66,10 @@ def measure(embedded: servers.Servers, installs: int, until: date) -> dict[str, 
     engine = create_engine(with_driver(url), poolclass=NullPool)
     with engine.connect() as connection:
         migrate(connection, "collector")
+    with engine.begin() as connection:
+        for release in releases(DAYS):
+            day = until - timedelta(days=DAYS - 1 - release.day)
+            connection.execute(_RELEASED, {"version": release.version, "day": day})
     result: dict[str, Any] = {"installs": installs, "heartbeats": 0}
     for number, (day, arrivals) in enumerate(
         Fleet(20260502, installs=installs, days=DAYS, until=until)
@@ -111,9 +121,9 @@ def _batches(arrivals: Sequence[Arrival]) -> Iterator[Sequence[Arrival]]:
 
 
 def _count(engine: Engine, day: date) -> None:
-    """Count a day as of its last second, and the day before to its end if that is not yet done."""
+    """Count a day after its end."""
     with engine.begin() as connection:
-        daily.measure(connection, now=daily.begins(day) + timedelta(days=1, seconds=-1))
+        daily.count(connection, day, replayed=False)
 
 
 def _held(connection: Connection, until: date) -> dict[str, Any]:
@@ -165,7 +175,7 @@ def _shown(embedded: servers.Servers, url: str, engine: Engine) -> dict[str, flo
 def _has_counted(engine: Engine) -> bool:
     with engine.begin() as connection:
         span = daily.span(connection)
-    return span is not None and span.last == datetime.now(UTC).date()
+    return span is not None and span.last == datetime.now(UTC).date() - timedelta(days=1)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -243,7 +253,7 @@ def main() -> None:
     """Measure each size on servers of its own, and write and print what was measured."""
     began = time.monotonic()
     DATA.parent.mkdir(exist_ok=True)
-    # The collector itself counts today, so that the fleet's last day is yesterday.
+    # The last day that can be counted.
     until = datetime.now(UTC).date() - timedelta(days=1)
     sizes = []
     for installs in SIZES:

@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 from app.collector.health import EVERY_SECONDS, WITHIN_SECONDS
 from app.collector.holdings import AT_MOST, Held
 from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS, NEWER_SCHEMA_SECONDS
-from app.collector.stats import Stats
+from app.collector.stats import FEW, FOLD_BELOW, ROUNDED_TO, Stats
 from app.payload import NEWEST, Edition
 from app.payload import SCHEMAS as HEARTBEATS
 
@@ -104,6 +104,20 @@ FILTERS = [
         "schema": {"type": "string", "enum": ["", *get_args(Edition)]},
     },
 ]
+KNOWN_ALREADY = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "The ETag of an answer that is known already.",
+    "schema": {"type": "string"},
+}
+CACHING = {
+    "ETag": {"required": True, "schema": {"type": "string"}},
+    "Cache-Control": {
+        "description": "Private where COLLECTOR_TOKEN is set.",
+        "required": True,
+        "schema": {"type": "string", "enum": ["public, max-age=60", "private, max-age=60"]},
+    },
+}
 AFTER = {
     "name": "after",
     "in": "query",
@@ -288,9 +302,18 @@ def _numbers(form: str, content: Described, refusal: str) -> Described:
         "summary": f"Read the numbers ({form})",
         "operationId": f"read_{form}",
         "security": [{}, {"basic": []}, {"bearer": []}],
-        "parameters": FILTERS,
+        "parameters": [*FILTERS, KNOWN_ALREADY],
         "responses": {
-            "200": {"description": "The numbers, small ones folded.", "content": content},
+            "200": {
+                "description": (
+                    "The numbers as of the end of the last day that was counted. What is broken"
+                    f" down or filtered is rounded to the nearest multiple of {ROUNDED_TO}; a"
+                    f" number from 1 to {FOLD_BELOW - 1} is null in JSON, “{FEW}” elsewhere."
+                ),
+                "headers": CACHING,
+                "content": content,
+            },
+            "304": {"description": "The answer that is known already.", "headers": CACHING},
             "400": {"description": "The query cannot be understood.", "content": refused},
             "401": {
                 **_error("It needs the token."),

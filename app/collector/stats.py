@@ -78,8 +78,9 @@ class Distribution:
 
     @property
     def total(self) -> int:
-        """What the numbers add up to: the whole of which each is a share."""
-        return sum(group.installs for group in self.groups) + (self.folded_installs or 0)
+        """The whole of which each number is a share, so that none is more than all of it."""
+        together = sum(group.installs for group in self.groups) + (self.folded_installs or 0)
+        return max(together, self.reported_by or 0)
 
     def in_order(self, key: Callable[[str], Any]) -> "Distribution":
         """Return the same with the groups in another order than by their size."""
@@ -230,7 +231,7 @@ def tell(  # noqa: PLR0913 - each has a name
         all_versions=_choices(numbers.versions_of_all),
         all_editions=_choices(numbers.editions_of_all),
     )
-    if not _may_look(known, sum(numbers.versions.get(until, {}).values())):
+    if not _may_look(chosen, sum(numbers.versions.get(until, {}).values())):
         return known
     return replace(
         known,
@@ -249,12 +250,9 @@ def _choices(counts: Counts) -> list[str]:
     return sorted(group.value for group in distribute(counts).groups)
 
 
-def _may_look(known: Stats, active: int) -> bool:
+def _may_look(chosen: Filter, active: int) -> bool:
     """Return whether a filter leaves enough; of too few it is not shown that there are any."""
-    if known.version is None and known.edition is None:
-        return True
-    is_known = known.version in {None, *known.all_versions}
-    return is_known and known.edition in {None, *known.all_editions} and active >= FOLD_BELOW
+    return chosen == Filter() or (chosen.version != OTHER and active >= FOLD_BELOW)
 
 
 def _days(since: date, until: date) -> Iterator[date]:

@@ -26,6 +26,7 @@ PAGES = [
     ("seven installs", "/"),
     ("none", "/"),
 ]
+NOT_LISTED = "other (not listed, or fewer than 5)"
 TEXT = 4.5
 MARKS = 3.0
 
@@ -313,8 +314,8 @@ def test_the_numbers_are_those_of_the_document(
     ]
     with looking(chromium, collector, f"/{query}") as page:
         heard = page.locator(".heard dd").all_inner_texts()
-        assert table(page, "active") == movements("active_2d", "active_7d", "active_30d")
-        assert table(page, "growth") == movements("new", "lost")
+        assert table(page, "active") == movements("active_2d", "active_7d", "active_30d", "in_use")
+        assert table(page, "growth") == movements("new", "lost", "retained")
         versions = table(page, "versions")
         adopted = table(page, "adoption")
         names = page.locator("#adoption thead th").all_text_contents()[1:-1]
@@ -322,27 +323,29 @@ def test_the_numbers_are_those_of_the_document(
         platforms, deployments = table(page, "where", 1), table(page, "where", 0)
     assert heard == table_of(days[0], "active_2d", "active_7d", "active_30d")
     assert {name: installs for name, installs, *_ in versions} == with_others(
-        days[0]["versions"], days[0]["other_versions"]
+        days[0]["versions"], days[0]["other_versions"], NOT_LISTED
     )
     for row, each in zip(adopted, days, strict=False):
         on = [shown(each["versions"][name]) if name in each["versions"] else "–" for name in names]  # noqa: RUF001 - what the page says
         assert row[:-1] == [each["day"], *on]
-    for rows, name in ((platforms, "platform"), (deployments, "deployment")):
+    tables = (
+        (platforms, "platform", "others together"),
+        (deployments, "deployment", NOT_LISTED),
+    )
+    for rows, name, rest in tables:
         spread = told["values"][name]
         groups = {group["value"]: group["installs"] for group in spread["groups"]}
-        assert {row[0]: row[1] for row in rows} == with_others(groups, spread["folded_installs"])
-    limited = told["features"]["features.rate_limit_enabled"]
-    assert shares["Rate limit"] == (
-        limited["words"] if limited["installs"] is None else shown(limited["installs"])
-    )
+        assert {row[0]: row[1] for row in rows} == with_others(
+            groups, spread["folded_installs"], rest
+        )
+    assert shares["Rate limit"] == shown(told["features"]["features.rate_limit_enabled"])
 
 
 def table_of(day: Any, *names: str) -> list[str]:
     return [shown(day["movements"][name]) for name in names]
 
 
-def with_others(groups: dict[str, int], others: int | None) -> dict[str, str]:
-    rest = "others together" if groups else "all together"
+def with_others(groups: dict[str, int], others: int | None, rest: str) -> dict[str, str]:
     found = {name: shown(installs) for name, installs in groups.items()}
     return found if others == 0 else {**found, rest: shown(others)}
 

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -292,7 +293,12 @@ def test_an_answer_is_rendered_once_until_a_day_is_counted(
 ) -> None:
     rendered = []
     document = stats.document
-    monkeypatch.setattr(stats, "document", lambda told: rendered.append(1) or document(told))
+
+    def counted_document(told: stats.Stats) -> dict[str, Any]:
+        rendered.append(told)
+        return document(told)
+
+    monkeypatch.setattr(stats, "document", counted_document)
     with copied(fleet, databases) as engine:
         app = serve(engine)
         for query in ("", "?days=90", "?days=90&edition=", "?unknown=1"):
@@ -326,7 +332,7 @@ def test_installs_are_looked_at_once_a_minute_however_many_ask(
             connection.execute(text("ALTER TABLE elsewhere RENAME TO install"))
             connection.execute(text("TRUNCATE install"))
         assert ask(app, "/v1/stats.json").json()["live"] == first["live"]
-        monkeypatch.setattr(page.time, "monotonic", lambda: float("inf"))
+        monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
         live = ask(app, "/v1/stats.json").json()["live"]
         assert live.pop("as_of") > first["live"]["as_of"]
         assert live == NOBODY
@@ -400,13 +406,16 @@ def test_an_answer_takes_one_transaction_that_cannot_write(fleet: Engine, form: 
         modes.add((cursor.connection.read_only, cursor.connection.isolation_level.name))
 
     event.listen(fleet, "before_cursor_execute", look)
+    app = serve(fleet)
     try:
         with counted() as cost:
-            assert get(fleet, f"{form}?days=365&edition=ce").status_code == 200
+            for _ in range(2):
+                assert ask(app, f"{form}?days=365&edition=ce").status_code == 200
     finally:
         event.remove(fleet, "before_cursor_execute", look)
     assert modes == {(True, "REPEATABLE_READ")}
-    assert cost.each == [6]
+    # The second answer is the first one: only what it depends on is looked at.
+    assert cost.each == [11, 3]
 
 
 @pytest.mark.parametrize("form", FORMS)
