@@ -69,6 +69,7 @@ def connect(url: str | URL, *, patience: float = WITHIN_SECONDS) -> Engine:
         url,
         poolclass=NullPool,
         hide_parameters=True,
+        use_native_hstore=False,  # it would ask for the type each time
         connect_args={"prepare_threshold": None, "connect_timeout": 2},
     )
 

@@ -348,8 +348,11 @@ def test_an_unreachable_database_is_503(tmp_path: Path) -> None:
     with serving(NOWHERE, tmp_path / "log") as own:
         assert own.post(BODY).status_code == 503
         assert set(own.log()[1:]) == {
-            f"collector.failed stage={stage} error=OperationalError"
-            for stage in ("measure", "prune", "commit")
+            'collector.not_ready reason="the database cannot be reached"',
+            *(
+                f"collector.failed stage={stage} error=OperationalError"
+                for stage in ("count", "prune", "commit")
+            ),
         }
 
 
