@@ -43,11 +43,17 @@ their dotted names. Python's version is counted by major and minor, that of Post
 _SHORTENED = {"python_version": "^[0-9]+[.][0-9]+", "stack.postgres_version": "^[0-9]+"}
 
 
-def _value(field: str) -> str:
-    """Return the SQL that reads a field's value out of a body, as it is named."""
+def written(field: str) -> str:
+    """Return the SQL that reads a field's value out of a body, whether it is on a list or not."""
     value = f"body #>> '{{{field.replace('.', ',')}}}'"
     if pattern := _SHORTENED.get(field):
-        value = f"substring({value} FROM '{pattern}')"
+        return f"substring({value} FROM '{pattern}')"
+    return value
+
+
+def _value(field: str) -> str:
+    """Return the SQL that reads a field's value out of a body, as it is named."""
+    value = written(field)
     if field not in OPEN:
         return f"coalesce({value}, '{ABSENT}')"
     known = ", ".join(f"'{name}'" for name in KNOWN.get(field, ()))
@@ -125,7 +131,8 @@ _COUNTED = text(
     "INSERT INTO measured (day, as_of) VALUES (:day, now())"
     " ON CONFLICT (day) DO UPDATE SET as_of = excluded.as_of"
 )
-_RELEASES = text("SELECT version FROM release")
+# By its date, so that a day is the same however often and however late it is counted.
+_RELEASES = text("SELECT version FROM release WHERE released_on <= :day")
 
 
 def begins(day: date) -> datetime:
@@ -146,7 +153,7 @@ def count(connection: Connection, day: date, *, replayed: bool) -> None:
     """
     as_of = begins(day + timedelta(days=1))
     moments = {"day": day, "begins": begins(day), "as_of": as_of}
-    releases = [*connection.scalars(_RELEASES)]
+    releases = [*connection.scalars(_RELEASES, {"day": day})]
     rows = connection.execute(
         _AS_REPLAYED if replayed else _AS_OF_NOW, {**moments, "releases": releases}
     )
