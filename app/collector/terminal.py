@@ -21,12 +21,12 @@ WIDE = 160
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON: dates and times in ISO 8601."""
+    """Print a value as JSON: days and times in ISO 8601, times in UTC."""
     typer.echo(json.dumps(value, indent=2, default=_json))
 
 
 def _json(value: date) -> str:
-    return value.isoformat()
+    return (value.astimezone(UTC) if isinstance(value, datetime) else value).isoformat()
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -1,11 +1,13 @@
 """The command ``recount``, and the recount with which other commands end."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from typing import Annotated
 
 import typer
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from app.collector import daily, recount, store, terminal
 from app.collector.recount import Progress
@@ -19,13 +21,18 @@ class NotDoneError(Exception):
     """A command has not done what it was asked; the message is one sentence."""
 
 
-def database() -> Engine:
-    """Return an engine for the database of COLLECTOR_DATABASE_URL.
+@contextmanager
+def database() -> Iterator[Engine]:
+    """Use the database of COLLECTOR_DATABASE_URL, and close every connection at the end.
 
     Raises:
         SettingsError: the variable is missing or wrong.
     """
-    return store.connect(CollectorSettings.load().require("collector_database_url"))
+    engine = store.connect(CollectorSettings.load().require("collector_database_url"))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def day(text: str) -> date:
@@ -61,25 +68,36 @@ def count_again(
     web process goes on as well, within a minute; both may run at the same time.
     """
     began = time.monotonic()
-    engine = database()
-    with engine.begin() as connection:
-        possible = recount.earliest(connection)
-        if possible is None:
-            raise NotDoneError("No heartbeat is stored: no day can be counted again.")
-        under_way = recount.progress(connection)
-        first = since or possible
-        if not under_way or first < under_way.since:
-            recount.request(connection, first)
-        last = daily.finished(recount.clock(connection))
-    if not as_json:
-        typer.echo(_plan(first, possible, last))
-    _finish(engine)
+    with database() as engine:
+        with engine.begin() as connection:
+            first, possible, last = _request(connection, since)
+        if not as_json:
+            typer.echo(_plan(first, possible, last))
+        _finish(engine)
     seconds = round(time.monotonic() - began, 1)
     if as_json:
         counted = {"since": max(first, possible), "until": last, "seconds": seconds}
         terminal.print_json(counted)
     else:
         typer.echo(f"Done in {seconds} s.")
+
+
+def _request(connection: Connection, since: date | None) -> tuple[date, date, date]:
+    """Request a recount, unless one that is under way counts these days.
+
+    Return the first day that was asked for, the first that is possible, and the last.
+
+    Raises:
+        NotDoneError: no heartbeat is stored.
+    """
+    possible = recount.earliest(connection)
+    if possible is None:
+        raise NotDoneError("No heartbeat is stored: no day can be counted again.")
+    since = since or possible
+    under_way = recount.progress(connection)
+    if not under_way or since < under_way.since:
+        recount.request(connection, since)
+    return since, possible, daily.finished(recount.clock(connection))
 
 
 def after_change(engine: Engine, since: date | None, *, later: bool) -> None:

@@ -32,25 +32,25 @@ def add(
     counted as "other". Past days are counted again, so that they name the version too. For a
     version that is listed already, the date is changed.
     """
-    engine = database()
-    try:
-        with engine.begin() as connection:
-            since = releases.add(connection, version, on)
-            if since:
-                recount.request(connection, since)
-    except NotAReleaseError as error:
-        raise typer.BadParameter(str(error)) from None
-    if since is None:
-        typer.echo(f"{version} is already listed as released on {on}.")
-        return
-    typer.echo(f"{version} is named from {on} on.")
-    after_change(engine, since, later=later)
+    with database() as engine:
+        try:
+            with engine.begin() as connection:
+                since = releases.add(connection, version, on)
+                if since:
+                    recount.request(connection, since)
+        except NotAReleaseError as error:
+            raise typer.BadParameter(str(error)) from None
+        if since is None:
+            typer.echo(f"{version} is already listed as released on {on}.")
+            return
+        typer.echo(f"{version} is named from {on} on.")
+        after_change(engine, since, later=later)
 
 
 @list_cli.command("list")
 def list_releases(*, as_json: AsJson = False) -> None:
     """List the versions that the numbers name, the newest first."""
-    with database().connect() as connection:
+    with database() as engine, engine.connect() as connection:
         listed = releases.listed(connection)
     if as_json:
         terminal.print_json([release._asdict() for release in listed])
@@ -63,15 +63,15 @@ def list_releases(*, as_json: AsJson = False) -> None:
 @list_cli.command()
 def remove(version: Version, *, later: Later = False) -> None:
     """Take a version off the list: it is counted as "other", on past days too."""
-    engine = database()
-    with engine.begin() as connection:
-        since = releases.remove(connection, version)
-        if since:
-            recount.request(connection, since)
-    if since is None:
-        raise NotDoneError("This version is not listed.")
-    typer.echo(f"{version} is counted as other.")
-    after_change(engine, since, later=later)
+    with database() as engine:
+        with engine.begin() as connection:
+            since = releases.remove(connection, version)
+            if since:
+                recount.request(connection, since)
+        if since is None:
+            raise NotDoneError("This version is not listed.")
+        typer.echo(f"{version} is counted as other.")
+        after_change(engine, since, later=later)
 
 
 @cli.command()
@@ -81,7 +81,7 @@ def unlisted(*, as_json: AsJson = False) -> None:
     Strangers can write these values. They are shown in your terminal only, and on no page.
     Established installs are counted that were heard of within 48 hours.
     """
-    with database().connect() as connection:
+    with database() as engine, engine.connect() as connection:
         found = releases.unlisted(connection)
         dev_builds = releases.dev_builds(connection)
     if as_json:

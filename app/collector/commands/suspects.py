@@ -76,7 +76,7 @@ def list_suspects(
     you exclude it: real installs can be alike too, and their first heartbeats often come between
     02:30 and 02:45 UTC.
     """
-    with database().connect() as connection:
+    with database() as engine, engine.connect() as connection:
         groups = suspects.groups(connection, at_least)
         more = len(groups) - MOST
         rows = [
@@ -177,12 +177,12 @@ def exclude(  # noqa: PLR0913 - each is an option
     chosen = _chosen(Selector(ids or (), first_seen_from, first_seen_to, version, label, body))
     if not dry_run and not (why and why.strip()):
         raise typer.BadParameter("give the reason with --why TEXT")
-    engine = database()
-    if not _agreed(engine, chosen, excluded=False, dry_run=dry_run, yes=yes):
-        return
-    done = suspects.exclude(engine, chosen, why or "")
-    typer.echo(f"Excluded: {_installs(done)}.")
-    after_change(engine, done.since, later=later)
+    with database() as engine:
+        if not _agreed(engine, chosen, excluded=False, dry_run=dry_run, yes=yes):
+            return
+        done = suspects.exclude(engine, chosen, why or "")
+        typer.echo(f"Excluded: {_installs(done)}.")
+        after_change(engine, done.since, later=later)
 
 
 @cli.command()
@@ -209,12 +209,12 @@ def include(  # noqa: PLR0913 - each is an option
     This undoes `exclude`. The days on which they count are counted again.
     """
     chosen = _chosen(Selector(ids or (), first_seen_from, first_seen_to, version, label, body, why))
-    engine = database()
-    if not _agreed(engine, chosen, excluded=True, dry_run=dry_run, yes=yes):
-        return
-    done = suspects.include(engine, chosen)
-    typer.echo(f"Included: {_installs(done)}.")
-    after_change(engine, done.since, later=later)
+    with database() as engine:
+        if not _agreed(engine, chosen, excluded=True, dry_run=dry_run, yes=yes):
+            return
+        done = suspects.include(engine, chosen)
+        typer.echo(f"Included: {_installs(done)}.")
+        after_change(engine, done.since, later=later)
 
 
 def _chosen(selector: Selector) -> Selector:
@@ -249,7 +249,7 @@ def _installs(match: Match) -> str:
 
 
 def _list_reasons(*, as_json: bool) -> None:
-    with database().connect() as connection:
+    with database() as engine, engine.connect() as connection:
         reasons = suspects.reasons(connection)
     if as_json:
         terminal.print_json([reason._asdict() for reason in reasons])
