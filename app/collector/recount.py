@@ -116,8 +116,8 @@ def progress(connection: Connection) -> Progress | None:
 def earliest(connection: Connection) -> date | None:
     """Return the first day that can be counted again; None if no heartbeat is stored.
 
-    A count reads the heartbeats of the 31 days before as well, so it is later than the first
-    stored heartbeat once older ones were deleted.
+    A count also reads the heartbeats of the 31 days before. Once heartbeats were deleted, the first
+    day is therefore 31 days after the oldest that is stored.
     """
     kept_since, first = connection.scalar(_KEPT_SINCE), connection.scalar(_FIRST_COUNTED)
     if kept_since is None:

@@ -81,8 +81,8 @@ def listed(connection: Connection) -> list[Release]:
 def add(connection: Connection, version: str, on: date) -> date | None:
     """Put a version on the list, or change its date.
 
-    Return the first day whose numbers name it otherwise than before; None if it was listed with
-    this date already.
+    Return the first day whose numbers this changes; None if it was listed with this date already.
+    The caller requests the recount.
 
     Raises:
         NotAReleaseError: no release has such a version, or the date is in the future.
@@ -109,7 +109,10 @@ def _check(connection: Connection, version: str, on: date) -> None:
 
 
 def remove(connection: Connection, version: str) -> date | None:
-    """Take a version off the list; return the day of its release, None if it was not listed."""
+    """Take a version off the list; return the first day whose numbers this changes.
+
+    None means that it was not listed. The caller requests the recount.
+    """
     on: date | None = connection.scalar(_REMOVE, {"version": version})
     return on
 

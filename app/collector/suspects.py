@@ -1,9 +1,9 @@
 """Installs that look invented, and taking installs out of all numbers.
 
-Who invents installs brings many at once, and they are alike: their bodies are the same but for id
-and time, or at least their version and deployment label are. Such groups are shown to a maintainer,
-who decides. An excluded install is not deleted: its heartbeats go on being stored, and whoever
-knows its id may read and delete them.
+Invented installs tend to come at once and to be alike: their bodies are the same but for id and
+time, or at least their version and deployment label are. A maintainer sees such groups and decides.
+An excluded install is not deleted: its heartbeats go on being stored, and whoever knows its id may
+read and delete them.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ LEAST = 20
 """From how many installs on, first heard of within an hour, a group is shown."""
 
 AT_ONCE = 1_000
-"""How many installs a transaction excludes: no heartbeat waits for longer than that takes."""
+"""How many installs a transaction changes. Heartbeats wait for no longer than that takes."""
 
 _BODY = "left(md5(CAST(body - 'instance_id' - 'sent_at' AS text)), 12)"
 

@@ -525,7 +525,7 @@ def test_a_dry_run_shows_what_would_be_excluded_and_changes_nothing(url: str, ru
     before = numbers(url)
     done = run(url, f"exclude {by_ids(url)} --dry-run")
     assert done.code == 0
-    assert "Counted and matching: 8 installs, 8 of them established." in done.out
+    assert "Not excluded and matching: 8 installs, 8 of them established." in done.out
     assert f" to {YESTERDAY}." in done.out
     assert query(url, "SELECT count(excluded) FROM install") == [(0,)]
     assert requested(url) == []
@@ -583,7 +583,7 @@ def test_every_option_of_a_selection_has_to_match(empty: str, run: Command) -> N
         ("--version 9.9.9", 0),
     ):
         done = run(empty, f"exclude {line} --dry-run")
-        assert f"Counted and matching: {count} install" in done.out, line
+        assert f"Not excluded and matching: {count} install" in done.out, line
 
 
 def test_an_excluded_install_goes_on_being_stored_and_may_be_read_and_deleted(

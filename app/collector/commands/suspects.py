@@ -231,12 +231,12 @@ def _agreed(
         match = suspects.look(connection, selector, excluded=excluded)
         already = suspects.look(connection, selector, excluded=not excluded).installs
         last = daily.finished(recount.clock(connection))
-    typer.echo(f"{'Excluded' if excluded else 'Counted'} and matching: {_installs(match)}.")
+    typer.echo(f"{'Excluded' if excluded else 'Not excluded'} and matching: {_installs(match)}.")
     if already and selector.why is None:
-        was = "are not excluded" if excluded else "are excluded already"
-        typer.echo(f"Of those that match, {already:,} {was}.")
+        was = "not excluded" if excluded else "excluded already"
+        typer.echo(f"Also matching, but {was}: {count(already, 'install')}.")
     if match.since and match.since <= last:
-        typer.echo(f"Touched are the days from {match.since} to {last}.")
+        typer.echo(f"This changes the days from {match.since} to {last}.")
     if dry_run or not match.installs:
         return False
     if not yes:
