@@ -31,7 +31,7 @@ def _json(value: date) -> str:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; what strangers wrote is text, and never markup."""
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:
@@ -40,7 +40,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     console = Console(width=None if chosen else WIDE)
     with console.capture() as captured:
         console.print(table)
-    typer.echo(captured.get(), nl=False)
+    # Not the table's own title: that is folded to the width of the table.
+    typer.echo(f"{title}\n{captured.get()}", nl=False)
 
 
 def _cell(value: object) -> str:

@@ -187,7 +187,7 @@ def test_a_changed_date_counts_from_the_earlier_of_both_days_on(
     to = on + timedelta(days=moved)
     done = run(url, f"releases add 0.4.0 --on {to} --later")
     assert done.code == 0
-    assert "A web process begins with it within a minute." in done.out
+    assert "A web process begins within a minute." in done.out
     assert requested(url) == [(min(on, to),)]
 
 
@@ -347,7 +347,7 @@ def test_a_recount_that_is_killed_at_any_point_goes_on_where_it_was(url: str) ->
     shown = [0]
     for kill in (*KILLS, None):
         point = {"GUARD_POINT": kill, "GUARD_ACTION": "die"} if isinstance(kill, str) else {}
-        with start(url, "recount", **point) as process:
+        with start(url, "recount --since 2026-01-01", **point) as process:
             assert process.stderr
             for number, line in enumerate(process.stderr, start=1):
                 found = re.search(r"\((\d+)%\)", line)
@@ -584,6 +584,17 @@ def test_every_option_of_a_selection_has_to_match(empty: str, run: Command) -> N
     ):
         done = run(empty, f"exclude {line} --dry-run")
         assert f"Not excluded and matching: {count} install" in done.out, line
+
+
+def test_an_install_of_today_is_excluded_and_no_finished_day_is_counted_again(
+    empty: str, run: Command
+) -> None:
+    bring(empty, invented(5), TODAY - timedelta(hours=1))
+    done = run(empty, f"exclude --id {identity(0)} --why test --yes")
+    assert "No finished day has to be counted again." in done.out
+    assert requested(empty) == []
+    with opened(empty).connect() as connection:
+        assert daily.live(connection).active == 4
 
 
 def test_an_excluded_install_goes_on_being_stored_and_may_be_read_and_deleted(

@@ -1247,7 +1247,7 @@ MUTATIONS = (
         9,
         "a recount that was stopped begins anew",
         "app/collector/commands/counting.py",
-        "    if not under_way or since < under_way.since:\n",
+        "    if not under_way or max(since, possible) < under_way.since:\n",
         "    if since:\n",
         f"{COMMANDS}::test_a_recount_that_is_killed_at_any_point_goes_on_where_it_was",
     ),

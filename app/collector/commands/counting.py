@@ -45,7 +45,9 @@ def day(text: str) -> date:
 
 Later = Annotated[
     bool,
-    typer.Option("--later", help="Leave the recount to a web process; it begins within a minute."),
+    typer.Option(
+        "--later", help="Leave the recount to a web process, which begins within a minute."
+    ),
 ]
 
 
@@ -95,7 +97,7 @@ def _request(connection: Connection, since: date | None) -> tuple[date, date, da
         raise NotDoneError("No heartbeat is stored: no day can be counted again.")
     since = since or possible
     under_way = recount.progress(connection)
-    if not under_way or since < under_way.since:
+    if not under_way or max(since, possible) < under_way.since:
         recount.request(connection, since)
     return since, possible, daily.finished(recount.clock(connection))
 
@@ -112,8 +114,11 @@ def after_change(engine: Engine, since: date | None, *, later: bool) -> None:
         typer.echo("No day has to be counted again.")
         return
     typer.echo(_plan(since, possible, last))
+    if max(since, possible) > last:
+        recount.step(engine)  # takes the request away
+        return
     if later:
-        typer.echo("A web process begins with it within a minute.")
+        typer.echo("A web process begins within a minute.")
         return
     _finish(engine)
     typer.echo("Done.")
