@@ -1,4 +1,4 @@
-"""The collector's commands: ``python -m app.collector migrate``, ``serve`` and ``check``."""
+"""The collector's commands: ``migrate``, ``serve`` and ``check``, and those of ``commands``."""
 
 import logging
 import signal
@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp
 
 import migrations
-from app.collector import check, metrics, store, web
+from app.collector import check, commands, metrics, store, web
 from app.collector.connections import ACCEPTED_AT_ONCE, Connection, Server
 from app.collector.lines import OnceAMinute
 from app.settings import SettingsError
@@ -22,8 +22,16 @@ from app.settings.collector import CollectorSettings
 
 MAX_HEAD_BYTES = 8 * 1024
 
-cli = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+cli = typer.Typer(
+    help="Run a collector of heartbeats, and keep its numbers true. Exit codes: 0 done, 1 not done,"
+    " 2 wrong arguments or settings.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # frames and columns of options cannot be read at 60 columns
+)
 cli.command("check")(check.command)
+cli.add_typer(commands.cli)
 
 
 @cli.command()
@@ -140,7 +148,7 @@ def main() -> None:
         cli()
     except SettingsError as error:
         _fail(str(error), 2)
-    except (migrations.MigrationRefusedError, CommandError) as error:
+    except (migrations.MigrationRefusedError, CommandError, commands.NotDoneError) as error:
         _fail(str(error), 1)
     except SQLAlchemyError as error:
         _fail(f"The database of COLLECTOR_DATABASE_URL failed with {store.cause(error)}.", 1)

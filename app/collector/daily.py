@@ -43,6 +43,16 @@ their dotted names. Python's version is counted by major and minor, that of Post
 _SHORTENED = {"python_version": "^[0-9]+[.][0-9]+", "stack.postgres_version": "^[0-9]+"}
 
 
+def written(field: str) -> str:
+    """Return the SQL that reads a field's value out of a body, whether it is on a list or not."""
+    return _shortened(field, f"body #>> '{{{field.replace('.', ',')}}}'")
+
+
+def _shortened(field: str, value: str) -> str:
+    pattern = _SHORTENED.get(field)
+    return f"substring({value} FROM '{pattern}')" if pattern else value
+
+
 def _column(field: str) -> str:
     """Return the column of ``_READ`` that has a field's value."""
     section, _, name = field.rpartition(".")
@@ -69,9 +79,7 @@ def _read() -> str:
 
 def _value(field: str) -> str:
     """Return the SQL of a field's value, as it is named."""
-    value = _column(field)
-    if pattern := _SHORTENED.get(field):
-        value = f"substring({value} FROM '{pattern}')"
+    value = _shortened(field, _column(field))
     if field not in OPEN:
         return f"coalesce({value}, '{ABSENT}')"
     known = ", ".join(f"'{name}'" for name in KNOWN.get(field, ()))
@@ -145,7 +153,8 @@ _COUNTED = text(
     "INSERT INTO measured (day, as_of) VALUES (:day, now())"
     " ON CONFLICT (day) DO UPDATE SET as_of = excluded.as_of"
 )
-_RELEASES = text("SELECT version FROM release")
+# By its date, so that a day is the same however often and however late it is counted.
+_RELEASES = text("SELECT version FROM release WHERE released_on <= :day")
 
 
 def begins(day: date) -> datetime:
@@ -166,7 +175,7 @@ def count(connection: Connection, day: date, *, replayed: bool) -> None:
     """
     as_of = begins(day + timedelta(days=1))
     moments = {"day": day, "begins": begins(day), "as_of": as_of}
-    releases = [*connection.scalars(_RELEASES)]
+    releases = [*connection.scalars(_RELEASES, {"day": day})]
     rows = connection.execute(
         _AS_REPLAYED if replayed else _AS_OF_NOW, {**moments, "releases": releases}
     )

@@ -43,25 +43,29 @@ def keeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator
 def _keep(engine: Engine, retention_days: int, outcomes: Outcomes, ended: Event) -> None:
     while not ended.is_set():
         more = _attempt("count", lambda: recount.step(engine))
-        _attempt("prune", lambda: _prune(engine, retention_days, ended))
         if not more:
+            failed = more is None
+            _attempt("prune", lambda: _prune(engine, retention_days, ended, anyhow=failed))  # noqa: B023 - at once
             ended.wait(EVERY_SECONDS)
         _attempt("outcomes", lambda: outcomes.write(engine))
 
 
-def _attempt(stage: str, work: Callable[[], bool | None]) -> bool:
+def _attempt(stage: str, work: Callable[[], bool | None]) -> bool | None:
+    """Return what ``work`` does, or None where it fails."""
     try:
         return bool(work())
     except Exception as error:  # noqa: BLE001 - in a minute it may go well
         # No traceback: its words may be anybody's.
         log.error("collector.failed stage=%s error=%s", stage, store.cause(error))  # noqa: TRY400 - see above
-        return False
+        return None
 
 
-def _prune(engine: Engine, retention_days: int, ended: Event) -> None:
+def _prune(engine: Engine, retention_days: int, ended: Event, *, anyhow: bool) -> None:
+    """Delete what is too old; while another process counts earlier days, only ``anyhow``."""
     with engine.begin() as connection:
         store.prune_marks(connection)
-    more = retention_days > 0
+        needed = recount.progress(connection) is not None and not anyhow
+    more = retention_days > 0 and not needed
     while more and not ended.is_set():
         with engine.begin() as connection:
             more = store.prune(connection, timedelta(days=retention_days))

@@ -6,7 +6,9 @@ install is lost after 30. Each day is a transaction of its own, so that whoever 
 where that was; and the numbers are the same whichever way a day is counted, and how late.
 """
 
+from collections.abc import Iterator
 from datetime import date, datetime, timedelta
+from time import sleep
 from typing import NamedTuple
 
 from psycopg.errors import SerializationFailure
@@ -19,6 +21,9 @@ from app.collector.daily import begins
 DAY = timedelta(days=1)
 BEFORE = timedelta(days=31)
 """How long before the first day that is counted the replay begins."""
+
+LOOK_SECONDS = 0.2
+"""How long to wait before looking again at what another process counts."""
 
 _MINE = text("SELECT pg_try_advisory_xact_lock(hashtext('consentos-collector counting'))")
 _ROOM = text(
@@ -96,23 +101,57 @@ class Progress(NamedTuple):
         return ((self.replayed - first).days + 1) / whole if self.replayed else 0.0
 
 
+def clock(connection: Connection) -> datetime:
+    """Return the database's time, by which a day ends."""
+    now: datetime = connection.execute(_CLOCK).scalar_one()
+    return now
+
+
 def progress(connection: Connection) -> Progress | None:
     """Return how far the counting of earlier days has come; None where none is under way."""
     row = connection.execute(_UNDER_WAY).one_or_none()
-    return Progress(row.since, row.replayed, daily.finished(_now(connection))) if row else None
+    return Progress(row.since, row.replayed, daily.finished(clock(connection))) if row else None
 
 
-def request(connection: Connection, since: date) -> date:
-    """Have all days from ``since`` on counted again; return the first of them.
+def earliest(connection: Connection) -> date | None:
+    """Return the first day that can be counted again; None if no heartbeat is stored.
 
-    That is later where the heartbeats of a day that was counted are not all kept any more.
+    A count also reads the heartbeats of the 31 days before. Once heartbeats were deleted, the first
+    day is therefore 31 days after the oldest that is stored.
     """
     kept_since, first = connection.scalar(_KEPT_SINCE), connection.scalar(_FIRST_COUNTED)
-    if kept_since is not None:
-        pruned = first is not None and first < kept_since
-        since = max(since, kept_since + BEFORE if pruned else kept_since)
+    if kept_since is None:
+        return None
+    pruned = first is not None and first < kept_since
+    since: date = kept_since + BEFORE if pruned else kept_since
+    return since
+
+
+def request(connection: Connection, since: date) -> date | None:
+    """Have all days from ``since`` on counted again; return the first of them.
+
+    That is later than ``since`` where heartbeats were deleted, see ``earliest``. None means that
+    no day can be counted again, and that nothing was changed.
+    """
+    possible = earliest(connection)
+    if possible is None:
+        return None
+    since = max(since, possible)
     connection.execute(_BEGIN, {"since": since})
     return since
+
+
+def finish(engine: Engine) -> Iterator[Progress]:
+    """Count until no recount is under way; yield how far it has come, whichever process does it."""
+    while (came := _look(engine)) is not None:
+        yield came
+        if not step(engine):
+            sleep(LOOK_SECONDS)
+
+
+def _look(engine: Engine) -> Progress | None:
+    with engine.connect() as connection:
+        return progress(connection)
 
 
 def step(engine: Engine, *, now: datetime | None = None) -> bool:
@@ -128,7 +167,7 @@ def step(engine: Engine, *, now: datetime | None = None) -> bool:
             if not connection.scalar(_MINE):
                 return False
             connection.execute(_ROOM)
-            return _step(connection, now or _now(connection))
+            return _step(connection, now or clock(connection))
     except OperationalError as error:
         if isinstance(error.orig, SerializationFailure):
             return True  # another recount was asked for meanwhile
@@ -139,11 +178,6 @@ def catch_up(engine: Engine, *, now: datetime | None = None) -> None:
     """Count every day that is due, one after the other."""
     while step(engine, now=now):
         pass
-
-
-def _now(connection: Connection) -> datetime:
-    now: datetime = connection.execute(_CLOCK).scalar_one()
-    return now
 
 
 def _step(connection: Connection, now: datetime) -> bool:

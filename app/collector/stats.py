@@ -96,7 +96,7 @@ def distribute(counts: Counts) -> Distribution:
     everyone = sum(reported.values())
     few = everyone - sum(named.values()) == FOLD_BELOW - 1
     if named and few and all(n - _nearest(n) == ROUNDED_TO // 2 for n in named.values()):
-        # Each is as large as its number allows: the others would be known to be as many as they can.
+        # Each is as large as its number allows: it would be known how many the others are.
         del named[min(named, key=lambda value: (named[value], value))]
     groups = [Group(value, _nearest(installs)) for value, installs in named.items()]
     return Distribution(

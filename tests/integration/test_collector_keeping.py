@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,8 @@ def heard_of(url: str, numbers: range, days_ago: float) -> None:
     """Keep a heartbeat of each install as if it had come so many days ago."""
     heartbeats = [parse(of(number)) for number in numbers]
     with create_engine(url, poolclass=NullPool).begin() as connection:
-        store.insert(connection, heartbeats, at=datetime.now(UTC) - timedelta(days=days_ago))
+        at = datetime.now(UTC) - timedelta(days=days_ago)
+        store.insert(connection, heartbeats, established_days=1, at=at)
 
 
 def count(url: str, table: str) -> int:
@@ -42,7 +43,7 @@ def engine(migrated: str) -> Engine:
 def test_the_days_that_were_missed_are_counted_at_the_start(migrated: str, tmp_path: Path) -> None:
     heard_of(migrated, range(3), days_ago=3)
     with serving(migrated, tmp_path / "log"):
-        until(lambda: count(migrated, "measured") == 4)
+        until(lambda: count(migrated, "measured") == 3)
     assert query(
         migrated,
         "SELECT (now() AT TIME ZONE 'UTC')::date - day, sum(installs)::integer FROM daily"
@@ -50,12 +51,13 @@ def test_the_days_that_were_missed_are_counted_at_the_start(migrated: str, tmp_p
     ) == [(3, 3)]
 
 
-def test_it_counts_again_and_again(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_looks_again_and_again(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "EVERY_SECONDS", 0.05)
     engine = store.connect(migrated)
     with keeping.keeping(engine, 0, Outcomes()):
-        until(lambda: count(migrated, "measured") == 1)
-        heard_of(migrated, range(5), days_ago=0)
+        time.sleep(0.2)
+        assert count(migrated, "measured") == 0
+        heard_of(migrated, range(5), days_ago=1)
         until(lambda: count(migrated, "daily") > 0)
     engine.dispose()
 
@@ -70,6 +72,23 @@ def test_what_is_older_than_it_may_be_is_deleted_and_no_more(migrated: str, tmp_
     assert query(migrated, "SELECT sum(installs)::integer FROM daily WHERE metric = 'new'") == [
         (2600,)
     ]
+
+
+def test_what_a_recount_needs_is_deleted_when_that_is_over_or_has_failed(migrated: str) -> None:
+    heard_of(migrated, range(5), days_ago=51)
+    heard_of(migrated, range(5, 10), days_ago=1)
+    engine = store.connect(migrated)
+    query(migrated, "INSERT INTO recount (since) VALUES (current_date - 60)")
+    mine = "SELECT pg_advisory_lock(hashtext('consentos-collector counting'))"
+    with create_engine(migrated, poolclass=NullPool).connect() as other:
+        other.execute(text(mine))
+        with keeping.keeping(engine, 50, Outcomes()):
+            time.sleep(1)
+        assert count(migrated, "heartbeat") == 10
+    query(migrated, "ALTER TABLE measured RENAME TO hidden")
+    with keeping.keeping(engine, 50, Outcomes()):
+        until(lambda: count(migrated, "heartbeat") == 5)
+    engine.dispose()
 
 
 def test_zero_days_keep_everything(migrated: str, tmp_path: Path) -> None:
@@ -124,20 +143,21 @@ def test_one_counts_at_a_time_and_no_other_waits_for_it(
 ) -> None:
     running, most, calls = 0, 0, 0
     lock = threading.Lock()
-    measure = daily.measure
+    count_a_day = daily.count
 
-    def slow(connection: Connection) -> None:
+    def slow(connection: Connection, day: date, *, replayed: bool) -> None:
         nonlocal running, most, calls
         with lock:
             running, calls = running + 1, calls + 1
             most = max(most, running)
         time.sleep(0.3)
-        measure(connection)
+        count_a_day(connection, day, replayed=replayed)
         with lock:
             running -= 1
 
+    heard_of(migrated, range(5), days_ago=9)
     monkeypatch.setattr(keeping, "EVERY_SECONDS", 0.05)
-    monkeypatch.setattr(daily, "measure", slow)
+    monkeypatch.setattr(daily, "count", slow)
     engine = store.connect(migrated)
     with (
         keeping.keeping(engine, 0, Outcomes()),
@@ -164,10 +184,11 @@ main()
 def test_a_failure_is_one_line_and_tried_again_and_hurts_no_heartbeat(
     migrated: str, tmp_path: Path
 ) -> None:
+    heard_of(migrated, range(5), days_ago=1)
     query(migrated, "ALTER TABLE measured RENAME TO hidden")
     with serving(migrated, tmp_path / "log", [sys.executable, "-c", OFTEN, "serve"]) as own:
         until(lambda: len(own.failures("")) >= 2)
-        assert set(own.failures("")) == {"collector.failed stage=measure error=UndefinedTable"}
+        assert set(own.failures("")) == {"collector.failed stage=count error=UndefinedTable"}
         assert own.post(BODY).status_code == 202
         query(migrated, "ALTER TABLE hidden RENAME TO measured")
         until(lambda: count(migrated, "measured") == 1)

@@ -44,6 +44,7 @@ OUTCOMES = "integration/test_collector_outcomes.py"
 CLIENTS = "integration/test_collector_clients.py"
 NUMBERS = "integration/test_collector_numbers.py"
 UPGRADE = "acceptance/test_upgrade.py"
+COMMANDS = "integration/test_collector_commands.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -1418,5 +1419,93 @@ MUTATIONS = (
         "    if look.not_counted:\n",
         "    if look.trouble:\n",
         f"{CHECK}::test_a_last_day_that_is_not_counted_is_found",
+    ),
+    Mutation(
+        9,
+        "a listed version is not named on past days",
+        "app/collector/commands/releases.py",
+        """                since = releases.add(connection, version, on)
+                if since:
+""",
+        """                since = releases.add(connection, version, on)
+                if not since:
+""",
+        f"{COMMANDS}::test_a_version_is_other_on_past_days_once_removed_and_named_again_once_added",
+    ),
+    Mutation(
+        9,
+        "a version that is not listed any more is named",
+        "app/collector/releases.py",
+        '"DELETE FROM release WHERE version = :version RETURNING released_on"',
+        '"SELECT released_on FROM release WHERE version = :version"',
+        f"{COMMANDS}::test_a_version_is_other_on_past_days_once_removed_and_named_again_once_added",
+    ),
+    Mutation(
+        9,
+        "a version is named before its release",
+        "app/collector/daily.py",
+        '"SELECT version FROM release WHERE released_on <= :day"',
+        '"SELECT version FROM release WHERE CAST(:day AS date) IS NOT NULL"',
+        f"{COMMANDS}"
+        "::test_a_version_is_named_from_the_day_of_its_release_on_however_a_day_is_counted",
+    ),
+    Mutation(
+        9,
+        "a recount that was stopped begins anew",
+        "app/collector/commands/counting.py",
+        "    if not under_way or max(since, possible) < under_way.since:\n",
+        "    if since:\n",
+        f"{COMMANDS}::test_a_recount_that_is_killed_at_any_point_goes_on_where_it_was",
+    ),
+    Mutation(
+        9,
+        "a recount without a heartbeat deletes the numbers",
+        "app/collector/recount.py",
+        """    if possible is None:
+        return None
+    since = max(since, possible)
+""",
+        "    since = max(since, possible or since)\n",
+        f"{COMMANDS}::test_without_a_heartbeat_nothing_is_counted_again_and_no_number_is_lost",
+    ),
+    Mutation(
+        9,
+        "what is excluded stays in the numbers of past days",
+        "app/collector/daily.py",
+        '    WHERE excluded IS NULL AND established_on <= :day\n    """\n)\n\n_GONE',
+        '    WHERE established_on <= :day\n    """\n)\n\n_GONE',
+        f"{COMMANDS}::test_what_is_excluded_is_in_no_number_and_included_in_all_again",
+    ),
+    Mutation(
+        9,
+        "exclude changes nothing",
+        "app/collector/suspects.py",
+        '"UPDATE install SET excluded = :reason"',
+        '"UPDATE install SET excluded = left(:reason, 0) || NULL"',
+        f"{COMMANDS}::test_what_is_excluded_is_in_no_number_and_included_in_all_again",
+    ),
+    Mutation(
+        9,
+        "include counts nothing again",
+        "app/collector/suspects.py",
+        "    if established := [day for day in days if day is not None]:\n",
+        "    if (established := [day for day in days if day is not None]) and exclude:\n",
+        f"{COMMANDS}::test_what_is_excluded_is_in_no_number_and_included_in_all_again",
+    ),
+    Mutation(
+        9,
+        "a dry run excludes",
+        "app/collector/commands/suspects.py",
+        "    if dry_run or not match.installs:\n",
+        "    if not match.installs:\n",
+        f"{COMMANDS}::test_a_dry_run_shows_what_would_be_excluded_and_changes_nothing",
+    ),
+    Mutation(
+        9,
+        "an install that came with few others is suspected",
+        "app/collector/suspects.py",
+        "{_PAST_HOUR}) >= :least AS enough",
+        "{_PAST_HOUR}) >= :least - 1 AS enough",
+        f"{COMMANDS}::test_few_installs_and_many_of_a_whole_day_are_no_group",
     ),
 )

@@ -1,0 +1,111 @@
+"""The commands on the list of releases, and on what is not on any list."""
+
+from datetime import date
+from typing import Annotated
+
+import typer
+
+from app.collector import recount, releases, terminal
+from app.collector.commands.counting import Later, NotDoneError, after_change, database, day
+from app.collector.releases import NotAReleaseError, Unlisted
+from app.collector.terminal import AsJson, count
+
+cli = typer.Typer()
+list_cli = typer.Typer(no_args_is_help=True)
+cli.add_typer(list_cli, name="releases", help="The versions that the numbers name.")
+
+Version = Annotated[str, typer.Argument(help="As heartbeats report it, such as 0.9.0.")]
+
+
+@list_cli.command()
+def add(
+    version: Version,
+    on: Annotated[
+        date, typer.Option(parser=day, metavar="DAY", help="The day of the release (UTC).")
+    ],
+    *,
+    later: Later = False,
+) -> None:
+    """Name a version in the numbers, from the day of its release on.
+
+    Anybody can send any version, so the numbers name only those on this list. All others are
+    counted as "other". Past days are counted again, so that they name the version too. For a
+    version that is listed already, the date is changed.
+    """
+    with database() as engine:
+        try:
+            with engine.begin() as connection:
+                since = releases.add(connection, version, on)
+                if since:
+                    recount.request(connection, since)
+        except NotAReleaseError as error:
+            raise typer.BadParameter(str(error)) from None
+        if since is None:
+            typer.echo(f"{version} is already listed as released on {on}.")
+            return
+        typer.echo(f"{version} is named from {on} on.")
+        after_change(engine, since, later=later)
+
+
+@list_cli.command("list")
+def list_releases(*, as_json: AsJson = False) -> None:
+    """List the versions that the numbers name, the newest first."""
+    with database() as engine, engine.connect() as connection:
+        listed = releases.listed(connection)
+    if as_json:
+        terminal.print_json([release._asdict() for release in listed])
+    elif listed:
+        terminal.print_table("Releases", ("version", "released on"), listed)
+    else:
+        typer.echo("No release is listed: every version is counted as other.")
+
+
+@list_cli.command()
+def remove(version: Version, *, later: Later = False) -> None:
+    """Take a version off the list: it is counted as "other", on past days too."""
+    with database() as engine:
+        with engine.begin() as connection:
+            since = releases.remove(connection, version)
+            if since:
+                recount.request(connection, since)
+        if since is None:
+            raise NotDoneError("This version is not listed.")
+        typer.echo(f"{version} is counted as other.")
+        after_change(engine, since, later=later)
+
+
+@cli.command()
+def unlisted(*, as_json: AsJson = False) -> None:
+    """Show which versions, labels, Pythons and Postgres are counted as "other" now.
+
+    Strangers can write these values. They are shown in your terminal only, and on no page.
+    Established installs are counted that were heard of within 48 hours.
+    """
+    with database() as engine, engine.connect() as connection:
+        found = releases.unlisted(connection)
+        dev_builds = releases.dev_builds(connection)
+    if as_json:
+        fields = {field: _as_object(of) for field, of in found.items()}
+        terminal.print_json({"fields": fields, "dev_builds": dev_builds})
+        return
+    for field, of in found.items():
+        _print_field(field, of)
+    typer.echo(f"Development builds, which are counted apart: {count(dev_builds, 'install')}.")
+    if versions := found["version"].values:
+        typer.echo("To name a version that you have released, with the day of its release:")
+        typer.echo(f"  python -m app.collector releases add {versions[0][0]} --on YYYY-MM-DD")
+
+
+def _as_object(of: Unlisted) -> dict[str, object]:
+    values = [{"value": value, "installs": installs} for value, installs in of.values]
+    return {**of._asdict(), "values": values}
+
+
+def _print_field(field: str, of: Unlisted) -> None:
+    if not of.values:
+        typer.echo(f"{field}: every value is listed.")
+        return
+    terminal.print_table(f"{field}, counted as other", ("value", "installs"), of.values)
+    if of.more_values:
+        installs = count(of.more_installs, "install")
+        typer.echo(f"and {count(of.more_values, 'more value')} on {installs}")
