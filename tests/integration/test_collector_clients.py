@@ -264,7 +264,7 @@ def test_where_all_wait_for_an_answer_it_is_the_newcomer_that_is_closed() -> Non
 
 
 def test_who_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(connections.SECONDS, Stage.ANSWER, 1.0)
+    monkeypatch.setitem(connections.SECONDS, Stage.READING, 1.0)
     with (
         inside(endless, 1) as port,
         socket.create_connection(("127.0.0.1", port)) as connection,
@@ -272,6 +272,19 @@ def test_who_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch
         connection.sendall(GET)
         time.sleep(2)
         assert len(answer(connection)) < 50_000_000
+
+
+def test_those_who_do_not_read_their_answers_make_room() -> None:
+    with inside(endless, 2) as port:
+        unread = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+        for connection in unread:
+            connection.sendall(GET)
+            time.sleep(0.3)
+        with socket.create_connection(("127.0.0.1", port)) as late:
+            late.sendall(GET)
+            assert late.recv(100).startswith(b"HTTP/1.1 200")
+        for connection in unread:
+            connection.close()
 
 
 @pytest.mark.parametrize(
