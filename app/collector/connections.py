@@ -2,8 +2,8 @@
 
 uvicorn has no deadline for a request's head and no bound on connections. A caller that says nothing
 would keep its connection, and so its file descriptor, until nobody else can connect. Here each
-connection is in one of three stages, each with a deadline; where there are too many, the one that
-has owed the rest of its request for longest is closed to make room.
+connection is in one of four stages, each with a deadline; where there are too many, the one that
+has kept us waiting for longest is closed to make room.
 """
 
 import asyncio
@@ -37,13 +37,16 @@ class Stage(Enum):
     BODY = "body"
     """The end of the request's body."""
     ANSWER = "answer"
-    """The application, or a caller that reads slowly."""
+    """The application."""
+    READING = "reading"
+    """The caller, to read the rest of its answer."""
 
 
 SECONDS = {
     Stage.HEAD: 5.0,
     Stage.BODY: 15.0,  # the application gives up sooner, unless it does not read the body
     Stage.ANSWER: 60.0,
+    Stage.READING: 60.0,
 }
 """How long a connection may be in a stage."""
 
@@ -62,15 +65,17 @@ class Connections(ServerState):
     def make_room(self, newcomer: "Connection", now: float) -> None:
         """Close a connection if there are too many, as ``newcomer`` counts already.
 
-        It is the one that has owed the rest of its head or body for longest; or, where all wait for
-        an answer, the newcomer.
+        It is the one whose caller has not gone on, with its request or with reading the answer, for
+        longest; or, where all wait for the application, the newcomer.
         """
         if len(self.connections) <= self._most:
             return
-        owing = chain.from_iterable(
-            islice(self._since[stage].items(), 1) for stage in (Stage.HEAD, Stage.BODY)
+        oldest = chain.from_iterable(
+            islice(connections.items(), 1)
+            for stage, connections in self._since.items()
+            if stage is not Stage.ANSWER
         )
-        longest, _ = min(owing, key=itemgetter(1), default=(newcomer, now))
+        longest, _ = min(oldest, key=itemgetter(1), default=(newcomer, now))
         self._close(longest)
         self._closed.add(now)
 
@@ -137,9 +142,10 @@ class Connection(H11Protocol):
     def _find_stage(self) -> Stage:
         if self.conn.their_state is h11.SEND_BODY:
             return Stage.BODY
-        # What was answered may not be read yet.
-        waits = self.conn.their_state is h11.IDLE and not self.transport.get_write_buffer_size()
-        return Stage.HEAD if waits else Stage.ANSWER
+        if self.cycle and not self.cycle.response_complete:
+            return Stage.ANSWER
+        unread = self.transport.is_closing() or self.transport.get_write_buffer_size()
+        return Stage.READING if unread else Stage.HEAD
 
 
 class Server(uvicorn.Server):
