@@ -175,7 +175,8 @@ def _state(stats: Stats) -> Literal["no install", "no day", "too few", "numbers"
     if stats.version or stats.edition:
         return "no day" if stats.as_of is None else "numbers" if stats.days else "too few"
     live, days = stats.live, stats.days
-    if not any(n != 0 for each in days for n in (*each.movements.values(), each.dev_builds)):
+    counted = ((*map(each.movements.get, (ACTIVE_30D, LOST)), each.dev_builds) for each in days)
+    if not any(number != 0 for numbers in counted for number in numbers):
         is_live = live is not None and (live.active != 0 or live.not_established != 0)
         if not is_live and not stats.recount:
             return "no install"
