@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from app.collector import daily, recount, stats, store, view
+from app.collector import daily, outcomes, recount, stats, store, view
 from app.payload import Edition, Version
 
 HEADERS = {
@@ -108,12 +108,26 @@ class Templates:
         self._templates.globals.update(style=style, long_date=view.long_date)
 
     def page(
-        self, told: stats.Stats, *, days: str = "90", query: str = "", stands_still: bool = False
+        self,
+        told: stats.Stats,
+        *,
+        days: str = "90",
+        query: str = "",
+        stands_still: bool = False,
+        requests: Mapping[str, int] | None = None,
     ) -> str:
-        """Return the page for a choice of ``days``, whose other forms have the same ``query``."""
+        """Return the page for a choice of ``days``, whose other forms have the same ``query``.
+
+        ``requests`` is how many of the day before ended in which way.
+        """
         shown = view.of(told, stands_still=stands_still, established_days=self._established_days)
         return self._templates.get_template("page.html").render(
-            stats=told, view=shown, days=days, query=query, ranges=view.RANGES
+            stats=told,
+            view=shown,
+            days=days,
+            query=query,
+            ranges=view.RANGES,
+            requests=view.requests(requests or {}),
         )
 
     def refusal(self, sentence: str) -> str:
@@ -130,6 +144,8 @@ class _State:
     stands_still: bool
     live: daily.Live | None
     """None for an answer under a filter."""
+    requests: Mapping[str, int]
+    """How many requests to keep a heartbeat ended in which way on the day before."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +179,7 @@ class _Answers:
         self._lock = Lock()
         self._kept: OrderedDict[tuple[_Render, _Asked], _Answer] = OrderedDict()
         self._live_lock = Lock()
-        self._live: daily.Live | None = None
+        self._live: tuple[daily.Live, Mapping[str, int]] | None = None
         self._live_until = 0.0
 
     def get(self, render: _Render, asked: _Asked) -> _Answer:
@@ -194,18 +210,21 @@ class _Answers:
         return answer
 
     def _state(self, connection: Connection, asked: _Asked) -> _State:
-        span, live = daily.span(connection), self._live_now(connection)
+        span, (live, requests) = daily.span(connection), self._live_now(connection)
         return _State(
             span=span,
             recount=recount.progress(connection),
             stands_still=span is not None and stats.stands_still(span.last, live.as_of),
             live=live if asked.filter == daily.Filter() else None,
+            requests=requests,
         )
 
-    def _live_now(self, connection: Connection) -> daily.Live:
+    def _live_now(self, connection: Connection) -> tuple[daily.Live, Mapping[str, int]]:
         with self._live_lock:
             if self._live is None or time.monotonic() >= self._live_until:
-                self._live = daily.live(connection)
+                live = daily.live(connection)
+                yesterday = live.as_of.astimezone(UTC).date() - timedelta(days=1)
+                self._live = live, outcomes.of_day(connection, yesterday)
                 self._live_until = time.monotonic() + LIVE_SECONDS
             return self._live
 
@@ -269,7 +288,11 @@ def routes(
 
     def page(told: stats.Stats, asked: _Asked, state: _State) -> str:
         return templates.page(
-            told, days=asked.days, query=asked.query, stands_still=state.stands_still
+            told,
+            days=asked.days,
+            query=asked.query,
+            stands_still=state.stands_still,
+            requests=state.requests,
         )
 
     def refused(refusal: _RefusalError) -> Response:

@@ -3,7 +3,7 @@
 Every sentence, share and mark is made from the numbers of ``stats`` as they are shown.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, timedelta
 from typing import Any, Literal, get_args
@@ -32,6 +32,7 @@ from app.collector.stats import (
     Stats,
     Told,
     about,
+    fold,
 )
 from app.payload import Bucket, all_fields
 
@@ -217,6 +218,14 @@ def _established(days: int) -> str:
     if days <= 1:
         return "as soon as it is heard of"
     return f"when it has been heard of on {spelled(days)} different days"
+
+
+def requests(ended: Mapping[str, int]) -> str:
+    """Return how the requests to keep a heartbeat ended on the day before, in words."""
+    if not ended:
+        return "Yesterday no heartbeat was sent to this collector."
+    parts = (f"{number(fold(n))} {outcome}" for outcome, n in sorted(ended.items()))
+    return f"Requests to keep a heartbeat, yesterday: {', '.join(parts)}."
 
 
 def _choices(told: Sequence[str], chosen: str | None, key: Callable[[str], Any]) -> list[str]:

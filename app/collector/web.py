@@ -94,7 +94,11 @@ async def _describe(_: Request) -> Response:
 
 def _page(engine: Engine, settings: CollectorSettings) -> list[BaseRoute]:
     """Return the page's routes: where there is a token, all but the static files are behind it."""
-    found = page.routes(engine, private=settings.collector_token is not None)
+    found = page.routes(
+        engine,
+        established_days=settings.collector_established_days,
+        private=settings.collector_token is not None,
+    )
     if settings.collector_token is not None:
         guard = _Guard(settings.collector_token.get_secret_value())
         for route in found:

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +56,7 @@ class Demo:
         self.port = _free_port()
         self.page = f"http://127.0.0.1:{self.port}/"
         self._history: set[tuple[str, str]] = set()
+        self._newest: tuple[str, date]
         self.consentos = self._database("consentos")
         self.collector = self._database("collector")
         self.administrator = {"MIGRATION_DATABASE_URL": self.consentos}
@@ -147,14 +148,16 @@ class Demo:
         raise DemoError(f"the payload is not in the log {self.log}")
 
     def simulate(self) -> None:
-        """Have the collector look a month old: it has taken what others sent, and counted it."""
+        """Have the collector look a month old: it has taken what others sent."""
         yesterday = datetime.now(UTC).date() - timedelta(days=1)
         first = yesterday - timedelta(days=DAYS - 1)
         engine = database.engine(_driver(self.collector))
         with engine.begin() as connection:
-            for release in releases(DAYS):
-                day = first + timedelta(days=release.day)
-                connection.execute(_RELEASED, {"version": release.version, "day": day})
+            *listed, self._newest = (
+                (release.version, first + timedelta(days=release.day)) for release in releases(DAYS)
+            )
+            for version, day in listed:
+                connection.execute(_RELEASED, {"version": version, "day": day})
             for _, arrivals in Fleet(20260502, installs=INSTALLS, days=DAYS, until=yesterday):
                 for batch in by_minute(arrivals):
                     store.insert(
@@ -164,7 +167,27 @@ class Demo:
                         established_days=ESTABLISHED_DAYS,
                     )
                     self._history |= {(each.instance_id, each.sent_at) for each in batch.heartbeats}
-        recount.catch_up(engine)
+
+    def name_newest(self) -> None:
+        """Put the newest version on the list of releases, as its maintainers do."""
+        version, released_on = self._newest
+        unlisted = self.maintain("unlisted")
+        if f"releases add {version} " not in unlisted:
+            raise DemoError(f"`unlisted` does not show {version}: {unlisted}")
+        self.maintain("releases", "add", version, "--on", f"{released_on}", "--later")
+
+    def count(self) -> None:
+        """Count the days of the history."""
+        recount.catch_up(database.engine(_driver(self.collector)))
+
+    @property
+    def newest(self) -> str:
+        """The version that is named last."""
+        return self._newest[0]
+
+    def maintain(self, *words: str) -> str:
+        """Run one of the maintainers' commands and return its output."""
+        return self.run(sys.executable, "-m", "app.collector", *words)
 
     def collected(self) -> list[Any]:
         """Return the bodies that the collector holds beside all of its simulated history."""
@@ -281,6 +304,8 @@ def show_page(demo: Demo) -> None:
     )
     console.print(f"  versions:              {few}, and {max(len(versions) - 3, 0)} more")
     console.print(f"  simulated:             {INSTALLS} installs over {DAYS} days, up to yesterday")
+    if demo.newest not in yesterday["versions"]:
+        raise DemoError(f"the collector's page does not name {demo.newest}")
     console.print("[green]✓[/] the heartbeat is in the number of installs that are active now")
 
 
@@ -318,6 +343,10 @@ def play(demo: Demo, embedded: servers.Servers, *, stay: bool) -> None:
         demo.age()
     with step(f"have the collector look back on {DAYS} days of {INSTALLS} simulated installs"):
         demo.simulate()
+    with step("put the newest version on the list of releases (unlisted, releases add)"):
+        demo.name_newest()
+    with step(f"count the {DAYS} days"):
+        demo.count()
     with step("start web, worker and scheduler (honcho), and wait for the heartbeat"):
         demo.start()
         row = demo.delivered()

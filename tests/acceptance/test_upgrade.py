@@ -21,7 +21,7 @@ import httpx
 import pytest
 from sqlalchemy import Engine
 
-from tests.collector import Collector, run, serving
+from tests.collector import Collector, query, run, serving
 from tests.conftest import ROLE, Clock
 from tests.database import count, one
 from tests.database import run as change
@@ -295,6 +295,14 @@ def told(collector: Collector, form: str) -> httpx.Response:
     return response
 
 
+YESTERDAY = """
+    UPDATE heartbeat SET received_at = received_at - interval '1 day';
+    UPDATE install SET first_seen = first_seen - interval '1 day',
+        last_seen = last_seen - interval '1 day', established_on = established_on - 1
+"""
+"""Has all come a day before it came: a day is counted after its end."""
+
+
 def active(collector: Collector) -> int:
     days = told(collector, "/v1/stats.json").json()["days"]
     return days[-1]["movements"]["active_2d"] or 0 if days else 0
@@ -309,7 +317,8 @@ def test_a_fleet_of_which_a_third_has_upgraded_is_counted_whole(
     tmp_path: Path,
 ) -> None:
     assert run("release", COLLECTOR_DATABASE_URL=collector_database).returncode == 0
-    with serving(collector_database, tmp_path / "1.log", SERVE, PYTHONPATH=str(ready)) as own:
+    at_once = {"PYTHONPATH": str(ready), "COLLECTOR_ESTABLISHED_DAYS": "1"}
+    with serving(collector_database, tmp_path / "1.log", SERVE, **at_once) as own:
         assert [own.post(body_of(n, 1)).status_code for n in range(60)] == [202] * 60
         assert [own.post(body_of(n, 2)).status_code for n in range(60, 89)] == [202] * 29
 
@@ -325,17 +334,17 @@ def test_a_fleet_of_which_a_third_has_upgraded_is_counted_whole(
         schemas = [body["telemetry_schema"] for body in stored]
         assert (schemas.count(1), schemas.count(2)) == (60, 30)
 
-    # It counts at its start.
+    query(collector_database, YESTERDAY)
     with serving(collector_database, tmp_path / "2.log", SERVE, PYTHONPATH=str(ready)) as own:
         until(lambda: active(own) == 90)
         values = told(own, "/v1/stats.json").json()["values"]
         assert values[f"counts.{FIELD}"] == {
-            "groups": [{"value": "1-10", "installs": 19}, {"value": "0", "installs": 11}],
-            "folded_installs": 0,
+            "groups": [{"value": "1-10", "installs": 20}, {"value": "0", "installs": 10}],
+            "folded_installs": None,
             "reported_by": 30,
         }
         assert values["counts.users"]["reported_by"] == 90
-        assert f",counts.{FIELD},1-10,19,30\r\n" in told(own, "/v1/stats.csv").text
+        assert f",counts.{FIELD},1-10,20,30\r\n" in told(own, "/v1/stats.csv").text
         assert "Failed scans (of 30 installs that report it)" in told(own, "/").text
 
 
