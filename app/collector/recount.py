@@ -130,13 +130,14 @@ def earliest(connection: Connection) -> date | None:
 def request(connection: Connection, since: date) -> date | None:
     """Have all days from ``since`` on counted again; return the first of them.
 
-    That is later than ``since`` where heartbeats were deleted, see ``earliest``. None means that
-    no day can be counted again, and that nothing was changed.
+    That is earlier than ``since`` where a day before it was never counted, and later where
+    heartbeats were deleted, see ``earliest``. None means that no day can be counted again, and that
+    nothing was changed.
     """
-    possible = earliest(connection)
+    possible, due = earliest(connection), _first_due(connection)
     if possible is None:
         return None
-    since = max(since, possible)
+    since = max(min(since, due or since), possible)
     connection.execute(_BEGIN, {"since": since})
     return since
 

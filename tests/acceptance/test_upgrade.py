@@ -317,8 +317,13 @@ def test_a_fleet_of_which_a_third_has_upgraded_is_counted_whole(
     tmp_path: Path,
 ) -> None:
     assert run("release", COLLECTOR_DATABASE_URL=collector_database).returncode == 0
-    at_once = {"PYTHONPATH": str(ready), "COLLECTOR_ESTABLISHED_DAYS": "1"}
-    with serving(collector_database, tmp_path / "1.log", SERVE, **at_once) as own:
+    with serving(
+        collector_database,
+        tmp_path / "1.log",
+        SERVE,
+        PYTHONPATH=str(ready),
+        COLLECTOR_ESTABLISHED_DAYS="1",
+    ) as own:
         assert [own.post(body_of(n, 1)).status_code for n in range(60)] == [202] * 60
         assert [own.post(body_of(n, 2)).status_code for n in range(60, 89)] == [202] * 29
 

@@ -404,6 +404,38 @@ def test_a_release_that_is_listed_later_is_named_by_a_recount(collector: Engine)
         assert daily.versions(connection, day, day, Filter()) == {day: {"0.9.0": 1}}
 
 
+def test_a_recount_that_is_asked_for_before_the_first_count_leaves_no_day_out(
+    collector: Engine,
+) -> None:
+    take(collector, "2026-03-01T02:30:00", heartbeat())
+    with collector.begin() as connection:
+        assert recount.request(connection, date(2026, 3, 3)) == date(2026, 3, 1)
+    count(collector, "2026-03-05T00:01:00")
+    assert measured(collector) == [date(2026, 3, day) for day in range(1, 5)]
+
+
+def test_a_poller_learns_how_many_there_are_and_nothing_of_what_they_are_like(
+    collector: Engine,
+) -> None:
+    now = datetime.now(UTC)
+    with collector.begin() as connection:
+        for at in (now - 2 * DAY, now - DAY):
+            said = [heartbeat(n, at.isoformat()[:19]) for n in range(1, 40)]
+            store.insert(connection, said, established_days=1, at=at)
+    recount.catch_up(collector)
+    with collector.begin() as connection:
+        last = daily.span(connection)
+        assert last
+        before, live = daily.values(connection, last.last, Filter()), daily.live(connection).active
+        newcomer = heartbeat(99, platform="darwin", edition="ee", version="0.4.0")
+        store.insert(connection, [newcomer], established_days=1)
+    recount.catch_up(collector)
+    with collector.begin() as connection:
+        assert daily.span(connection) == last
+        assert daily.values(connection, last.last, Filter()) == before
+        assert daily.live(connection).active == live + 1
+
+
 def test_every_field_whose_values_are_text_has_a_list_of_those_that_are_named() -> None:
     missing = names.OPEN.intersection(daily.VALUES) - names.KNOWN.keys()
     assert not missing, f"list in KNOWN of app/collector/names.py which values of {missing} to name"
