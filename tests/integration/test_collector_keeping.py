@@ -172,6 +172,21 @@ def test_one_counts_at_a_time_and_no_other_waits_for_it(
     assert most == 1
 
 
+def test_the_end_waits_until_what_was_counted_last_is_in_the_table(migrated: str) -> None:
+    class Slow(Outcomes):
+        def write(self, engine: Engine) -> None:
+            time.sleep(0.1)
+            super().write(engine)
+
+    heard_of(migrated, range(1), days_ago=1)
+    engine, outcomes = store.connect(migrated), Slow()
+    with keeping.keeping(engine, 0, outcomes):
+        until(lambda: count(migrated, "measured") == 1)
+        outcomes.count("accepted")
+    assert query(migrated, "SELECT outcome, requests FROM ingest") == [("accepted", 1)]
+    engine.dispose()
+
+
 OFTEN = """
 from app.collector import keeping
 from app.collector.__main__ import main

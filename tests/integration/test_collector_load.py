@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import Connection, NullPool, create_engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from app.collector import inbox, store
-from app.collector.inbox import Inbox, UnavailableError
+from app.collector.inbox import Inbox, RefusedError, UnavailableError
 from app.demo import servers
-from app.payload import parse
+from app.payload import Heartbeat, parse
 from app.settings.collector import CollectorSettings
 from tests.collector import BODY, INSTANCE, JSON, Collector, changed, head, of, query, serving
 from tests.faults.breakable import Server
@@ -118,6 +118,117 @@ def test_a_database_that_fails_fails_all_who_wait(own: Collector) -> None:
         query(own.url, "ALTER TABLE install RENAME TO hidden")
     assert statuses == [503] * 20
     assert own.rows() == []
+
+
+async def all_fail(box: Inbox, number_of_them: int) -> None:
+    """Bring so many heartbeats, in one transaction of an inbox that is not open yet."""
+    keeping = [box.keep(parse(of(number))) for number in range(number_of_them)]
+    tasks = [asyncio.create_task(each) for each in keeping]
+    await asyncio.sleep(0)
+    with box:
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(each) for each in found} <= {UnavailableError, RefusedError}
+    assert UnavailableError in {type(each) for each in found}
+
+
+def test_a_database_that_is_gone_is_tried_once_for_all_who_wait(migrated: str) -> None:
+    query(migrated, "ALTER TABLE install RENAME TO hidden")
+    engine = store.connect(migrated)
+    begun: list[Connection] = []
+    event.listen(engine, "begin", begun.append)
+    asyncio.run(all_fail(Inbox(engine), 20))
+    engine.dispose()
+    assert len(begun) == 2  # to see that the tables are ready, and to write
+
+
+def test_a_database_that_goes_while_each_is_tried_by_itself_fails_the_others_without_a_try(
+    migrated: str,
+) -> None:
+    query(
+        migrated, f"ALTER TABLE heartbeat ADD CHECK (instance_id <> '{parse(of(0)).instance_id}')"
+    )
+    engine = store.connect(migrated)
+    begun = count()
+
+    def begin(_: Connection) -> None:
+        if next(begun) == 3:  # the tables are ready, all are refused, and so is the first
+            query(migrated, "ALTER TABLE install RENAME TO hidden")
+
+    event.listen(engine, "begin", begin)
+    asyncio.run(all_fail(Inbox(engine), 20))
+    engine.dispose()
+    assert next(begun) == 4
+
+
+def test_what_is_acknowledged_outlives_a_server_that_does_not_wait_for_its_disk(
+    migrated: str, tmp_path: Path, postgres: Server
+) -> None:
+    name = query(migrated, "SELECT current_database()")[0][0]
+    query(migrated, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    witness = create_engine(migrated, poolclass=NullPool).connect()
+    with serving(migrated, tmp_path / "log") as own, witness:
+        # It alone writes what nobody waits for; without it, such a commit is in memory only.
+        writer = postgres.child("walwriter")
+        writer.suspend()
+        assert own.post(BODY).status_code == 202
+        writer.kill()  # upon which Postgres drops its memory and starts anew
+        until(lambda: not answers(witness))
+        until(lambda: reachable(own.url))
+        assert len(own.rows()) == 1
+
+
+def answers(connection: Connection) -> bool:
+    with suppress(OperationalError):
+        connection.execute(text("SELECT 1"))
+        return True
+    return False
+
+
+def reachable(url: str) -> bool:
+    with suppress(OperationalError):
+        return query(url, "SELECT true") == [(True,)]
+    return False
+
+
+@pytest.mark.parametrize("setting", ["off", "local", "on", "remote_apply"])
+def test_a_commit_waits_for_the_disk_whatever_the_database_sets(
+    migrated: str, setting: str
+) -> None:
+    name = query(migrated, "SELECT current_database()")[0][0]
+    query(migrated, f'ALTER DATABASE "{name}" SET synchronous_commit = {setting}')
+    engine = store.connect(migrated)
+    with engine.begin() as connection:
+        store.insert(connection, [parse(BODY)])
+        found = connection.scalar(text("SELECT current_setting('synchronous_commit')"))
+    engine.dispose()
+    assert found == {"off": "local"}.get(setting, setting)
+
+
+def test_two_batches_of_the_same_heartbeats_in_opposite_orders_do_not_deadlock(
+    migrated: str,
+) -> None:
+    # Each row takes its time, so that both batches are in their middle at the same moment.
+    query(
+        migrated,
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN new; END $$;"
+        "CREATE TRIGGER dawdle BEFORE INSERT ON heartbeat"
+        " FOR EACH ROW EXECUTE FUNCTION dawdle()",
+    )
+    engine = store.connect(migrated)
+    heartbeats = [parse(of(number)) for number in range(2)]
+    together = threading.Barrier(2)
+
+    def insert(batch: Sequence[Heartbeat]) -> list[store.Fate]:
+        with engine.connect() as connection:
+            together.wait(10)
+            with connection.begin():
+                return store.insert(connection, batch)
+
+    with ThreadPoolExecutor(2) as pool:
+        fates = [*pool.map(insert, (heartbeats, heartbeats[::-1]))]
+    engine.dispose()
+    assert sorted(fate.new for batch in fates for fate in batch) == [False, False, True, True]
 
 
 def test_a_full_inbox_refuses_at_once_and_keeps_what_it_has(migrated: str) -> None:

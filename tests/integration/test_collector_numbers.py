@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, text
+from sqlalchemy import Engine, NullPool, Row, create_engine, text
 
 from app.collector import daily, names, recount, store
 from app.collector.daily import Filter
@@ -355,6 +355,19 @@ def test_whenever_it_counts_and_is_stopped_the_numbers_are_the_same(
             assert not truth
 
 
+def test_a_crash_that_empties_what_was_replayed_changes_no_number(collector: Engine) -> None:
+    take(collector, "2026-03-01T02:30:00", heartbeat(1), heartbeat(2))
+    now = moment("2026-03-06T00:01:00")
+    while recount.step(collector, now=now) and len(measured(collector)) < 3:
+        pass
+    with collector.begin() as connection:
+        connection.execute(text("TRUNCATE replay"))
+    recount.catch_up(collector, now=now)
+    assert measured(collector)[-1] == date(2026, 3, 5)
+    for day in ("2026-03-04", "2026-03-05"):
+        assert moved(collector, day) == {"active_7d": 2, "active_30d": 2}
+
+
 def test_an_install_counts_once_it_was_heard_of_on_three_days(collector: Engine) -> None:
     for day in ("01", "01", "02", "04"):
         for at in ("02:30:00", "09:00:00"):
@@ -369,6 +382,18 @@ def test_an_install_counts_once_it_was_heard_of_on_three_days(collector: Engine)
     assert moved(collector, "2026-03-03") == {}
     active = dict.fromkeys(("active_2d", "active_7d", "active_30d"), 1)
     assert moved(collector, "2026-03-04") == {**active, "new": 1}
+
+
+def test_an_install_is_in_no_number_before_it_was_heard_of_on_three_days(
+    collector: Engine,
+) -> None:
+    for day in ("01", "02"):
+        sent_at = f"2026-03-{day}T02:30:00"
+        take(collector, sent_at, heartbeat(1, sent_at), established_days=3)
+    for now in ("2026-03-03T00:01:00", "2026-03-04T00:01:00"):  # as it was replayed, and as it is
+        count(collector, now)
+        assert recorded(collector) == []
+    assert len(measured(collector)) == 3
 
 
 def test_only_names_on_a_list_are_counted_by(collector: Engine) -> None:
@@ -455,8 +480,9 @@ def test_what_is_excluded_is_in_no_number(collector: Engine) -> None:
     with collector.begin() as connection:
         one_of_them = f"WHERE instance_id = '{UUID(int=1)}'"
         connection.execute(text(f"UPDATE install SET excluded = 'made up' {one_of_them}"))
-    count(collector, "2026-03-04T00:01:00")
-    for day in ("2026-03-01", "2026-03-03"):  # as it was replayed, and as it is
+    for now in ("2026-03-03T00:01:00", "2026-03-04T00:01:00"):  # as it was replayed, and as it is
+        count(collector, now)
+    for day in ("2026-03-01", "2026-03-02", "2026-03-03"):
         assert moved(collector, day)["active_7d"] == 1
 
 
@@ -602,8 +628,55 @@ def test_two_heartbeats_that_are_committed_in_another_order_than_they_came_are_c
 
     assert one(collector, "SELECT days_heard FROM install") == 3
     assert one(collector, "SELECT established_on FROM install") == date(2026, 3, 3)
+    assert one(collector, "SELECT last_seen FROM install") == moment("2026-03-03T00:00:01")
     assert one(collector, "SELECT body ->> 'version' FROM install") == "0.3.0"
     assert one(collector, "SELECT former_body ->> 'version' FROM install") == "0.2.0"
+
+
+def test_a_heartbeat_that_is_committed_late_changes_nothing_about_its_install_on_that_day(
+    collector: Engine,
+) -> None:
+    take(collector, "2026-03-01T02:30:02", heartbeat(1, "2026-03-01T02:30:02", version="0.3.0"))
+    before = known(collector)
+    take(collector, "2026-03-01T02:30:01", heartbeat(1, "2026-03-01T02:30:01", version="0.2.0"))
+    assert known(collector) == before
+    assert one(collector, "SELECT count(*) FROM heartbeat") == 2
+
+
+def known(collector: Engine) -> Row[Any]:
+    with collector.begin() as connection:
+        return connection.execute(text("SELECT * FROM install")).one()
+
+
+def test_an_upgrade_from_the_first_tables_knows_each_install_as_it_told_last(
+    collector_database: str,
+) -> None:
+    engine = create_engine(collector_database, poolclass=NullPool)
+    with engine.connect() as connection:
+        migrate(connection, "collector", "0001")
+    # The clock of the second was set back before it sent its last.
+    told = {1: ("07", "08", "09"), 2: ("07", "08", "06")}
+    with engine.begin() as connection:
+        for install, sent_on in told.items():
+            for on, version, sent in zip(("07", "07", "09"), RELEASES, sent_on, strict=False):
+                kept = heartbeat(install, f"2026-03-{sent}T02:30:00", version=version)
+                connection.execute(
+                    text("INSERT INTO heartbeat VALUES (:id, :sent_at, :at, :body)"),
+                    {
+                        "id": kept.instance_id,
+                        "sent_at": kept.sent_at,
+                        "at": moment(f"2026-03-{on}T02:30:00"),
+                        "body": kept.canonical(),
+                    },
+                )
+    with engine.connect() as connection:
+        migrate(connection, "collector")
+    with engine.begin() as connection:
+        found = connection.execute(
+            text("SELECT body ->> 'version', first_seen, last_seen, days_heard FROM install")
+        ).all()
+    first, last = moment("2026-03-07T02:30:00"), moment("2026-03-09T02:30:00")
+    assert found == [("0.3.0", first, last, 2)] * 2
 
 
 def test_whoever_is_forgotten_leaves_the_next_numbers_and_no_number_of_the_past(
