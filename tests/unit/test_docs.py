@@ -11,7 +11,7 @@ import pytest
 
 from app import grants, payload
 from app.payload import Heartbeat1, fields
-from bench import collector, report
+from bench import collector, recount, report
 from docs import generate
 from tests.prove.mutations import MUTATIONS
 from tests.unit.published import DOCUMENTED, EXAMPLE
@@ -160,6 +160,11 @@ def test_the_tables_of_the_measurements_are_those_of_their_results() -> None:
 def test_the_table_of_the_collectors_bench_is_that_of_its_results() -> None:
     page = (generate.PAGE.parent / "collector.md").read_text()
     assert collector.table(json.loads(collector.RESULT.read_text())) in page
+
+
+def test_the_table_of_what_counting_costs_is_that_of_its_results() -> None:
+    page = (generate.PAGE.parent / "collector.md").read_text()
+    assert recount.table(json.loads(recount.RESULT.read_text())) in page
 
 
 NAMED = set(
