@@ -1,4 +1,4 @@
-"""What is counted once a day: how often an install was heard of, and which names are told."""
+"""What is counted once a day: how often an install was heard of, and which names are shown."""
 
 from alembic import op
 

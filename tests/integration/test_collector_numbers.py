@@ -285,6 +285,16 @@ def test_days_that_nobody_counted_are_counted_later_as_they_were(
     assert one(collector, "SELECT count(*) FROM recount") == 0
 
 
+def test_days_that_were_missed_after_others_are_counted_later(collector: Engine) -> None:
+    take(collector, "2026-03-01T02:30:00", heartbeat(1))
+    count(collector, "2026-03-02T00:01:00")
+    take(collector, "2026-03-02T02:30:00", heartbeat(2, "2026-03-02T02:30:00"))
+    count(collector, "2026-03-05T09:00:00")
+    assert measured(collector) == [date(2026, 3, day) for day in range(1, 5)]
+    assert moved(collector, "2026-03-02")["active_2d"] == 2
+    assert moved(collector, "2026-03-03")["active_2d"] == 1
+
+
 class History:
     """A small fleet in which much happens, taken and counted at times of chance."""
 

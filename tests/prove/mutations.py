@@ -1466,9 +1466,9 @@ MUTATIONS = (
         "app/collector/recount.py",
         """    if possible is None:
         return None
-    since = max(since, possible)
+    since = max(min(since, due or since), possible)
 """,
-        "    since = max(since, possible or since)\n",
+        "    since = max(min(since, due or since), possible or since)\n",
         f"{COMMANDS}::test_without_a_heartbeat_nothing_is_counted_again_and_no_number_is_lost",
     ),
     Mutation(
@@ -1717,7 +1717,7 @@ MUTATIONS = (
         "app/collector/recount.py",
         "    if due < last:\n",
         "    if due < last and not connection.scalar(_LAST_COUNTED):\n",
-        f"{NUMBERS}::test_whenever_it_counts_and_is_stopped_the_numbers_are_the_same",
+        f"{NUMBERS}::test_days_that_were_missed_after_others_are_counted_later",
     ),
     Mutation(
         9,
