@@ -347,7 +347,7 @@ def table_of(day: Any, *names: str) -> list[str]:
 
 def with_others(groups: dict[str, int], others: int | None, rest: str) -> dict[str, str]:
     found = {name: shown(installs) for name, installs in groups.items()}
-    return found if others == 0 else {**found, rest: shown(others)}
+    return found if others is None else {**found, rest: shown(others)}
 
 
 def test_on_paper_there_is_no_form(chromium: Browser, collector: Collector) -> None:
