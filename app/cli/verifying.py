@@ -40,6 +40,8 @@ def _asked(pipeline: Pipeline, since: date | None) -> There:
     endpoint = pipeline.settings.endpoint_without_query
     ids = report.ids(pipeline)
     what = count(len(ids), "id")
+    if since:
+        what += f", from {since} on"
     asking = f"Asking {endpoint} what it holds under {what}: nothing else is sent."
     if not ids:
         asking = f"No id is on record, so that {endpoint} is not asked for anything."

@@ -60,7 +60,7 @@ class _Entry:
     settled: asyncio.Future[bool]
     """Whether it has changed anything."""
     until: float
-    """When its sender is told that the collector cannot, by the monotonic clock."""
+    """When its sender is answered 503, by the monotonic clock."""
 
 
 Results = list[bool | UnavailableError] | Exception

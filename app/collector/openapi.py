@@ -307,8 +307,9 @@ def _numbers(form: str, content: Described, refusal: str) -> Described:
             "200": {
                 "description": (
                     "The numbers as of the end of the last day that was counted. What is broken"
-                    f" down or filtered is rounded to the nearest multiple of {ROUNDED_TO}; a"
-                    f" number from 1 to {FOLD_BELOW - 1} is null in JSON, “{FEW}” elsewhere."
+                    f" down or filtered is rounded to the nearest multiple of {ROUNDED_TO}. A"
+                    f" number from 1 to {FOLD_BELOW - 1}, and a rounded one below {FOLD_BELOW}, is"
+                    f" null in JSON, “{FEW}” elsewhere."
                 ),
                 "headers": CACHING,
                 "content": content,

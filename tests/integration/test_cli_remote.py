@@ -343,6 +343,8 @@ class TestWhatLeaves:
         receiver.answers = [holding(body_of(FIRST))]
         ended = command(environment, *f"{VERIFY} --since {FIRST}".split())
         assert ended.code == 0
+        what = f"what it holds under 1 id, from {FIRST} on"
+        assert ended.err == f"Asking {receiver.url} {what}: nothing else is sent.\n"
         line = receiver.requests[0].head.split(b"\r\n", 1)[0].decode()
         assert line.endswith(f"/{ID}?after=2026-05-01T02%3A29%3A59%2B00%3A00 HTTP/1.1")
 
