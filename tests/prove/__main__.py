@@ -51,7 +51,7 @@ def run(copy: Path, *tests: str, options: str) -> tuple[int, str]:
     files = sorted({f"tests/{file}" for file, _ in pairs})
     names = " or ".join(name for _, name in pairs)
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-qx", "--tb=line", *options.split(), *files, "-k", names],
+        [sys.executable, "-m", "pytest", "-q", "--tb=line", *options.split(), *files, "-k", names],
         cwd=copy,
         capture_output=True,
         text=True,
@@ -79,7 +79,7 @@ def judge(mutation: Mutation, copies: SimpleQueue[Path]) -> Verdict:
     copy, started = copies.get(), time.monotonic()
     try:
         with mutated(copy, mutation):
-            _, said = run(copy, mutation.noticed_by, options="--numprocesses=0 --timeout=30")
+            _, said = run(copy, mutation.noticed_by, options="-x --numprocesses=0 --timeout=30")
     except LookupError as error:
         said = str(error)
     finally:
@@ -108,6 +108,8 @@ def prove(
         with console.status(f"{len(tests)} tests on the code as it is"):
             copy = copies.get()
             before, said = run(copy, *tests, options=f"--numprocesses={COPIES}")
+            if before != ALL_PASSED:  # alone, as each test is when something is broken
+                before, said = run(copy, *tests, options="--numprocesses=0 --last-failed")
             copies.put(copy)
         if before != ALL_PASSED:
             console.print(f"The tests fail without any mutation:\n{said}")
