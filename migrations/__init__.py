@@ -47,19 +47,28 @@ class Migrated:
 def migrate(connection: Connection, history: History, to: str = "head") -> Migrated:
     """Bring ``history`` to the revision ``to`` (``base`` removes it all), in one transaction.
 
-    Two migrations at once wait for each other. Tables of telemetry that are only half there are
-    made whole.
+    What a revision of the collector has in ``prepare`` is done before, in transactions of its own,
+    since it takes long. Two migrations at once wait for each other. Tables of telemetry that are
+    only half there are made whole.
 
     Raises:
         MigrationRefusedError: see the message.
     """
     config = _config(history)
     config.attributes["connection"] = connection
-    if history == "telemetry" and to != "base":
+    if history == "collector":
+        with _turn(connection):
+            _prepare(connection, config, to)
+            return _migrate(connection, history, config, to)
+    if to != "base":
         with _alone(connection):
             refusal = host.give_back_instance(connection)
         if refusal:
             raise MigrationRefusedError(refusal)
+    return _migrate(connection, history, config, to)
+
+
+def _migrate(connection: Connection, history: History, config: Config, to: str) -> Migrated:
     with _alone(connection):
         before = revision(connection, history)
         if before not in {*known(history), BASE, SEVERAL}:
@@ -101,6 +110,31 @@ def _alone(connection: Connection) -> Iterator[None]:
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry'))"))
         yield
+
+
+@contextmanager
+def _turn(connection: Connection) -> Iterator[None]:
+    """Wait until no other migration runs, and keep others waiting over several transactions."""
+    lock = "hashtext('consentos-telemetry')"
+    with connection.begin():
+        connection.execute(text(f"SELECT pg_advisory_lock({lock})"))
+    try:
+        yield
+    finally:
+        if not connection.invalidated:
+            with connection.begin():
+                connection.execute(text(f"SELECT pg_advisory_unlock({lock})"))
+
+
+def _prepare(connection: Connection, config: Config, to: str) -> None:
+    """Run ``prepare`` of each revision that has one and is still to come on the way to ``to``."""
+    with connection.begin():
+        found = revision(connection, "collector")
+    if to == "base" or found not in {*known("collector"), BASE}:
+        return
+    for script in [*ScriptDirectory.from_config(config).iterate_revisions(to, found)][::-1]:
+        if prepare := getattr(script.module, "prepare", None):
+            prepare(connection)
 
 
 def _run(config: Config, to: str) -> None:

@@ -1,9 +1,9 @@
 """Where what is to be written waits until it is committed: in one order, and many at a time.
 
 A commit waits for the disk, whether it carries one heartbeat or hundreds. So one thread takes all
-that is waiting and commits it in one transaction, and only then is anybody told. What is kept and
-what is forgotten go the same way, so that a heartbeat never comes back after its id was forgotten;
-between processes, the database sees to that.
+that is waiting and commits the heartbeats in one transaction, and only then is anybody answered.
+A deletion has transactions of its own, between those of the heartbeats before and after it, so that
+a heartbeat never comes back after its id was deleted; between processes, the store sees to that.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
+from psycopg.errors import DeadlockDetected
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
@@ -35,6 +36,8 @@ SETTLE_SECONDS = 1.0
 STANDSTILL_SECONDS = 30.0
 """Longer than this no transaction takes, but one of a process that was stopped in the middle of it.
 What it would commit may belong to an install that was forgotten meanwhile."""
+AGAIN = 2
+"""So often a commit is tried again at once."""
 RETRY_SECONDS = 60
 
 log = logging.getLogger(__package__)
@@ -172,11 +175,14 @@ class Inbox:
 
     def _write(self) -> None:
         while entries := self._take():
-            results = self._attempt(entries)
-            if isinstance(results, RefusedError) and len(entries) > 1:
-                self._write_each(entries)
-            else:
-                self._tell(entries, results)
+            results: Results = []
+            for run in _runs(entries):
+                if not isinstance(results, UnavailableError):
+                    results = self._attempt(run)
+                if isinstance(results, RefusedError) and len(run) > 1:
+                    self._write_each(run)
+                else:
+                    self._tell(run, results)
         if self._connection:
             self._connection.close()
 
@@ -209,7 +215,7 @@ class Inbox:
             self._tell([entry], results)
 
     def _attempt(self, entries: Sequence[_Entry]) -> Results:
-        """Commit all of the entries or none, in their order; remember whether that failed."""
+        """Commit all of the entries or none; remember whether that failed."""
         began = time.monotonic()
         results = self._try(entries)
         if isinstance(results, UnavailableError):
@@ -234,13 +240,18 @@ class Inbox:
     def _commit(self, entries: Sequence[_Entry]) -> Results:
         if self._connection is None:
             self._connection = self._connect()
-        try:
-            return self._transact(self._connection, entries)
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            # It may have been cut while it was idle. To write twice does no harm.
-            return self._transact(self._connection, entries)
+        for _ in range(AGAIN):
+            try:
+                return self._transact(self._connection, entries)
+            except store.DeletedMeanwhileError:
+                continue
+            except DBAPIError as error:
+                # It may have been cut while it was idle. To write twice does no harm.
+                if not error.connection_invalidated and not isinstance(
+                    error.orig, DeadlockDetected
+                ):
+                    raise
+        return self._transact(self._connection, entries)
 
     def _connect(self) -> Connection:
         """Return a connection to tables of this release.
@@ -258,25 +269,22 @@ class Inbox:
         return connection
 
     def _transact(self, connection: Connection, entries: Sequence[_Entry]) -> Results:
+        [first, *_] = entries
+        if isinstance(first.what, UUID):
+            store.forget(connection, first.what)
+            return [True]
         began = time.monotonic()
         # What its sender takes for lost is not kept: it may have been forgotten since, long ago.
-        in_time = [isinstance(each.what, UUID) or began < each.until for each in entries]
-        done: list[bool | UnavailableError] = []
+        in_time = [
+            each.what for each in entries if isinstance(each.what, Heartbeat) and began < each.until
+        ]
         with connection.begin():
-            if any(isinstance(each.what, UUID) for each in entries):
-                store.enter(connection, alone=True)
-            for part in _parts([each for each, now in zip(entries, in_time, strict=True) if now]):
-                if isinstance(part, UUID):
-                    store.forget(connection, part)
-                    done.append(True)
-                else:
-                    fates = store.insert(connection, part, established_days=self._established_days)
-                    done += map(_result, fates)
+            fates = store.insert(connection, in_time, established_days=self._established_days)
             # A process that stands still from here on is cut off by the server.
             if time.monotonic() - began > STANDSTILL_SECONDS:
                 raise _no_answer()
-        of_those = iter(done)
-        return [next(of_those) if now else _no_answer() for now in in_time]
+        of_those = map(_result, fates)
+        return [next(of_those) if began < each.until else _no_answer() for each in entries]
 
     def _tell(self, entries: Sequence[_Entry], results: Results) -> None:
         with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
@@ -293,16 +301,16 @@ def _result(fate: store.Fate) -> bool | UnavailableError:
     return fate.new
 
 
-def _parts(entries: Sequence[_Entry]) -> Iterator[list[Heartbeat] | UUID]:
-    """Yield, in their order, the ids to forget and the heartbeats between them."""
-    heartbeats: list[Heartbeat] = []
+def _runs(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
+    """Yield, in their order, each deletion, and the heartbeats between them."""
+    heartbeats: list[_Entry] = []
     for entry in entries:
         if not isinstance(entry.what, UUID):
-            heartbeats.append(entry.what)
+            heartbeats.append(entry)
             continue
         if heartbeats:
             yield heartbeats
             heartbeats = []
-        yield entry.what
+        yield [entry]
     if heartbeats:
         yield heartbeats

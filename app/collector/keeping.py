@@ -1,4 +1,4 @@
-"""What the collector does by itself: it counts the days that are due, and deletes what is too old.
+"""What the collector does by itself: it makes weeks, counts days, and deletes what is too old.
 
 It looks once a minute, and goes on at once while there is more to count. How requests ended is
 added to a table then as well, and once more at the end.
@@ -12,7 +12,7 @@ from threading import Event, Thread
 
 from sqlalchemy import Engine
 
-from app.collector import recount, store
+from app.collector import recount, store, weeks
 from app.collector.outcomes import Outcomes
 
 EVERY_SECONDS = 60.0
@@ -42,6 +42,7 @@ def keeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator
 
 def _keep(engine: Engine, retention_days: int, outcomes: Outcomes, ended: Event) -> None:
     while not ended.is_set():
+        _attempt("weeks", lambda: weeks.make(engine))
         more = _attempt("count", lambda: recount.step(engine))
         if not more:
             failed = more is None
@@ -67,5 +68,4 @@ def _prune(engine: Engine, retention_days: int, ended: Event, *, anyhow: bool) -
         needed = recount.progress(connection) is not None and not anyhow
     more = retention_days > 0 and not needed
     while more and not ended.is_set():
-        with engine.begin() as connection:
-            more = store.prune(connection, timedelta(days=retention_days))
+        more = store.prune(engine, timedelta(days=retention_days))

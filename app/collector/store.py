@@ -1,12 +1,13 @@
 """The collector's SQL on heartbeats and installs: each heartbeat once, nothing about its sender.
 
-What several processes write is in one order where an id is deleted. Whoever deletes holds a lock
-alone, on which whoever stores waits; and leaves a mark, so that what was sent before and is stored
-after is turned away.
+Whoever deletes an id commits a mark first, and then takes the install's row before it deletes.
+Whoever stores takes that row as well, and looks for marks after it. So one of the two waits for the
+other, on the row alone: what was stored before is deleted, and what comes after is turned away.
 """
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from psycopg.errors import ReadOnlySqlTransaction
 from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, event, text
 from sqlalchemy.engine import ExceptionContext
 
+from app.collector import weeks
 from app.payload import Heartbeat
 
 # LOCAL, not a connection option: those do not pass through a transaction pooler.
@@ -33,10 +35,6 @@ _BOUND = text(f"SELECT {_BOUNDS}")
 FORGOTTEN_FOR = timedelta(minutes=5)
 """How long nothing is stored under an id that was deleted: longer than a heartbeat can be held up
 in any process between its arrival and its commit."""
-
-_LOCK = "hashtext('consentos-collector forget')"
-_ENTER = text(f"SELECT {_BOUNDS}, pg_advisory_xact_lock_shared({_LOCK})")
-_ENTER_ALONE = text(f"SELECT {_BOUNDS}, pg_advisory_xact_lock({_LOCK})")
 
 CLOCKS_DIFFER = "interval '5 minutes'"
 """A stored time so far ahead of what is stored now comes from a clock that was ahead once."""
@@ -69,16 +67,9 @@ _INSERT = text(
             CAST(body ->> 'sent_at' AS timestamptz) AS sent_at, body
         FROM jsonb_array_elements(CAST(:bodies AS jsonb)) AS body
     ),
-    marked AS (
-        SELECT instance_id, sent_at, body, at AS forgotten_at
-        FROM arrived LEFT JOIN forgotten
-            ON mark = sha256((SELECT key FROM forgotten_key) || uuid_send(instance_id))
-            AND at > now() - CAST(:forgotten_for AS interval)
-    ),
     kept AS (
         INSERT INTO heartbeat (instance_id, sent_at, received_at, body)
-        SELECT instance_id, sent_at, coalesce(CAST(:at AS timestamptz), now()), body FROM marked
-        WHERE forgotten_at IS NULL
+        SELECT instance_id, sent_at, coalesce(CAST(:at AS timestamptz), now()), body FROM arrived
         ORDER BY instance_id, sent_at
         ON CONFLICT (instance_id, sent_at) DO NOTHING
         RETURNING instance_id, sent_at, received_at, body
@@ -102,24 +93,41 @@ _INSERT = text(
         WHERE NOT {_LATE} OR {_ON} < {_LAST_ON} AND {_FORMER_ON} <= {_ON}
             AND excluded.last_seen >= coalesce(install.former_seen, '-infinity')
     )
-    SELECT body ->> 'instance_id', body ->> 'sent_at', ceil(extract(
-        epoch FROM forgotten_at + CAST(:forgotten_for AS interval) - clock_timestamp()))
-    FROM marked
+    SELECT body ->> 'instance_id', body ->> 'sent_at'
+    FROM arrived
     WHERE NOT EXISTS (
         SELECT FROM kept
-        WHERE kept.instance_id = marked.instance_id AND kept.sent_at = marked.sent_at
+        WHERE kept.instance_id = arrived.instance_id AND kept.sent_at = arrived.sent_at
     )
     """  # noqa: S608 - this module's own words
 )
 
+_MARK = "sha256((SELECT key FROM forgotten_key) || uuid_send(CAST({} AS uuid)))".format
+_MARKED = text(
+    f"""
+    SELECT id, ceil(extract(
+        epoch FROM at + CAST(:forgotten_for AS interval) - clock_timestamp())) AS seconds
+    FROM unnest(CAST(:ids AS text[])) AS id JOIN forgotten ON mark = {_MARK("id")}
+    WHERE at > clock_timestamp() - CAST(:forgotten_for AS interval)
+    """  # noqa: S608 - this module's own words
+)
+_BOUND_AND_MARKED = text(
+    f"WITH bound AS MATERIALIZED (SELECT {_BOUNDS})"  # noqa: S608 - as above
+    f" SELECT marked.* FROM bound LEFT JOIN ({_MARKED.text}) AS marked ON true"
+)
+_SET_MARK = text(
+    f"""
+    INSERT INTO forgotten (mark, at) VALUES ({_MARK(":id")}, clock_timestamp())
+    ON CONFLICT (mark) DO UPDATE SET at = excluded.at
+    """  # noqa: S608 - as above
+)
 _FORGET = (
+    # Takes the row also where another transaction is about to make it.
     text(
         """
-        INSERT INTO forgotten (mark, at) VALUES (
-            sha256((SELECT key FROM forgotten_key) || uuid_send(CAST(:id AS uuid))),
-            clock_timestamp()
-        )
-        ON CONFLICT (mark) DO UPDATE SET at = excluded.at
+        INSERT INTO install (instance_id, first_seen, last_seen, body)
+        VALUES (:id, now(), now(), '{}')
+        ON CONFLICT (instance_id) DO UPDATE SET last_seen = install.last_seen
         """
     ),
     *(
@@ -165,21 +173,13 @@ _ADD_OUTCOMES = text(
 
 PRUNED_AT_ONCE = 1_000
 
-
-def _prune_of(table: str, time: str) -> TextClause:
-    # What somebody writes at this moment is passed over, so that nobody waits for the deleting, nor
-    # it for anybody; and an install that was heard of since the look at it is no longer old.
-    return text(
-        f"""
-        DELETE FROM {table} WHERE ctid = ANY(ARRAY(
-            SELECT ctid FROM {table} WHERE {time} < now() - CAST(:retention AS interval)
-            ORDER BY {time} LIMIT {PRUNED_AT_ONCE} FOR UPDATE SKIP LOCKED
-        ))
-        """  # noqa: S608 - this module's own words
-    )
-
-
-_PRUNE = (_prune_of("heartbeat", "received_at"), _prune_of("install", "last_seen"))
+_CUTOFF = text("SELECT clock_timestamp() - CAST(:retention AS interval)")
+_SILENT = text(
+    "SELECT instance_id FROM install WHERE last_seen < :cutoff"  # noqa: S608 - as above
+    f" ORDER BY last_seen LIMIT {PRUNED_AT_ONCE}"
+)
+# The cutoff once more: an install that was heard of since the look at it is no longer old.
+_PRUNE = text("DELETE FROM install WHERE instance_id = ANY(:ids) AND last_seen < :cutoff")
 
 
 def connect(url: str | URL) -> Engine:
@@ -219,6 +219,10 @@ class Fate(NamedTuple):
     wait: int = 0
 
 
+class DeletedMeanwhileError(Exception):
+    """The id of a heartbeat was deleted while the heartbeat was stored."""
+
+
 ESTABLISHED_DAYS = 3
 """On so many days an install has to be heard of, unless another number is asked for."""
 
@@ -235,47 +239,46 @@ def insert(
     An install that is heard of on ``established_days`` days is established on the last of them.
     They are received ``at``, by default now by the database's clock. Nothing is acknowledged before
     the caller's transaction has committed. Return what became of each.
+
+    Raises:
+        DeletedMeanwhileError: roll back, and do it again.
     """
-    enter(connection)
-    arrived: dict[tuple[str, str], str] = {}
-    for each in heartbeats:
-        arrived.setdefault((each.instance_id, each.sent_at), each.canonical())
+    arrived = {(each.instance_id, each.sent_at): each for each in heartbeats[::-1]}
+    ids = [*{each.instance_id for each in heartbeats}]
+    wait = _marked(connection, _BOUND_AND_MARKED, ids)
+    new = [each.canonical() for each in arrived.values() if each.instance_id not in wait]
     # One array of JSON: to quote each body in one of SQL would take longer than all else here.
-    values = {
-        "bodies": f"[{','.join(arrived.values())}]",
-        "at": at,
-        "established_days": established_days,
-        "forgotten_for": FORGOTTEN_FOR,
-    }
-    others = {
-        (instance_id, sent_at): Fate(new=False, wait=0 if wait is None else max(int(wait), 1))
-        for instance_id, sent_at, wait in connection.execute(_INSERT, values)
-    }
+    values = {"bodies": f"[{','.join(new)}]", "at": at, "established_days": established_days}
+    others = {(instance_id, at) for instance_id, at in connection.execute(_INSERT, values)}
+    if _marked(connection, _MARKED, ids).keys() - wait:
+        raise DeletedMeanwhileError
     fates = []
     for each in heartbeats:
         name = (each.instance_id, each.sent_at)
-        fates.append(others.get(name, Fate(new=True)))
-        others.setdefault(name, Fate(new=False))  # when it comes again
+        seconds = wait.get(each.instance_id, 0)
+        fates.append(Fate(new=not seconds and name not in others, wait=seconds))
+        others.add(name)  # when it comes again
     return fates
 
 
-def enter(connection: Connection, *, alone: bool = False) -> None:
-    """Wait for whoever deletes, or, to be ``alone``, for whoever stores as well.
-
-    It lasts until the end of the transaction. One that will delete has to be alone from its
-    beginning: two that have begun otherwise would wait for each other.
-    """
-    connection.execute(_ENTER_ALONE if alone else _ENTER)
+def _marked(connection: Connection, statement: TextClause, ids: Sequence[str]) -> dict[str, int]:
+    """Return those of ``ids`` that are marked, and for how many seconds more."""
+    found = connection.execute(statement, {"ids": ids, "forgotten_for": FORGOTTEN_FOR})
+    return {name: max(int(seconds), 1) for name, seconds in found if name is not None}
 
 
 def forget(connection: Connection, instance_id: UUID) -> None:
     """Delete everything under an id; nothing tells whether there was anything.
 
-    For ``FORGOTTEN_FOR`` nothing is stored under it, whichever process it is brought to.
+    For ``FORGOTTEN_FOR`` nothing is stored under it, whichever process it is brought to. It takes
+    two transactions: only what is committed can be seen by whoever stores.
     """
-    enter(connection, alone=True)
-    for statement in _FORGET:
-        connection.execute(statement, {"id": instance_id})
+    values = {"id": instance_id}
+    for statements in ((_SET_MARK,), _FORGET):
+        with connection.begin():
+            connection.execute(_BOUND)
+            for statement in statements:
+                connection.execute(statement, values)
 
 
 class Seen(NamedTuple):
@@ -310,14 +313,28 @@ def held(connection: Connection, instance_id: UUID, *, after: str | None, limit:
     return [Row(*row) for row in found]
 
 
-def prune(connection: Connection, retention: timedelta) -> bool:
+def prune(engine: Engine, retention: timedelta) -> bool:
     """Delete what is older than ``retention``: heartbeats, and installs not heard of since.
 
-    At most ``PRUNED_AT_ONCE`` of each are deleted. Return whether there may be more.
+    Heartbeats go with their week where they can, see ``weeks``. Return whether there may be more:
+    a call deletes about ``PRUNED_AT_ONCE`` installs. What others use at this moment is left for the
+    next call.
     """
-    connection.execute(_BOUND)
-    deleted = [connection.execute(each, {"retention": retention}).rowcount for each in _PRUNE]
-    return PRUNED_AT_ONCE in deleted
+    with engine.begin() as connection:
+        connection.execute(_BOUND)
+        cutoff: datetime = connection.execute(_CUTOFF, {"retention": retention}).scalar_one()
+    weeks.drop(engine, cutoff)
+    more = [
+        weeks.unless_in_use(engine, partial(work, cutoff=cutoff))
+        for work in (weeks.delete, _prune_installs)
+    ]
+    return any(more)
+
+
+def _prune_installs(connection: Connection, cutoff: datetime) -> bool:
+    ids = [*connection.scalars(_SILENT, {"cutoff": cutoff})]
+    connection.execute(_PRUNE, {"ids": ids, "cutoff": cutoff})
+    return len(ids) == PRUNED_AT_ONCE
 
 
 def add_outcomes(connection: Connection, counts: Mapping[str, int]) -> None:

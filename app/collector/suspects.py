@@ -14,13 +14,13 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
-from app.collector import recount, store
+from app.collector import recount
 
 LEAST = 20
 """From how many installs on, first heard of within an hour, a group is shown."""
 
-AT_ONCE = 1_000
-"""How many installs a transaction changes. Heartbeats wait for no longer than that takes."""
+AT_ONCE = 200
+"""How many installs a transaction changes. Their heartbeats wait for no longer than that takes."""
 
 _BODY = "left(md5(CAST(body - 'instance_id' - 'sent_at' AS text)), 12)"
 
@@ -89,11 +89,11 @@ _NEXT = text(
 )
 _EXCLUDE = text(
     "UPDATE install SET excluded = :reason"
-    " WHERE instance_id = ANY(CAST(:ids AS uuid[])) AND excluded IS NULL RETURNING established_on"
+    " WHERE instance_id = CAST(:id AS uuid) AND excluded IS NULL RETURNING established_on"
 )
 _INCLUDE = text(
     "UPDATE install SET excluded = NULL"
-    " WHERE instance_id = ANY(CAST(:ids AS uuid[])) AND excluded IS NOT NULL"
+    " WHERE instance_id = CAST(:id AS uuid) AND excluded IS NOT NULL"
     " RETURNING established_on"
 )
 _REASONS = text(
@@ -216,10 +216,13 @@ def _change_these(
     connection: Connection, ids: Sequence[str], exclude: str | None
 ) -> list[date | None]:
     """Exclude or include installs; return the day on which each was established."""
-    # Whoever stores writes the same rows, in another order.
-    store.enter(connection, alone=True)
     statement = _INCLUDE if exclude is None else _EXCLUDE
-    days = [*connection.scalars(statement, {"ids": [*ids], "reason": exclude})]
+    # One by one, in the order in which whoever stores takes the rows: neither waits for the other.
+    days = [
+        day
+        for each in ids
+        for day in connection.scalars(statement, {"id": each, "reason": exclude})
+    ]
     if established := [day for day in days if day is not None]:
         recount.request(connection, min(established))
     return days
