@@ -2,14 +2,14 @@
 
 A commit waits for the disk, whether it carries one heartbeat or hundreds. So one thread takes all
 that is waiting and commits the heartbeats in one transaction, and only then is anybody answered.
-A deletion has transactions of its own, between those of the heartbeats before and after it, so that
-a heartbeat never comes back after its id was deleted; between processes, the store sees to that.
+A deletion has a transaction of its own, between those of the heartbeats before and after it: none
+comes back after its id was deleted. Between processes, the store sees to that.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -175,16 +175,20 @@ class Inbox:
 
     def _write(self) -> None:
         while entries := self._take():
-            results: Results = []
-            for run in _runs(entries):
-                if not isinstance(results, UnavailableError):
-                    results = self._attempt(run)
-                if isinstance(results, RefusedError) and len(run) > 1:
-                    self._write_each(run)
-                else:
-                    self._tell(run, results)
+            self._write_runs(_runs(entries))
         if self._connection:
             self._connection.close()
+
+    def _write_runs(self, runs: Iterable[Sequence[_Entry]]) -> None:
+        """Write one run after the other; a database that is gone is tried once for all of them."""
+        results: Results = []
+        for run in runs:
+            if not isinstance(results, UnavailableError):
+                results = self._attempt(run)
+            if isinstance(results, RefusedError) and len(run) > 1:
+                self._write_runs([entry] for entry in run)  # none fails for another's sake
+            else:
+                self._tell(run, results)
 
     def _take(self) -> list[_Entry]:
         """Wait for entries, and return those that came first; none at the end.
@@ -205,14 +209,6 @@ class Inbox:
         if entries:
             self._entries.put(None)  # the end is for the next time
         return entries
-
-    def _write_each(self, entries: Sequence[_Entry]) -> None:
-        """Have no entry fail for another's sake, but for a database that is gone."""
-        results: Results = []
-        for entry in entries:
-            if not isinstance(results, UnavailableError):
-                results = self._attempt([entry])
-            self._tell([entry], results)
 
     def _attempt(self, entries: Sequence[_Entry]) -> Results:
         """Commit all of the entries or none; remember whether that failed."""
@@ -271,7 +267,8 @@ class Inbox:
     def _transact(self, connection: Connection, entries: Sequence[_Entry]) -> Results:
         [first, *_] = entries
         if isinstance(first.what, UUID):
-            store.forget(connection, first.what)
+            with connection.begin():
+                store.forget(connection, first.what)
             return [True]
         began = time.monotonic()
         # What its sender takes for lost is not kept: it may have been forgotten since, long ago.

@@ -1,8 +1,9 @@
 """The collector's SQL on heartbeats and installs: each heartbeat once, nothing about its sender.
 
-Whoever deletes an id commits a mark first, and then takes the install's row before it deletes.
+Whoever deletes an id leaves a mark, and takes the install's row before it deletes the heartbeats.
 Whoever stores takes that row as well, and looks for marks after it. So one of the two waits for the
-other, on the row alone: what was stored before is deleted, and what comes after is turned away.
+other, on the row alone: what was stored before is deleted, and what comes after finds the mark, and
+is turned away.
 """
 
 from collections.abc import Mapping, Sequence
@@ -115,19 +116,19 @@ _BOUND_AND_MARKED = text(
     f"WITH bound AS MATERIALIZED (SELECT {_BOUNDS})"  # noqa: S608 - as above
     f" SELECT marked.* FROM bound LEFT JOIN ({_MARKED.text}) AS marked ON true"
 )
-_SET_MARK = text(
-    f"""
-    INSERT INTO forgotten (mark, at) VALUES ({_MARK(":id")}, clock_timestamp())
-    ON CONFLICT (mark) DO UPDATE SET at = excluded.at
-    """  # noqa: S608 - as above
-)
 _FORGET = (
-    # Takes the row also where another transaction is about to make it.
+    text(
+        f"""
+        INSERT INTO forgotten (mark, at) VALUES ({_MARK(":id")}, clock_timestamp())
+        ON CONFLICT (mark) DO UPDATE SET at = excluded.at
+        """  # noqa: S608 - as above
+    ),
+    # Waits also for another transaction that is about to make the row.
     text(
         """
         INSERT INTO install (instance_id, first_seen, last_seen, body)
         VALUES (:id, now(), now(), '{}')
-        ON CONFLICT (instance_id) DO UPDATE SET last_seen = install.last_seen
+        ON CONFLICT (instance_id) DO NOTHING
         """
     ),
     *(
@@ -270,15 +271,11 @@ def _marked(connection: Connection, statement: TextClause, ids: Sequence[str]) -
 def forget(connection: Connection, instance_id: UUID) -> None:
     """Delete everything under an id; nothing tells whether there was anything.
 
-    For ``FORGOTTEN_FOR`` nothing is stored under it, whichever process it is brought to. It takes
-    two transactions: only what is committed can be seen by whoever stores.
+    For ``FORGOTTEN_FOR`` nothing is stored under it, whichever process it is brought to.
     """
-    values = {"id": instance_id}
-    for statements in ((_SET_MARK,), _FORGET):
-        with connection.begin():
-            connection.execute(_BOUND)
-            for statement in statements:
-                connection.execute(statement, values)
+    connection.execute(_BOUND)
+    for statement in _FORGET:
+        connection.execute(statement, {"id": instance_id})
 
 
 class Seen(NamedTuple):

@@ -611,7 +611,7 @@ def test_an_excluded_install_goes_on_being_stored_and_may_be_read_and_deleted(
     with opened(empty).begin() as connection:
         held = store.held(connection, UUID(identity(0)), after=None, limit=10)
         assert len(held) == 2
-    with opened(empty).connect() as connection:
+    with opened(empty).begin() as connection:
         store.forget(connection, UUID(identity(0)))
     assert query(empty, "SELECT * FROM install") == []
 

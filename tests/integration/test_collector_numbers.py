@@ -695,7 +695,7 @@ def test_whoever_is_forgotten_leaves_the_next_numbers_and_no_number_of_the_past(
     take(collector, "2026-03-01T02:30:00", heartbeat(1), heartbeat(2))
     count(collector, "2026-03-02T00:01:00")
     before = moved(collector, "2026-03-01")
-    with collector.connect() as connection:
+    with collector.begin() as connection:
         store.forget(connection, UUID(int=1))
     count(collector, "2026-03-03T00:01:00")
 
@@ -716,7 +716,7 @@ def test_whoever_is_forgotten_leaves_a_replay_that_is_under_way(collector: Engin
     now = moment("2026-03-05T00:01:00")
     while recount.step(collector, now=now) and not one(collector, replayed):
         pass
-    with collector.connect() as connection:
+    with collector.begin() as connection:
         store.forget(connection, UUID(int=1))
     recount.step(collector, now=now)
     assert one(collector, replayed) == 0

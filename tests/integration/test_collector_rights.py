@@ -365,7 +365,7 @@ def test_of_a_deletion_remains_a_mark_that_names_nobody_and_differs_elsewhere(
         engine = create_engine(url, poolclass=NullPool)
         with engine.connect() as connection:
             migrate(connection, "collector")
-        with engine.connect() as connection:
+        with engine.begin() as connection:
             store.forget(connection, UUID(INSTANCE))
         assert query(url, "SELECT mark FROM forgotten") != marks
 

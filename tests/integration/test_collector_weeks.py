@@ -163,6 +163,16 @@ def test_what_is_in_no_week_is_deleted_by_its_receipt(engine: Engine) -> None:
     ]
 
 
+def test_what_is_new_of_the_same_install_is_not_deleted_with_what_is_old(engine: Engine) -> None:
+    for number in (1, 2):
+        bring(engine, number, NOW + 999 * DAY, NOW - RETENTION - DAY)
+        bring(engine, number, NOW + 998 * DAY, NOW)
+    store.prune(engine, RETENTION)
+    assert query(url_of(engine), "SELECT count(*), min(sent_at) FROM heartbeat") == [
+        (2, NOW + 998 * DAY)
+    ]
+
+
 def test_of_three_hundred_fresh_heartbeats_none_is_deleted_with_the_old_ones(
     engine: Engine,
 ) -> None:
