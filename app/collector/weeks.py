@@ -41,14 +41,15 @@ _LOCK_DEFAULT = (
     text("LOCK TABLE ONLY heartbeat IN SHARE UPDATE EXCLUSIVE MODE"),
     text("LOCK TABLE heartbeat_default IN ACCESS EXCLUSIVE MODE"),
 )
+# Attached, since CREATE TABLE … PARTITION OF would lock out whoever stores in any week.
 _MAKE = (
+    "CREATE TABLE {name} (LIKE heartbeat INCLUDING ALL)",
     (
-        "CREATE TEMPORARY TABLE moved ON COMMIT DROP AS"
-        " SELECT * FROM heartbeat_default WHERE sent_at >= '{begins}' AND sent_at < '{ends}'"
+        "INSERT INTO {name} SELECT * FROM heartbeat_default"
+        " WHERE sent_at >= '{begins}' AND sent_at < '{ends}'"
     ),
     "DELETE FROM heartbeat_default WHERE sent_at >= '{begins}' AND sent_at < '{ends}'",
-    "CREATE TABLE {name} PARTITION OF heartbeat FOR VALUES FROM ('{begins}') TO ('{ends}')",
-    "INSERT INTO heartbeat SELECT * FROM moved",
+    "ALTER TABLE heartbeat ATTACH PARTITION {name} FOR VALUES FROM ('{begins}') TO ('{ends}')",
 )
 _LOCK_ALL = text("LOCK TABLE ONLY heartbeat IN ACCESS EXCLUSIVE MODE")
 _NEWER = "SELECT EXISTS (SELECT FROM {name} WHERE received_at >= :cutoff)"

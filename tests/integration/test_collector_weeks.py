@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from app.collector import daily, store, weeks
@@ -103,24 +103,32 @@ def test_what_was_sent_in_a_week_before_it_was_made_is_moved_to_it(engine: Engin
         assert store.insert(connection, [parse(again)]) == [store.Fate(new=False)]
 
 
-def test_several_that_make_weeks_at_once_while_heartbeats_come_lose_none(engine: Engine) -> None:
-    def store_some(part: int) -> int:
-        kept = 0
-        for number in range(part * 1_000, part * 1_000 + 60):
-            bring(engine, number, NOW + number % 7 * weeks.WEEK, NOW)
-            kept += 1
-        return kept
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have whoever makes or drops a week wait for longer, so that it can be met there."""
+    monkeypatch.setattr(weeks, "_BOUND", text("SELECT set_config('lock_timeout', '10s', true)"))
 
+
+def waiting(engine: Engine, number: int) -> None:
+    """Return when so many wait for a lock of a table."""
+    deadline = time.monotonic() + 10
+    statement = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
+    while query(url_of(engine), statement) != [(number,)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("patient")
+def test_several_that_make_a_week_at_once_while_heartbeats_come_lose_none(engine: Engine) -> None:
     with ThreadPoolExecutor(6) as pool:
-        storing = [pool.submit(store_some, part) for part in range(3)]
-        making = [
-            pool.submit(weeks.make, create_engine(engine.url, poolclass=NullPool)) for _ in range(3)
-        ]
-        for each in making:
+        with engine.begin() as held:
+            held.execute(text("LOCK TABLE heartbeat_default IN ACCESS EXCLUSIVE MODE"))
+            making = [pool.submit(weeks.make, engine) for _ in range(2)]
+            storing = [pool.submit(bring, engine, number, NOW, NOW) for number in range(2)]
+            waiting(engine, 4)
+        for each in (*making, *storing):
             each.result()
-        assert sum(each.result() for each in storing) == 180
-    weeks.make(engine)
-    assert sum(where(engine).values()) == 180
+    assert where(engine) == {f"heartbeat_{MONDAY:%Y%m%d}": 2}
     assert len(names(engine)) == 7
 
 
@@ -203,23 +211,18 @@ def test_dropping_waits_for_nobody_and_whoever_stores_waits_for_an_instant(engin
     assert name not in names(engine)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_heartbeat_that_comes_while_its_week_is_dropped_is_kept(engine: Engine) -> None:
     begins = MONDAY - 20 * weeks.WEEK
-    made_long_ago(engine, begins)
-    sent = daily.begins(begins)
-    stop = threading.Event()
-
-    def drop() -> None:
-        while not stop.is_set():
-            weeks.drop(engine, NOW - RETENTION)
-
+    name = made_long_ago(engine, begins)
+    body = BODY.replace("2026-05-02T02:30:00+00:00", daily.begins(begins).isoformat())
     with ThreadPoolExecutor(1) as pool:
-        dropping = pool.submit(drop)
-        for number in range(100):
-            bring(engine, number, sent, NOW)
-        stop.set()
+        with engine.begin() as storing:
+            store.insert(storing, [parse(body)])
+            dropping = pool.submit(weeks.drop, engine, NOW - RETENTION)
+            waiting(engine, 1)
         dropping.result()
-    assert sum(where(engine).values()) == 100
+    assert where(engine) == {name: 1}
 
 
 def as_before(url: str) -> Engine:

@@ -1248,14 +1248,6 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "heartbeats are deleted before the row of the install is taken",
-        "app/collector/store.py",
-        '        for table in ("install", "heartbeat")\n',
-        '        for table in ("heartbeat", "install")\n',
-        f"{FORGETTING}::test_a_deletion_is_final_wherever_it_meets_what_is_being_stored",
-    ),
-    Mutation(
-        9,
         "a mark is looked for as of the moment before the row was taken",
         "app/collector/store.py",
         '        isolation_level="READ COMMITTED",\n',
@@ -1282,8 +1274,8 @@ MUTATIONS = (
         9,
         "what was sent in a week before it was made is lost",
         "app/collector/weeks.py",
-        '    "INSERT INTO heartbeat SELECT * FROM moved",\n',
-        "",
+        '        "INSERT INTO {name} SELECT * FROM heartbeat_default"\n',
+        '        "INSERT INTO {name} SELECT * FROM {name}"\n',
         f"{WEEKS}::test_what_was_sent_in_a_week_before_it_was_made_is_moved_to_it",
     ),
     Mutation(
@@ -1292,7 +1284,7 @@ MUTATIONS = (
         "app/collector/weeks.py",
         "    if week in partitions(connection):  # another process was first\n",
         "    if not week:\n",
-        f"{WEEKS}::test_several_that_make_weeks_at_once_while_heartbeats_come_lose_none",
+        f"{WEEKS}::test_several_that_make_a_week_at_once_while_heartbeats_come_lose_none",
     ),
     Mutation(
         9,
