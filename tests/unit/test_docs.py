@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from app import grants, payload
 from app.payload import Heartbeat1, fields
-from bench import collector, recount, report
+from bench import collector, recount, report, weeks
 from docs import generate
 from tests.prove.mutations import MUTATIONS
 from tests.unit.published import DOCUMENTED, EXAMPLE
@@ -162,9 +163,10 @@ def test_the_table_of_the_collectors_bench_is_that_of_its_results() -> None:
     assert collector.table(json.loads(collector.RESULT.read_text())) in page
 
 
-def test_the_table_of_what_counting_costs_is_that_of_its_results() -> None:
+@pytest.mark.parametrize("bench", [recount, weeks], ids=["counting", "weeks"])
+def test_the_table_of_what_that_costs_is_that_of_its_results(bench: ModuleType) -> None:
     page = (generate.PAGE.parent / "collector.md").read_text()
-    assert recount.table(json.loads(recount.RESULT.read_text())) in page
+    assert bench.table(json.loads(bench.RESULT.read_text())) in page
 
 
 NAMED = set(
