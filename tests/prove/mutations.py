@@ -1417,6 +1417,40 @@ MUTATIONS = (
     ),
     Mutation(
         9,
+        "check does not notice that one client is nearly everybody",
+        "app/collector/check.py",
+        "ONE_CLIENT_PERCENT = 50\n",
+        "ONE_CLIENT_PERCENT = 150\n",
+        f"{CHECK}::test_a_fleet_behind_a_proxy_that_is_not_named_is_found_in_two_processes"
+        "_and_after_a_restart",
+    ),
+    Mutation(
+        9,
+        "every request counts as one of the busiest client",
+        "app/collector/limit.py",
+        "        grown = made > self._most\n",
+        "        grown = made > 0\n",
+        f"{CHECK}::test_a_fleet_behind_a_proxy_that_is_named_is_no_finding"
+        "_and_no_address_is_stored",
+    ),
+    Mutation(
+        9,
+        "the requests of the busiest client are counted twice as outcomes",
+        "app/collector/outcomes.py",
+        """ WHERE day = :day AND outcome <> '{BUSIEST}'")""",
+        """ WHERE day = :day AND outcome <> ''")""",
+        f"{CHECK}::test_half_of_the_requests_from_one_client_are_found_and_are_no_outcome",
+    ),
+    Mutation(
+        9,
+        "the busiest client is never forgotten, and no later day counts it",
+        "app/collector/limit.py",
+        "            self._made.clear()\n            self._most = 0\n",
+        "            self._made.clear()\n",
+        "unit/test_limit.py::test_a_new_day_begins_at_zero_and_takes_nothing_back",
+    ),
+    Mutation(
+        9,
         "check does not notice a day that is not counted",
         "app/collector/check.py",
         "    if look.not_counted:\n",
