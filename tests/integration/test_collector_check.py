@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -221,6 +222,14 @@ def test_a_newer_schema_that_knocks_is_found(
     assert ("newer schema" in sentences(well)) is found
 
 
+ELSEWHERE = "192.0.2.0/24"
+
+
+def believing(proxies: str, url: str, output: Path) -> AbstractContextManager[Collector]:
+    """Run a collector that knows these proxies, and limits what a client may do."""
+    return serving(url, output, COLLECTOR_CLIENT_RATE="1000", FORWARDED_ALLOW_IPS=proxies)
+
+
 def brought(own: Collector, addresses: int, requests: int) -> None:
     """Have requests arrive of which a proxy says that they come from so many addresses."""
     for number in range(requests):
@@ -231,18 +240,17 @@ def brought(own: Collector, addresses: int, requests: int) -> None:
 def test_a_fleet_behind_a_proxy_that_is_not_named_is_found_in_two_processes_and_after_a_restart(
     migrated: str, tmp_path: Path
 ) -> None:
-    unnamed = {"COLLECTOR_CLIENT_RATE": "1000", "FORWARDED_ALLOW_IPS": "192.0.2.0/24"}
     with (
-        serving(migrated, tmp_path / "a", **unnamed) as one,
-        serving(migrated, tmp_path / "b", **unnamed) as other,
+        believing(ELSEWHERE, migrated, tmp_path / "a") as one,
+        believing(ELSEWHERE, migrated, tmp_path / "b") as other,
     ):
         brought(one, 30, 20)
         brought(other, 30, 15)
-    with serving(migrated, tmp_path / "c", **unnamed) as again:
+    with believing(ELSEWHERE, migrated, tmp_path / "c") as again:
         brought(again, 30, 14)
         assert "one client" not in sentences(migrated)
     assert "one client" not in sentences(migrated)  # 49 requests
-    with serving(migrated, tmp_path / "d", **unnamed) as again:
+    with believing(ELSEWHERE, migrated, tmp_path / "d") as again:
         brought(again, 1, 1)
     assert sentences(migrated)["one client"] == [
         (
@@ -255,14 +263,13 @@ def test_a_fleet_behind_a_proxy_that_is_not_named_is_found_in_two_processes_and_
 def test_a_fleet_behind_a_proxy_that_is_named_is_no_finding_and_no_address_is_stored(
     migrated: str, tmp_path: Path
 ) -> None:
-    named = {"COLLECTOR_CLIENT_RATE": "1000", "FORWARDED_ALLOW_IPS": "127.0.0.1"}
     with (
-        serving(migrated, tmp_path / "a", **named) as one,
-        serving(migrated, tmp_path / "b", **named) as other,
+        believing("127.0.0.1", migrated, tmp_path / "a") as one,
+        believing("127.0.0.1", migrated, tmp_path / "b") as other,
     ):
         brought(one, 30, 60)
         brought(other, 30, 30)
-    with serving(migrated, tmp_path / "c", **named) as again:
+    with believing("127.0.0.1", migrated, tmp_path / "c") as again:
         brought(again, 30, 30)
     assert "one client" not in sentences(migrated)
     assert query(migrated, f"SELECT requests FROM ingest WHERE outcome = '{BUSIEST}'") == [(4,)]
