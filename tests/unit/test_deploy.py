@@ -517,7 +517,7 @@ class TestSystemd:
 # Whatever is set anywhere
 
 
-OWN = {".env", "admin.env", "telemetry.env", "compose.override.yaml"}
+OWN = {".env", "admin.env", "telemetry.env", "collector.env", "compose.override.yaml"}
 """What an operator has written, in a checkout that is in use."""
 
 FILES = sorted(
