@@ -36,7 +36,7 @@ up: setup ## The demo, which stays until Ctrl-C
 test: setup ## Run the tests, on embedded Postgres and Valkey
 	@$(BIN)/pytest --ignore tests/faults --ignore tests/browser
 
-test-versions: setup ## Run what depends on a server's version on Debian's Postgres and Redis
+test-versions: setup ## Run what depends on a server's version on Debian's Postgres, Redis and nginx
 	@$(BIN)/python -m tests.versions
 
 test-faults: setup ## Kill, freeze, cut off and mislead the real processes, and see nothing lost

@@ -15,14 +15,19 @@ from app import __version__
 
 DEPLOY = Path(__file__).parent
 CHART = DEPLOY / "helm"
+COLLECTOR = DEPLOY / "collector"
 DEPLOYMENT = DEPLOY / "kubernetes" / "deployment.yaml"
 
-RELEASE = "consentos-telemetry"
-
 VERSIONED: Mapping[Path, str] = {
-    CHART / "Chart.yaml": r'(?m)^((?:v|appV)ersion: "?)[^\s"]+',
+    **dict.fromkeys(
+        (CHART / "Chart.yaml", COLLECTOR / "helm" / "Chart.yaml"),
+        r'(?m)^((?:v|appV)ersion: "?)[^\s"]+',
+    ),
     DEPLOY.parent / "README.md": r"(?m)^(release +)\S+$",
-    DEPLOY / "compose.yaml": r"(\$\{CONSENTOS_TELEMETRY_TAG:-)[^}]+",
+    **dict.fromkeys(
+        (DEPLOY / "compose.yaml", COLLECTOR / "compose.yaml"),
+        r"(\$\{CONSENTOS_TELEMETRY_TAG:-)[^}]+",
+    ),
 }
 """The files that name the release, and where: the version comes after the group."""
 
@@ -31,15 +36,17 @@ HEADER = """\
 """
 
 
-def rendered(**values: object) -> dict[str, Any]:
-    """Return what Helm makes of the chart with these values, by the kind of each object.
+def rendered(directory: Path = CHART, /, **values: object) -> dict[str, Any]:
+    """Return what Helm makes of a chart with these values, by the kind of each object.
 
     Raises:
         helm_python.HelmError: the chart refuses the values.
     """
-    with helm_python.Chart.load(CHART) as chart:
-        files = chart.render(values, name=RELEASE, namespace="consentos")
-    objects = [yaml.safe_load(text) for name, text in files.items() if name.endswith(".yaml")]
+    name = yaml.safe_load((directory / "Chart.yaml").read_text())["name"]
+    with helm_python.Chart.load(directory) as chart:
+        files = chart.render(values, name=name, namespace="consentos")
+    pages = [text for file, text in files.items() if file.endswith(".yaml")]
+    objects = [each for page in pages for each in yaml.safe_load_all(page) if each]
     return {each["kind"]: each for each in objects}
 
 

@@ -1,5 +1,7 @@
 """Runs the tests that depend on a server's version, on Debian's Postgres and Redis or on others.
 
+Those of the collector's proxy are on Debian's nginx.
+
 ``python -m tests.versions [DIRECTORY_OF_POSTGRES REDIS_SERVER [PYTEST_ARGUMENT ...]]``
 """
 
@@ -26,6 +28,7 @@ SUBSET = (
     "tests/integration/test_wakeups.py",
     "tests/acceptance/test_procfile.py::TestUnderHoncho",
     "tests/acceptance/test_readme.py",
+    "tests/integration/test_collector_proxy.py",
 )
 """Migrate, grant, count, write, send, wake, ask: whatever touches a server, and little else."""
 
@@ -38,8 +41,8 @@ def debians() -> tuple[Path, Path]:
     """Return where Debian has the programs of Postgres, and its Redis."""
     found = sorted(DEBIANS.glob("*/bin/postgres"))
     redis = shutil.which("redis-server")
-    if not found or not redis:
-        sys.exit("Debian's servers are needed: apt install postgresql redis-server")
+    if not found or not redis or not shutil.which("nginx", path="/usr/sbin:/usr/bin"):
+        sys.exit("Debian's servers are needed: apt install postgresql redis-server nginx")
     return found[-1].parent, Path(redis)
 
 

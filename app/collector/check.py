@@ -31,6 +31,9 @@ REFUSALS = ("invalid", "too large", "rate-limited", "too many ids")
 REFUSED_PERCENT = 5
 FEWEST_REQUESTS = 20
 INSTALLS_OF_A_VERSION = 5
+ONE_CLIENT_PERCENT = 50
+"""Of two proxies, the busier one sends as much; a fleet's installs have addresses of their own."""
+FEWEST_OF_CLIENTS = 50
 VERSIONS_NAMED = 10
 
 
@@ -67,6 +70,7 @@ def command(
     - silent: no heartbeat was accepted for 26 hours
     - fell: active installs fell by more than 30 % in 7 days (from 20 on)
     - refused: more than 5 % of the requests of today and yesterday were refused
+    - one client: half of those requests or more came from one address (from 50 requests on)
     - newer schema: installs send a schema that this collector does not know
     - unlisted version: 5 or more installs run a version that is not listed
 
@@ -148,6 +152,7 @@ def _found(connection: Connection, now: datetime) -> Iterator[Finding]:
         _silent,
         _fell,
         _ingest,
+        _one_client,
         _unlisted,
     )
     for each in looks:
@@ -190,8 +195,7 @@ def _fell(connection: Connection, _: datetime) -> Iterator[Finding]:
 
 
 def _ingest(connection: Connection, now: datetime) -> Iterator[Finding]:
-    today = now.astimezone(UTC).date()
-    days = [outcomes.of_day(connection, day) for day in (today - recount.DAY, today)]
+    days = [outcomes.of_day(connection, day) for day in _since_yesterday(now)]
     ended = {outcome: sum(day.get(outcome, 0) for day in days) for outcome in {*days[0], *days[1]}}
     newer = ended.pop("newer schema", 0)
     refused = {outcome: ended[outcome] for outcome in REFUSALS if ended.get(outcome)}
@@ -208,6 +212,24 @@ def _ingest(connection: Connection, now: datetime) -> Iterator[Finding]:
             f"{newer} requests since yesterday were of a newer schema than this collector knows:"
             " upgrade it today, and nothing is lost.",
         )
+
+
+def _one_client(connection: Connection, now: datetime) -> Iterator[Finding]:
+    days = _since_yesterday(now)
+    requests = sum(sum(outcomes.of_day(connection, day).values()) for day in days)
+    # A request is counted before it ends.
+    by_one = min(sum(outcomes.from_the_busiest(connection, day) for day in days), requests)
+    if requests >= FEWEST_OF_CLIENTS and 100 * by_one >= ONE_CLIENT_PERCENT * requests:
+        yield Finding(
+            "one client",
+            f"{by_one} of {requests} requests since yesterday came from one address. If that is"
+            " your proxy, name it in FORWARDED_ALLOW_IPS: all installs share its limits.",
+        )
+
+
+def _since_yesterday(now: datetime) -> tuple[date, date]:
+    today = now.astimezone(UTC).date()
+    return today - recount.DAY, today
 
 
 _UNLISTED = text(

@@ -93,6 +93,7 @@ def routes(
         return await inbox.keep(found)
 
     async def heartbeat(request: Request) -> Response:
+        outcomes.came_from(caller(request.scope))
         try:
             new = await keep(request)
         except NewerSchemaError as error:

@@ -1,7 +1,8 @@
 """How the requests to keep a heartbeat ended: counted in memory, and added to a table each minute.
 
 A count is lost with its process: ``kill -9`` loses that of the last minute. It holds no id, no
-address and no schema's number.
+address and no schema's number. A further row of the table counts the requests of each process's
+busiest client.
 """
 
 import logging
@@ -14,6 +15,7 @@ from typing import Literal, get_args
 from sqlalchemy import Connection, Engine, text
 
 from app.collector import store
+from app.collector.limit import Busiest
 
 Outcome = Literal[
     "accepted",
@@ -30,9 +32,14 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 did not arrive whole and in time; ``unavailable`` is what the collector could not or would not store
 at that moment."""
 
+BUSIEST = "from the busiest client"
+"""Not an outcome, but how many of the same requests came from the client that has made most of them
+on this UTC day. Each process adds its own number."""
+
 TELL_SECONDS = 60.0
 
-_OF_DAY = text("SELECT outcome, requests FROM ingest WHERE day = :day")
+_OF_DAY = text(f"SELECT outcome, requests FROM ingest WHERE day = :day AND outcome <> '{BUSIEST}'")  # noqa: S608 - this module's own words
+_FROM_BUSIEST = text(f"SELECT requests FROM ingest WHERE day = :day AND outcome = '{BUSIEST}'")  # noqa: S608 - see above
 
 log = logging.getLogger(__package__)
 
@@ -40,9 +47,10 @@ log = logging.getLogger(__package__)
 class Outcomes:
     """The counts since they were added to the table last; any thread may add to them."""
 
-    def __init__(self) -> None:
-        """Begin at zero."""
+    def __init__(self, busiest: Busiest | None = None) -> None:
+        """Begin at zero; count the requests of the busiest client where ``busiest`` finds them."""
         self._lock = Lock()
+        self._busiest = busiest
         self._counts: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
         self._told_at = float("-inf")
@@ -52,6 +60,14 @@ class Outcomes:
         with self._lock:
             self._counts[outcome] += 1
             self._totals[outcome] += 1
+
+    def came_from(self, address: str) -> None:
+        """Count one request for the client that it came from."""
+        if self._busiest is None:
+            return
+        with self._lock:
+            if self._busiest.grows(address, time.time()):
+                self._counts[BUSIEST] += 1
 
     def totals(self) -> dict[str, int]:
         """Return how many requests have ended in which way since the process began."""
@@ -89,3 +105,9 @@ class Outcomes:
 def of_day(connection: Connection, day: date) -> dict[str, int]:
     """Return how many requests of a UTC day ended in which way; what did not happen is left out."""
     return dict(connection.execute(_OF_DAY, {"day": day}).all())
+
+
+def from_the_busiest(connection: Connection, day: date) -> int:
+    """Return how many requests of a UTC day came from the busiest client of each process."""
+    found: int | None = connection.scalar(_FROM_BUSIEST, {"day": day})
+    return found or 0

@@ -24,7 +24,7 @@ from app.collector.holdings import Holdings
 from app.collector.inbox import Inbox, RefusedError, UnavailableError
 from app.collector.intake import NotAHeartbeat
 from app.collector.keeping import keeping
-from app.collector.limit import DailyInstalls, Limiter, caller
+from app.collector.limit import Busiest, DailyInstalls, Limiter, caller
 from app.collector.lines import Tally
 from app.collector.outcomes import Outcomes
 from app.settings.collector import CollectorSettings
@@ -56,7 +56,9 @@ def create_app(
         established_days=settings.collector_established_days,
         timed=metrics.commits(registry).observe,
     )
-    outcomes = Outcomes()
+    # Without limits there is nothing that clients behind one address would share.
+    limited = settings.collector_client_rate or settings.collector_client_installs
+    outcomes = Outcomes(Busiest() if limited else None)
     state = Health(engine.url, inbox)
     if registry:
         metrics.register(registry, outcomes=outcomes, inbox=inbox, health=state)

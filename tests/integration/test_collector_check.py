@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url
 
 from app.collector import check, daily, recount, store
 from app.collector.daily import begins
+from app.collector.outcomes import BUSIEST
 from app.payload import parse
-from tests.collector import EXAMPLE, NOWHERE, changed, query
+from tests.collector import EXAMPLE, NOWHERE, Collector, changed, of, query, serving
 from tests.processes import ROOT
 
 VERSION = str(EXAMPLE["version"])
@@ -217,6 +220,90 @@ def test_a_newer_schema_that_knocks_is_found(
 ) -> None:
     ended_so(well, days_ago, newer_schema=1)
     assert ("newer schema" in sentences(well)) is found
+
+
+ELSEWHERE = "192.0.2.0/24"
+
+
+def believing(proxies: str, url: str, output: Path) -> AbstractContextManager[Collector]:
+    """Run a collector that knows these proxies, and limits what a client may do."""
+    return serving(url, output, COLLECTOR_CLIENT_RATE="1000", FORWARDED_ALLOW_IPS=proxies)
+
+
+def brought(own: Collector, addresses: int, requests: int) -> None:
+    """Have requests arrive of which a proxy says that they come from so many addresses."""
+    for number in range(requests):
+        forwarded = f"203.0.113.{number % addresses}"
+        assert own.post(of(number), x_forwarded_for=forwarded).status_code == 202
+
+
+def test_a_fleet_behind_a_proxy_that_is_not_named_is_found_in_two_processes_and_after_a_restart(
+    migrated: str, tmp_path: Path
+) -> None:
+    with (
+        believing(ELSEWHERE, migrated, tmp_path / "a") as one,
+        believing(ELSEWHERE, migrated, tmp_path / "b") as other,
+    ):
+        brought(one, 30, 20)
+        brought(other, 30, 15)
+    with believing(ELSEWHERE, migrated, tmp_path / "c") as again:
+        brought(again, 30, 14)
+        assert "one client" not in sentences(migrated)
+    assert "one client" not in sentences(migrated)  # 49 requests
+    with believing(ELSEWHERE, migrated, tmp_path / "d") as again:
+        brought(again, 1, 1)
+    assert sentences(migrated)["one client"] == [
+        (
+            "50 of 50 requests since yesterday came from one address. If that is your proxy, name"
+            " it in FORWARDED_ALLOW_IPS: all installs share its limits."
+        )
+    ]
+
+
+def test_a_fleet_behind_a_proxy_that_is_named_is_no_finding_and_no_address_is_stored(
+    migrated: str, tmp_path: Path
+) -> None:
+    with (
+        believing("127.0.0.1", migrated, tmp_path / "a") as one,
+        believing("127.0.0.1", migrated, tmp_path / "b") as other,
+    ):
+        brought(one, 30, 60)
+        brought(other, 30, 30)
+    with believing("127.0.0.1", migrated, tmp_path / "c") as again:
+        brought(again, 30, 30)
+    assert "one client" not in sentences(migrated)
+    assert query(migrated, f"SELECT requests FROM ingest WHERE outcome = '{BUSIEST}'") == [(4,)]
+    tables = query(migrated, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    stored = [query(migrated, f"SELECT CAST(t AS text) FROM {name} t") for (name,) in tables]
+    assert "accepted" in str(stored)
+    for trace in ("203.0.113", "127.0.0.1"):
+        assert trace not in str(stored)
+    assert "203.0.113" not in "".join((tmp_path / name).read_text() for name in "abc")
+
+
+def test_where_there_are_no_limits_to_share_nobody_counts_who_the_clients_are(
+    migrated: str, tmp_path: Path
+) -> None:
+    with serving(
+        migrated, tmp_path / "log", COLLECTOR_CLIENT_RATE="0", COLLECTOR_CLIENT_INSTALLS="0"
+    ) as own:
+        brought(own, 1, 60)
+    assert "one client" not in sentences(migrated)
+
+
+def test_half_of_the_requests_from_one_client_are_found_and_are_no_outcome(well: str) -> None:
+    ended_so(well, 0, accepted=30, rate_limited=1, newer_schema=20)
+    ended_so(well, 1, accepted=49)
+    ended_so(well, 2, accepted=1_000)
+    ended_so(well, 0, from_the_busiest_client=20)
+    ended_so(well, 1, from_the_busiest_client=29)
+    ended_so(well, 2, from_the_busiest_client=1_000)
+    assert set(sentences(well)) == {"newer schema"}
+    query(well, f"UPDATE ingest SET requests = 30 WHERE outcome = '{BUSIEST}' AND requests = 29")
+    assert sentences(well)["one client"][0].startswith("50 of 100 requests since yesterday came")
+    query(well, f"UPDATE ingest SET requests = 90 WHERE outcome = '{BUSIEST}' AND requests = 30")
+    assert sentences(well)["one client"][0].startswith("100 of 100 requests")
+    assert "refused" not in sentences(well)
 
 
 def test_an_unlisted_version_on_5_installs_is_named(well: str) -> None:

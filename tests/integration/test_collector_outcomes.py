@@ -12,7 +12,8 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import ProgrammingError
 
 from app.collector import intake, store
-from app.collector.outcomes import OUTCOMES, Outcomes
+from app.collector.limit import Busiest
+from app.collector.outcomes import BUSIEST, OUTCOMES, Outcomes
 from app.payload import NEWEST, SCHEMA_VERSION
 from tests.collector import BODY, INSTANCE, Collector, changed, head, of, query, serving
 
@@ -115,8 +116,9 @@ def test_every_way_in_which_a_request_can_end_is_counted_when_the_process_ends(
         "rate-limited": 3,
         "too many ids": 1,
         "unavailable": 1,
+        BUSIEST: 13,
     }
-    assert set(counted(migrated)) == set(OUTCOMES)
+    assert set(counted(migrated)) == {*OUTCOMES, BUSIEST}
     days = "SELECT DISTINCT day = CAST(now() AT TIME ZONE 'UTC' AS date) FROM ingest"
     assert query(migrated, days) == [(True,)]
 
@@ -147,17 +149,19 @@ def test_while_it_runs_the_counts_are_added_to_those_of_other_processes(
 
 def test_what_cannot_be_added_is_kept_for_the_next_time(migrated: str) -> None:
     engine = store.connect(migrated)
-    counts = Outcomes()
+    counts = Outcomes(Busiest())
     counts.count("accepted")
+    counts.came_from("192.0.2.1")
     query(migrated, "ALTER TABLE ingest RENAME TO hidden")
     with pytest.raises(ProgrammingError):
         counts.write(engine)
     counts.count("accepted")
+    counts.came_from("192.0.2.1")
     query(migrated, "ALTER TABLE hidden RENAME TO ingest")
     counts.write(engine)
     counts.write(engine)
     engine.dispose()
-    assert counted(migrated) == {"accepted": 2}
+    assert counted(migrated) == {"accepted": 2, BUSIEST: 2}
 
 
 def test_threads_that_count_at_once_lose_nothing(migrated: str) -> None:

@@ -29,6 +29,7 @@ REMOTE = "integration/test_cli_remote.py"
 BY_HAND = "integration/test_cli_by_hand.py"
 CONTROL = "integration/test_cli_control.py"
 PLACES = "unit/test_deploy_environment.py"
+DEPLOYED = "unit/test_deploy_collector.py"
 ELSEWHERE = "integration/test_elsewhere.py"
 FUTURE = "integration/test_future.py"
 ACCESS = "integration/test_facts_access.py"
@@ -1470,6 +1471,81 @@ MUTATIONS = (
         "    if newer:\n",
         "    if newer < 0:\n",
         f"{CHECK}::test_a_newer_schema_that_knocks_is_found",
+    ),
+    Mutation(
+        9,
+        "check does not notice that one client is nearly everybody",
+        "app/collector/check.py",
+        "ONE_CLIENT_PERCENT = 50\n",
+        "ONE_CLIENT_PERCENT = 150\n",
+        f"{CHECK}::test_a_fleet_behind_a_proxy_that_is_not_named_is_found_in_two_processes"
+        "_and_after_a_restart",
+    ),
+    Mutation(
+        9,
+        "every request counts as one of the busiest client",
+        "app/collector/limit.py",
+        "        grown = made > self._most\n",
+        "        grown = made > 0\n",
+        f"{CHECK}::test_a_fleet_behind_a_proxy_that_is_named_is_no_finding"
+        "_and_no_address_is_stored",
+    ),
+    Mutation(
+        9,
+        "the requests of the busiest client are counted twice as outcomes",
+        "app/collector/outcomes.py",
+        """ WHERE day = :day AND outcome <> '{BUSIEST}'")""",
+        """ WHERE day = :day AND outcome <> ''")""",
+        f"{CHECK}::test_half_of_the_requests_from_one_client_are_found_and_are_no_outcome",
+    ),
+    Mutation(
+        9,
+        "the busiest client is never forgotten, and no later day counts it",
+        "app/collector/limit.py",
+        "            self._made.clear()\n            self._most = 0\n",
+        "            self._made.clear()\n",
+        "unit/test_limit.py::test_a_new_day_begins_at_zero_and_takes_nothing_back",
+    ),
+    Mutation(
+        9,
+        "the proxy passes on what a client says about its address",
+        "deploy/collector/nginx.conf",
+        "X-Forwarded-For $remote_addr;",
+        "X-Forwarded-For $proxy_add_x_forwarded_for;",
+        f"{DEPLOYED}::test_replaces_what_a_client_says_about_its_address",
+    ),
+    Mutation(
+        9,
+        "the proxy logs who calls",
+        "deploy/collector/nginx.conf",
+        "error_log stderr emerg;",
+        "error_log stderr error;",
+        f"{DEPLOYED}::test_names_nobody_in_a_log",
+    ),
+    Mutation(
+        9,
+        "compose has every process of its network believed",
+        "deploy/collector/compose.yaml",
+        "FORWARDED_ALLOW_IPS: ${COLLECTOR_NETWORK:-10.203.83}.2\n",
+        "FORWARDED_ALLOW_IPS: ${COLLECTOR_NETWORK:-10.203.83}.0/24\n",
+        f"{DEPLOYED}::test_believes_the_proxys_address_and_no_other",
+    ),
+    Mutation(
+        9,
+        "the chart installs a collector that knows no proxy",
+        "deploy/collector/helm/templates/web.yaml",
+        "{{- $_ := required ",
+        "{{- $_ := print ",
+        f"{DEPLOYED}::test_says_what_is_missing_where_nobody_is_named_as_proxy",
+    ),
+    Mutation(
+        9,
+        "Kubernetes sends nothing to a collector that does not count",
+        "deploy/collector/helm/templates/web.yaml",
+        "publishNotReadyAddresses: true",
+        "publishNotReadyAddresses: false",
+        f"{DEPLOYED}::test_restarts_only_a_process_that_is_dead_and_routes_to_one_that_is_not"
+        "_ready",
     ),
     Mutation(
         9,

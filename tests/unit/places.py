@@ -137,30 +137,34 @@ class Compose(Place):
             file.writelines(f"{name}={value}\n" for name, value in owners.items())
         if override:
             (there / "compose.override.yaml").write_text(override)
-        return dict(self._containers(there))
+        return dict(containers(there, self._around))
 
-    def _containers(self, there: Path) -> Iterator[tuple[str, tuple[dict[str, str], list[str]]]]:
-        calls, stub = there / "calls", there / "bin" / "podman"
-        stub.parent.mkdir()
-        stub.write_text(STUB)
-        stub.chmod(0o755)
-        variables = minimal({"CALLS": str(calls), **self._around})
-        variables["PATH"] = f"{stub.parent}:{variables['PATH']}"
-        subprocess.run(
-            ["podman-compose", "up", "--detach", "--no-build"],
-            cwd=there,
-            env=variables,
-            capture_output=True,
-            check=True,
-        )
-        for call in calls.read_text().split("\0\0"):
-            words = call.split("\0")
-            if words[0] == "create":
-                pairs = [after for word, after in pairwise(words) if word == "-e"]
-                (service,) = re.findall(r"\0io\.podman\.compose\.service=(\w+)", call)
-                _, _, command = call.partition("\0consentos-telemetry:")
-                environment = dict(pair.split("=", 1) for pair in pairs)
-                yield service, (environment, command.split("\0")[1:])
+
+def containers(
+    there: Path, around: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, tuple[dict[str, str], list[str]]]]:
+    """Yield the environment and our command of each container of the compose file in ``there``."""
+    calls, stub = there / "calls", there / "bin" / "podman"
+    stub.parent.mkdir()
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    variables = minimal({"CALLS": str(calls), **(around or {})})
+    variables["PATH"] = f"{stub.parent}:{variables['PATH']}"
+    subprocess.run(
+        ["podman-compose", "up", "--detach", "--no-build"],
+        cwd=there,
+        env=variables,
+        capture_output=True,
+        check=True,
+    )
+    for call in calls.read_text().split("\0\0"):
+        words = call.split("\0")
+        if words[0] == "create":
+            pairs = [after for word, after in pairwise(words) if word == "-e"]
+            (service,) = re.findall(r"\0io\.podman\.compose\.service=([\w-]+)", call)
+            _, _, command = call.partition("\0consentos-telemetry:")
+            environment = dict(pair.split("=", 1) for pair in pairs)
+            yield service, (environment, command.split("\0")[1:])
 
 
 STUB = """\

@@ -22,6 +22,7 @@ import app.cli  # noqa: F401 - has every command register itself
 from app import __version__
 from app.cli.entry import app as cli
 from app.settings import Settings
+from app.settings.collector import CollectorSettings
 from deploy import generate
 from tests.command import PASSWORD
 from tests.processes import ROOT, line, minimal
@@ -516,25 +517,35 @@ class TestSystemd:
 # Whatever is set anywhere
 
 
-OWN = {".env", "admin.env", "telemetry.env", "compose.override.yaml"}
+OWN = {".env", "admin.env", "telemetry.env", "collector.env", "compose.override.yaml"}
 """What an operator has written, in a checkout that is in use."""
 
 FILES = sorted(
     path
     for path in DEPLOY.rglob("*")
-    if path.is_file() and path.name not in OWN and path.suffix not in {".py", ".pyc"}
+    if path.is_file() and path.suffix not in {".py", ".pyc"}
+    if path.name not in OWN and path.parent.name not in {"tls", "acme"}
 )
 ELSEWHERE = {
     *("CONSENTOS_NETWORK", "CONSENTOS_TELEMETRY_TAG", "TAG"),
     *("PYTHONDONTWRITEBYTECODE", "HTTPS_PROXY", "NO_PROXY"),
 }
 """Read by compose and the shell, by Python and by the HTTP client."""
+OF_THE_COLLECTOR = {
+    *("CONSENTOS_TELEMETRY_TAG", "COLLECTOR_NETWORK", "FORWARDED_ALLOW_IPS"),
+    *("POSTGRES_DB", "POSTGRES_PASSWORD", "POSTGRES_USER"),
+}
+"""Read by compose, by uvicorn and by the image of Postgres."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
 def test_every_variable_that_a_file_sets_is_one_that_is_read(path: Path) -> None:
     set_there = set(re.findall(r"(?m)^[ #-]*(?:ENV )?([A-Z][A-Z0-9_]+)[=:]", path.read_text()))
-    assert set_there <= ELSEWHERE | {name.upper() for name in Settings.model_fields}
+    of_the_collector = path.is_relative_to(generate.COLLECTOR)
+    settings, others = (
+        (CollectorSettings, OF_THE_COLLECTOR) if of_the_collector else (Settings, ELSEWHERE)
+    )
+    assert set_there <= others | {name.upper() for name in settings.model_fields}
 
 
 @pytest.mark.parametrize("path", [*FILES, PAGE], ids=lambda path: path.name)

@@ -1,12 +1,13 @@
 """A client may ask so often and bring so many installs, and no more is remembered of it."""
 
+from collections import Counter
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.collector.limit import DAY_SECONDS, DailyInstalls, Limiter
+from app.collector.limit import DAY_SECONDS, Busiest, DailyInstalls, Limiter
 
 DAY = 20_000 * DAY_SECONDS
 
@@ -189,4 +190,51 @@ def test_no_address_and_no_id_is_in_its_memory() -> None:
 
     memory = repr(vars(daily))
     for trace in (b"203.0.113.77", b"\xcb\x00qM", instance_id.bytes, str(instance_id).encode()):
+        assert repr(trace)[2:-1] not in memory
+
+
+# The busiest client
+
+
+def most(busiest: Busiest, addresses: list[str], now: float = DAY) -> int:
+    """Return by how much the number of the busiest client grows."""
+    return sum(busiest.grows(address, now) for address in addresses)
+
+
+def test_the_requests_of_the_busiest_client_are_counted_and_of_no_other() -> None:
+    busiest = Busiest()
+    assert most(busiest, ["192.0.2.1"] * 5 + ["192.0.2.2"] * 3) == 5
+    assert most(busiest, ["192.0.2.2"] * 2) == 0
+    assert most(busiest, ["192.0.2.2"]) == 1
+
+
+def test_a_new_day_begins_at_zero_and_takes_nothing_back() -> None:
+    busiest = Busiest()
+    assert most(busiest, ["192.0.2.1"] * 5) == 5
+    assert most(busiest, ["192.0.2.1"] * 2, DAY + DAY_SECONDS) == 2
+    assert busiest.clients == 1
+
+
+@given(st.lists(st.integers(0, 9), max_size=200), st.integers(1, 12))
+def test_however_few_are_remembered_the_number_is_never_too_large_and_hardly_too_small(
+    lasts: list[int], clients: int
+) -> None:
+    busiest = Busiest(clients=clients)
+    found = most(busiest, [f"192.0.2.{last}" for last in lasts])
+    truth = max(Counter(lasts).values(), default=0)
+    assert truth - len(lasts) / (clients + 1) <= found <= truth
+    assert busiest.clients <= clients
+
+
+def test_a_proxy_is_the_busiest_among_thousands_that_come_once() -> None:
+    busiest = Busiest()
+    flood = [f"10.0.{n // 250}.{n % 250}" if n % 2 else "192.0.2.1" for n in range(20_000)]
+    assert 9_800 <= most(busiest, flood) <= 10_000
+
+
+def test_no_address_is_in_the_memory_of_the_busiest() -> None:
+    busiest = Busiest()
+    busiest.grows("203.0.113.77", DAY)
+    memory = repr(vars(busiest))
+    for trace in (b"203.0.113.77", b"\xcb\x00qM"):
         assert repr(trace)[2:-1] not in memory

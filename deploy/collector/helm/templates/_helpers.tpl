@@ -1,0 +1,1 @@
+../../../helm/templates/_helpers.tpl
