@@ -175,6 +175,8 @@ class Stats:
     rounded_to: int
     live: LiveStats | None
     recount: Recount | None
+    standby_as_of: datetime | None
+    """As of when all is, if it was read from a standby that is behind."""
     days: list[DayOfStats]
     values: dict[str, Distribution]
     features: dict[str, Told]
@@ -197,7 +199,11 @@ class Numbers:
 
 
 def nothing(
-    chosen: Filter, *, live: LiveStats | None = None, recount: Recount | None = None
+    chosen: Filter,
+    *,
+    live: LiveStats | None = None,
+    recount: Recount | None = None,
+    standby_as_of: datetime | None = None,
 ) -> Stats:
     """Return what is shown before anything was counted."""
     return Stats(
@@ -210,6 +216,7 @@ def nothing(
         rounded_to=ROUNDED_TO,
         live=None if chosen != Filter() else live,
         recount=recount,
+        standby_as_of=standby_as_of,
         days=[],
         values={},
         features={},
@@ -227,10 +234,11 @@ def tell(  # noqa: PLR0913 - each has a name
     chosen: Filter,
     live: LiveStats | None = None,
     recount: Recount | None = None,
+    standby_as_of: datetime | None = None,
 ) -> Stats:
     """Round the numbers to what is shown, the days in their order and none left out."""
     known = replace(
-        nothing(chosen, live=live, recount=recount),
+        nothing(chosen, live=live, recount=recount, standby_as_of=standby_as_of),
         as_of=as_of,
         since=since,
         until=until,
