@@ -53,8 +53,14 @@ LIVE_SECONDS = 60.0
 LOOK_SECONDS = 1.0
 """How long what an answer was rendered from is taken to be the same, before it is looked at again;
 and how long nobody looks after that has failed."""
-MAKING = 4
-"""So many threads look and render at most: the others are for who asks what is held of an id."""
+MAKING = 1
+"""So many threads look and render at most, so that who sends a heartbeat or asks what is held of an
+id does not wait for all of them."""
+AT_MOST_A_SECOND = 1_000
+"""So many pages one process answers at most, so that those who send heartbeats have the rest of its
+time; who asks for more waits."""
+BURST_SECONDS = 0.02
+"""What was not asked for within this time may be asked for at once."""
 
 log = logging.getLogger("app.collector")
 
@@ -311,10 +317,13 @@ def _read(connection: Connection, state: _State, asked: _Asked) -> stats.Stats:
     until = span.last
     since = max(span.first, until - timedelta(days=int(asked.days) - 1))
     everyone = daily.Filter()
+    versions = daily.versions(connection, since, until, chosen)
+    # Anybody can make up filters: what is not shown is not read.
+    shown = stats.may_look(chosen, sum(versions.get(until, {}).values()))
     numbers = stats.Numbers(
-        movements=daily.movements(connection, since, until, chosen),
-        versions=daily.versions(connection, since, until, chosen),
-        values=daily.values(connection, until, chosen),
+        movements=daily.movements(connection, since, until, chosen) if shown else {},
+        versions=versions,
+        values=daily.values(connection, until, chosen) if shown else {},
         versions_of_all=daily.versions(connection, until, until, everyone).get(until, {}),
         editions_of_all=daily.values(connection, until, everyone)["edition"],
     )
@@ -387,6 +396,23 @@ def _refused_lines(refusal: _RefusalError) -> Response:
     return PlainTextResponse(f"{refusal.sentence}\n", refusal.status, NEVER)
 
 
+class _Turns:
+    """Lets pages through one after the other, and ``AT_MOST_A_SECOND`` of them.
+
+    In each turn of the event loop there is one page at most, and whatever heartbeats there are.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._next = 0.0
+
+    async def take(self) -> None:
+        async with self._lock:
+            now = asyncio.get_running_loop().time()
+            self._next = max(self._next, now - BURST_SECONDS) + 1 / AT_MOST_A_SECOND
+            await asyncio.sleep(max(self._next - now, 0.0))
+
+
 class _Desk:
     """Hands out answers: one that is kept at once, without a thread or the database."""
 
@@ -394,6 +420,7 @@ class _Desk:
         self._answers = answers
         self._caching = caching
         self._making = asyncio.Semaphore(MAKING)
+        self._turns = _Turns()
 
     def endpoint(self, form: _Form) -> Callable[[Request], Awaitable[Response]]:
         """Return what answers a request in a form."""
@@ -411,6 +438,7 @@ class _Desk:
         return answer
 
     async def _find(self, form: _Form, asked: _Asked) -> _Answer:
+        await self._turns.take()
         if kept := self._answers.kept(form.render, asked):
             return kept
         async with self._making:

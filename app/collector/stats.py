@@ -245,7 +245,7 @@ def tell(  # noqa: PLR0913 - each has a name
         all_versions=_choices(numbers.versions_of_all),
         all_editions=_choices(numbers.editions_of_all),
     )
-    if not _may_look(chosen, sum(numbers.versions.get(until, {}).values())):
+    if not may_look(chosen, sum(numbers.versions.get(until, {}).values())):
         return known
     return replace(
         known,
@@ -264,7 +264,7 @@ def _choices(counts: Counts) -> list[str]:
     return sorted(group.value for group in distribute(counts).groups)
 
 
-def _may_look(chosen: Filter, active: int) -> bool:
+def may_look(chosen: Filter, active: int) -> bool:
     """Return whether a filter leaves enough; of too few it is not shown that there are any."""
     return chosen == Filter() or (chosen.version != OTHER and active >= FOLD_BELOW)
 

@@ -341,7 +341,8 @@ def test_installs_are_looked_at_once_a_minute_however_many_ask(
             connection.execute(text("ALTER TABLE elsewhere RENAME TO install"))
             connection.execute(text("TRUNCATE install"))
         assert ask(app, "/v1/stats.json").json()["live"] == first["live"]
-        monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
+        later = time.monotonic() + 1_000
+        monkeypatch.setattr(time, "monotonic", lambda: later)
         live = ask(app, "/v1/stats.json").json()["live"]
         assert live.pop("as_of") > first["live"]["as_of"]
         assert live == NOBODY
@@ -437,6 +438,23 @@ def test_a_crowd_that_asks_within_a_second_costs_the_database_one_look(
         etags = {ask(app, "/").headers["etag"] for _ in range(20)}
     assert len(etags) == 1
     assert len(cost.each) == 1
+
+
+def test_a_crowd_that_asks_is_answered_at_a_rate_that_leaves_time_for_heartbeats(
+    fleet: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "AT_MOST_A_SECOND", 50)
+    app = serve(fleet)
+    ask(app, "/")
+
+    async def crowd() -> set[int]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://collector") as client:
+            return {each.status_code for each in await asyncio.gather(*map(client.get, ["/"] * 25))}
+
+    began = time.monotonic()
+    assert asyncio.run(crowd()) == {200}
+    assert 0.4 < time.monotonic() - began < 2
 
 
 def test_a_new_day_is_shown_within_two_seconds(fleet: Engine, databases: Databases) -> None:

@@ -18,7 +18,7 @@ from app.collector.view import long_date
 from app.demo import servers
 from tests import replica
 from tests.browser.collector import seed
-from tests.collector import BODY, INSTANCE, Collector, query, serving
+from tests.collector import BODY, INSTANCE, Collector, query, run, serving
 from tests.conftest import ROOT, RUNNER
 from tests.faults.breakable import Server
 from tests.replica import Replica
@@ -251,6 +251,7 @@ def test_taking_reading_and_deleting_by_id_never_ask_the_standby(
         assert own.client.get("/readyz").status_code == 200
     with served(counted, standby, tmp_path / "again") as own, standby.frozen():
         own.let_the_forgotten_come_again()
+        assert own.client.get("/healthz").status_code == 200  # it has started
         began = time.monotonic()
         assert own.post(BODY).status_code == 202
         assert own.held(INSTANCE).status_code == 200
@@ -391,3 +392,16 @@ def test_a_standby_is_as_of_the_last_that_it_is_known_to_have(
 def test_of_a_standby_that_says_nothing_it_is_not_known_as_of_when_it_is() -> None:
     with pytest.raises(LookupError):
         behind(Reached(90, None, T), MARKS, 1.0)
+
+
+# The variable
+
+
+@pytest.mark.parametrize("url", ["", "mysql://someone:opensesame@host/x", "opensesame"])
+def test_a_url_that_is_none_is_one_sentence_without_it(counted: str, url: str) -> None:
+    ended = run("web", COLLECTOR_DATABASE_URL=counted, COLLECTOR_READ_DATABASE_URL=url)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    [sentence] = ended.stderr.splitlines()
+    assert sentence.startswith("COLLECTOR_READ_DATABASE_URL must be a URL like postgresql://")
+    assert "opensesame" not in sentence

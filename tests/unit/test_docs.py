@@ -11,7 +11,7 @@ import pytest
 
 from app import grants, payload
 from app.payload import Heartbeat1, fields
-from bench import collector, recount, report
+from bench import collector, pages, recount, report
 from docs import generate
 from tests.prove.mutations import MUTATIONS
 from tests.unit.published import DOCUMENTED, EXAMPLE
@@ -165,6 +165,11 @@ def test_the_table_of_the_collectors_bench_is_that_of_its_results() -> None:
 def test_the_table_of_what_counting_costs_is_that_of_its_results() -> None:
     page = (generate.PAGE.parent / "collector.md").read_text()
     assert recount.table(json.loads(recount.RESULT.read_text())) in page
+
+
+def test_the_table_of_pages_is_that_of_its_results() -> None:
+    page = (generate.PAGE.parent / "collector.md").read_text()
+    assert pages.table(json.loads(pages.RESULT.read_text())) in page
 
 
 NAMED = set(
