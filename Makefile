@@ -55,11 +55,12 @@ prove: setup ## Break each promise in a copy, and see the tests notice
 bench: .venv-bench/.made ## Measure what it costs, beside other ways, and draw it; under 10 minutes
 	@.venv-bench/bin/python -m bench
 
-bench-collector: .venv-bench/.made ## Measure the collector: its ingest, a fleet over 90 days, counting, and weeks
+bench-collector: .venv-bench/.made ## Measure the collector: ingest, a fleet, counting, weeks and pages
 	@.venv-bench/bin/python -m bench.ingest
 	@.venv-bench/bin/python -m bench.collector
 	@.venv-bench/bin/python -m bench.recount
 	@.venv-bench/bin/python -m bench.weeks
+	@.venv-bench/bin/python -m bench.pages
 
 lint: setup ## Check style, types and the arrows between modules
 	@$(BIN)/ruff check .

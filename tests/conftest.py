@@ -39,7 +39,8 @@ Clock = Callable[[str], None]
 @pytest.fixture(scope="session", autouse=True)
 def only_what_a_test_sets() -> None:
     """Take every variable of the pipeline, and every proxy, out of the tests' environment."""
-    names = {*(name.upper() for name in Settings.model_fields), "COLLECTOR_DATABASE_URL"}
+    names = {name.upper() for name in Settings.model_fields}
+    names |= {"COLLECTOR_DATABASE_URL", "COLLECTOR_READ_DATABASE_URL"}
     for name in os.environ:
         if name in names or name.startswith("TELEMETRY_") or name.lower().endswith("_proxy"):
             del os.environ[name]

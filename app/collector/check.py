@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from sqlalchemy import Connection, text
 
-from app.collector import daily, health, outcomes, recount
+from app.collector import bounded, daily, health, outcomes, recount
 from app.collector.daily import ACTIVE_2D
 from app.collector.names import DEVELOPMENT
 from app.settings.collector import CollectorSettings
@@ -118,7 +118,7 @@ def _sentence(words: str) -> str:
 
 
 def _look(url: str) -> Report:
-    engine = health.connect(url, patience=PATIENCE_SECONDS)
+    engine = bounded.connect(url, patience=PATIENCE_SECONDS)
     try:
         with engine.connect() as connection:
             return _report(connection)

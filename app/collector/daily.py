@@ -198,17 +198,21 @@ class Live(NamedTuple):
 
 _LIVE = text(
     f"""
-    SELECT now(), count(established_on), count(*) - count(established_on)
+    SELECT coalesce(CAST(:at AS timestamptz), now()),
+        count(established_on), count(*) - count(established_on)
     FROM install
-    WHERE last_seen >= now() - interval '48 hours'
+    WHERE last_seen >= coalesce(CAST(:at AS timestamptz), now()) - interval '48 hours'
         AND excluded IS NULL AND right(body ->> 'version', 4) <> '{DEVELOPMENT}'
     """  # noqa: S608 - this module's own words
 )
 
 
-def live(connection: Connection) -> Live:
-    """Count how many installs there are now."""
-    return Live(*connection.execute(_LIVE).one())
+def live(connection: Connection, at: datetime | None = None) -> Live:
+    """Count how many installs there are ``at`` a moment, by default now by the database's clock.
+
+    What the database knows has to be as of that moment.
+    """
+    return Live(*connection.execute(_LIVE, {"at": at}).one())
 
 
 @dataclass(frozen=True)

@@ -13,23 +13,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from threading import Event, Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
-from psycopg.abc import PQGen
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, text
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 import migrations
-from app.collector import daily, recount, stats
+from app.collector import bounded, daily, recount, stats
+from app.collector.bounded import WITHIN_SECONDS
 from app.collector.inbox import Inbox
 
 EVERY_SECONDS = 5.0
 """How long what a look has found is shown before the next look."""
-WITHIN_SECONDS = 2.0
-"""A database that takes longer does not answer."""
 TELL_SECONDS = 60.0
 FAILED_SECONDS = 60.0
 """How long a failed commit counts: longer, and a collector that gets no requests because it is not
@@ -40,46 +38,7 @@ NOT_STORED = {"Cache-Control": "no-store"}
 
 SILENT = "the database does not answer"
 
-_T = TypeVar("_T")
-
 log = logging.getLogger(__package__)
-
-
-class _Bounded(psycopg.Connection[Any]):
-    """A connection that gives up on a server that is frozen, which no time-out of its own does."""
-
-    patience = WITHIN_SECONDS
-
-    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
-        deadline = time.monotonic() + (timeout or self.patience)
-        try:
-            return super().wait(gen, interval, timeout or self.patience)
-        except psycopg.OperationalError:
-            if time.monotonic() >= deadline:
-                self.pgconn.finish()  # whatever it may still answer belongs to nothing
-            raise
-
-
-def connect(url: str | URL, *, patience: float = WITHIN_SECONDS) -> Engine:
-    """Return an engine that connects for each transaction, as whoever starts now would.
-
-    ``patience`` is how many seconds the server has for each answer.
-    """
-    made = create_engine(
-        url,
-        poolclass=NullPool,
-        hide_parameters=True,
-        use_native_hstore=False,  # it would ask for the type each time
-        connect_args={"prepare_threshold": None, "connect_timeout": 2},
-    )
-
-    @event.listens_for(made, "do_connect")
-    def bounded(_dialect: Any, _record: Any, cargs: list[Any], cparams: dict[str, Any]) -> Any:
-        connection = _Bounded.connect(*cargs, **cparams)
-        connection.patience = patience
-        return connection
-
-    return made
 
 
 @dataclass(frozen=True)
@@ -218,7 +177,7 @@ class Health:
 
     def __init__(self, url: str | URL, inbox: Inbox) -> None:
         """Look at the database of ``url``, and at how ``inbox`` fares."""
-        self._engine = connect(url)
+        self._engine = bounded.connect(url)
         self._inbox = inbox
         self._found = Look(trouble=SILENT)
         self._looked_at = float("-inf")

@@ -7,7 +7,8 @@ from typing import Any, get_args
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from app.collector.health import EVERY_SECONDS, WITHIN_SECONDS
+from app.collector.bounded import WITHIN_SECONDS
+from app.collector.health import EVERY_SECONDS
 from app.collector.holdings import AT_MOST, Held
 from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS, NEWER_SCHEMA_SECONDS
 from app.collector.stats import FEW, FOLD_BELOW, ROUNDED_TO, Stats

@@ -1,9 +1,10 @@
 """What the collector shows: a page without a script, and the same numbers as JSON and as CSV.
 
-An answer is rendered once, and kept until what it was rendered from changes. Who asks costs a look
-at whether it has.
+An answer is rendered once, and kept until what it was rendered from changes: whether it has is
+looked at once a second at most, however many ask.
 """
 
+import asyncio
 import csv
 import hashlib
 import io
@@ -11,9 +12,9 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, timedelta
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from threading import Lock
 from typing import Literal
@@ -21,13 +22,15 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from app.collector import daily, outcomes, recount, stats, store, view
+from app.collector.reading import Readers
 from app.payload import Edition, Version
 
 HEADERS = {
@@ -47,9 +50,17 @@ KEPT = 200
 """So many answers are kept at most, those that were asked for last."""
 LIVE_SECONDS = 60.0
 """How long the live numbers are kept."""
-
-# LOCAL, not a connection option: those do not pass through a transaction pooler.
-_BOUND = text("SELECT set_config('statement_timeout', '5s', true)")
+LOOK_SECONDS = 1.0
+"""How long what an answer was rendered from is taken to be the same, before it is looked at again;
+and how long nobody looks after that has failed."""
+MAKING = 1
+"""So many threads look and render at most, so that who sends a heartbeat or asks what is held of an
+id does not wait for all of them."""
+AT_MOST_A_SECOND = 1_000
+"""So many pages one process answers at most, so that those who send heartbeats have the rest of its
+time; who asks for more waits."""
+BURST_SECONDS = 0.02
+"""What was not asked for within this time may be asked for at once."""
 
 log = logging.getLogger("app.collector")
 
@@ -87,6 +98,10 @@ class _RefusalError(Exception):
 
     status: int
     sentence: str
+
+
+def _unavailable() -> _RefusalError:
+    return _RefusalError(503, "The database is not available.")
 
 
 class Templates:
@@ -127,7 +142,7 @@ class Templates:
             days=days,
             query=query,
             ranges=view.RANGES,
-            requests=view.requests(requests or {}),
+            requests=view.requests(requests),
         )
 
     def refusal(self, sentence: str) -> str:
@@ -144,8 +159,25 @@ class _State:
     stands_still: bool
     live: daily.Live | None
     """None for an answer under a filter."""
-    requests: Mapping[str, int]
-    """How many requests to keep a heartbeat ended in which way on the day before."""
+    requests: Mapping[str, int] | None
+    """How many requests to keep a heartbeat ended in which way on the day before; None where that
+    cannot be known yet."""
+    behind: datetime | None
+    """As of when it was read, where that is not now."""
+
+    def under(self, chosen: daily.Filter) -> "_State":
+        """Return what an answer under a filter depends on."""
+        return self if chosen == daily.Filter() else replace(self, live=None)
+
+
+@dataclass(frozen=True)
+class _Live:
+    """What is counted at the moment, by what can be behind."""
+
+    installs: daily.Live
+    requests: Mapping[str, int] | None
+    behind: datetime | None
+    now: datetime
 
 
 @dataclass(frozen=True)
@@ -170,38 +202,56 @@ class _Form:
 class _Answers:
     """The answers that are kept, and the making of one that is not.
 
-    Each request reads in one transaction that cannot write: the days that were counted, and of the
-    installs no more than how many there are now, once in ``LIVE_SECONDS``.
+    What is not kept is read in one transaction that cannot write: the days that were counted, and
+    of the installs no more than how many there are now, once in ``LIVE_SECONDS``.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
         self._lock = Lock()
         self._kept: OrderedDict[tuple[_Render, _Asked], _Answer] = OrderedDict()
+        self._state: _State | None = None
+        self._state_until = 0.0
+        self._failed_until = 0.0
         self._live_lock = Lock()
-        self._live: tuple[daily.Live, Mapping[str, int]] | None = None
+        self._live: _Live | None = None
         self._live_until = 0.0
+
+    def kept(self, render: _Render, asked: _Asked) -> _Answer | None:
+        """Return the answer if it is kept, and was looked at within ``LOOK_SECONDS``."""
+        state = self._state
+        if state is None or time.monotonic() >= self._state_until:
+            return None
+        found = self._find(render, asked)
+        return found if found and found.state == state.under(asked.filter) else None
 
     def get(self, render: _Render, asked: _Asked) -> _Answer:
         """Return the answer in the form that ``render`` gives it."""
+        if kept := self.kept(render, asked):  # another one has asked meanwhile
+            return kept
+        if time.monotonic() < self._failed_until:
+            raise _unavailable()
         try:
-            return self._get(render, asked)
+            return self._readers.read(
+                lambda connection, behind: self._make(connection, behind, render, asked)
+            )
         except SQLAlchemyError as error:
+            self._failed_until = time.monotonic() + LOOK_SECONDS
             # No traceback: its words may be anybody's.
             log.error("collector.failed stage=page error=%s", store.cause(error))  # noqa: TRY400 - see above
-            raise _RefusalError(503, "The database is not available.") from None
+            raise _unavailable() from None
 
-    def _get(self, render: _Render, asked: _Asked) -> _Answer:
-        with self._engine.connect() as connection:
-            connection.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
-            )
-            connection.execute(_BOUND)
-            state = self._state(connection, asked)
-            kept = self._find(render, asked)
-            if kept and kept.state == state:
-                return kept
-            told = _read(connection, state, asked)
+    def _make(
+        self, connection: Connection, behind: datetime | None, render: _Render, asked: _Asked
+    ) -> _Answer:
+        began = time.monotonic()
+        whole = self._look(connection, behind)
+        self._state, self._state_until = whole, began + LOOK_SECONDS
+        state = whole.under(asked.filter)
+        kept = self._find(render, asked)
+        if kept and kept.state == state:
+            return kept
+        told = _read(connection, state, asked)
         body = render(told, asked, state).encode()
         answer = _Answer(state, body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
         # There are more versions that do not exist than can be kept.
@@ -209,24 +259,25 @@ class _Answers:
             self._keep(render, asked, answer)
         return answer
 
-    def _state(self, connection: Connection, asked: _Asked) -> _State:
-        span, (live, requests) = daily.span(connection), self._live_now(connection)
+    def _look(self, connection: Connection, behind: datetime | None) -> _State:
+        span, live = daily.span(connection), self._live_now(connection, behind)
         return _State(
             span=span,
             recount=recount.progress(connection),
-            stands_still=span is not None and stats.stands_still(span.last, live.as_of),
-            live=live if asked.filter == daily.Filter() else None,
-            requests=requests,
+            stands_still=span is not None and stats.stands_still(span.last, live.now),
+            live=live.installs,
+            requests=live.requests,
+            behind=live.behind,
         )
 
-    def _live_now(self, connection: Connection) -> tuple[daily.Live, Mapping[str, int]]:
+    def _live_now(self, connection: Connection, behind: datetime | None) -> _Live:
         with self._live_lock:
-            if self._live is None or time.monotonic() >= self._live_until:
-                live = daily.live(connection)
-                yesterday = live.as_of.astimezone(UTC).date() - timedelta(days=1)
-                self._live = live, outcomes.of_day(connection, yesterday)
+            known = self._live
+            moved = known is None or (known.behind is None) != (behind is None)
+            if known is None or moved or time.monotonic() >= self._live_until:
+                known = self._live = _live(connection, behind)
                 self._live_until = time.monotonic() + LIVE_SECONDS
-            return self._live
+            return known
 
     def _find(self, render: _Render, asked: _Asked) -> _Answer | None:
         with self._lock:
@@ -242,6 +293,15 @@ class _Answers:
                 self._kept.popitem(last=False)
 
 
+def _live(connection: Connection, behind: datetime | None) -> _Live:
+    installs = daily.live(connection, behind)
+    if behind:
+        return _Live(installs, None, behind, recount.clock(connection))
+    yesterday = installs.as_of.astimezone(UTC).date() - timedelta(days=1)
+    requests = outcomes.of_day(connection, yesterday)
+    return _Live(installs, requests, None, installs.as_of)
+
+
 def _read(connection: Connection, state: _State, asked: _Asked) -> stats.Stats:
     """Return what is shown of what was asked for."""
     chosen, span = asked.filter, state.span
@@ -251,15 +311,19 @@ def _read(connection: Connection, state: _State, asked: _Asked) -> stats.Stats:
         stats.fold(state.live.not_established),
     )
     again = state.recount and stats.Recount(*state.recount)
+    behind = state.behind and state.behind.astimezone(UTC)
     if span is None:
-        return stats.nothing(chosen, live=live, recount=again)
+        return stats.nothing(chosen, live=live, recount=again, standby_as_of=behind)
     until = span.last
     since = max(span.first, until - timedelta(days=int(asked.days) - 1))
     everyone = daily.Filter()
+    versions = daily.versions(connection, since, until, chosen)
+    # Anybody can make up filters: what is not shown is not read.
+    shown = stats.may_look(chosen, sum(versions.get(until, {}).values()))
     numbers = stats.Numbers(
-        movements=daily.movements(connection, since, until, chosen),
-        versions=daily.versions(connection, since, until, chosen),
-        values=daily.values(connection, until, chosen),
+        movements=daily.movements(connection, since, until, chosen) if shown else {},
+        versions=versions,
+        values=daily.values(connection, until, chosen) if shown else {},
         versions_of_all=daily.versions(connection, until, until, everyone).get(until, {}),
         editions_of_all=daily.values(connection, until, everyone)["edition"],
     )
@@ -271,11 +335,12 @@ def _read(connection: Connection, state: _State, asked: _Asked) -> stats.Stats:
         chosen=chosen,
         live=live,
         recount=again,
+        standby_as_of=behind,
     )
 
 
 def routes(
-    engine: Engine, *, established_days: int = store.ESTABLISHED_DAYS, private: bool = False
+    readers: Readers, *, established_days: int = store.ESTABLISHED_DAYS, private: bool = False
 ) -> list[Route]:
     """Return the routes of the page, of its two other forms and of its style.
 
@@ -284,7 +349,7 @@ def routes(
     style = files("app.collector").joinpath("static", "style.css").read_bytes()
     style_path = f"/static/style-{hashlib.sha256(style).hexdigest()[:12]}.css"
     templates = Templates(style_path, established_days=established_days)
-    answers = _Answers(engine)
+    desk = _Desk(_Answers(readers), PRIVATE if private else PUBLIC)
 
     def page(told: stats.Stats, asked: _Asked, state: _State) -> str:
         return templates.page(
@@ -303,17 +368,12 @@ def routes(
         "/v1/stats.json": _Form("application/json", _document, _refused_document),
         "/v1/stats.csv": _Form("text/csv", _lines, _refused_lines),
     }
-    caching = PRIVATE if private else PUBLIC
-
-    def endpoint(form: _Form) -> Callable[[Request], Response]:
-        return lambda request: _answer(request, answers, form, caching)
 
     def as_style(_: Request) -> Response:
         return Response(style, headers=FOR_EVER, media_type="text/css")
 
-    # Starlette runs what is not async in its pool of threads.
     return [
-        *(Route(path, endpoint(form)) for path, form in forms.items()),
+        *(Route(path, desk.endpoint(form)) for path, form in forms.items()),
         Route(style_path, as_style),
     ]
 
@@ -336,17 +396,53 @@ def _refused_lines(refusal: _RefusalError) -> Response:
     return PlainTextResponse(f"{refusal.sentence}\n", refusal.status, NEVER)
 
 
-def _answer(
-    request: Request, answers: _Answers, form: _Form, caching: Mapping[str, str]
-) -> Response:
-    try:
-        found = answers.get(form.render, _asked(request.query_params))
-    except _RefusalError as refusal:
-        return form.refuse(refusal)
-    headers = {**HEADERS, **caching, "ETag": found.etag}
-    if _has(request.headers.get("if-none-match", ""), found.etag):
-        return Response(status_code=304, headers=headers)
-    return Response(found.body, headers=headers, media_type=form.media_type)
+class _Turns:
+    """Lets pages through one after the other, and ``AT_MOST_A_SECOND`` of them.
+
+    In each turn of the event loop there is one page at most, and whatever heartbeats there are.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._next = 0.0
+
+    async def take(self) -> None:
+        async with self._lock:
+            now = asyncio.get_running_loop().time()
+            self._next = max(self._next, now - BURST_SECONDS) + 1 / AT_MOST_A_SECOND
+            await asyncio.sleep(max(self._next - now, 0.0))
+
+
+class _Desk:
+    """Hands out answers: one that is kept at once, without a thread or the database."""
+
+    def __init__(self, answers: _Answers, caching: Mapping[str, str]) -> None:
+        self._answers = answers
+        self._caching = caching
+        self._making = asyncio.Semaphore(MAKING)
+        self._turns = _Turns()
+
+    def endpoint(self, form: _Form) -> Callable[[Request], Awaitable[Response]]:
+        """Return what answers a request in a form."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                found = await self._find(form, _asked(request.query_params))
+            except _RefusalError as refusal:
+                return form.refuse(refusal)
+            headers = {**HEADERS, **self._caching, "ETag": found.etag}
+            if _has(request.headers.get("if-none-match", ""), found.etag):
+                return Response(status_code=304, headers=headers)
+            return Response(found.body, headers=headers, media_type=form.media_type)
+
+        return answer
+
+    async def _find(self, form: _Form, asked: _Asked) -> _Answer:
+        await self._turns.take()
+        if kept := self._answers.kept(form.render, asked):
+            return kept
+        async with self._making:
+            return await run_in_threadpool(self._answers.get, form.render, asked)
 
 
 def _asked(query: Mapping[str, str]) -> _Asked:

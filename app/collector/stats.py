@@ -175,6 +175,8 @@ class Stats:
     rounded_to: int
     live: LiveStats | None
     recount: Recount | None
+    standby_as_of: datetime | None
+    """As of when all is, if it was read from a standby that is behind."""
     days: list[DayOfStats]
     values: dict[str, Distribution]
     features: dict[str, Told]
@@ -197,7 +199,11 @@ class Numbers:
 
 
 def nothing(
-    chosen: Filter, *, live: LiveStats | None = None, recount: Recount | None = None
+    chosen: Filter,
+    *,
+    live: LiveStats | None = None,
+    recount: Recount | None = None,
+    standby_as_of: datetime | None = None,
 ) -> Stats:
     """Return what is shown before anything was counted."""
     return Stats(
@@ -210,6 +216,7 @@ def nothing(
         rounded_to=ROUNDED_TO,
         live=None if chosen != Filter() else live,
         recount=recount,
+        standby_as_of=standby_as_of,
         days=[],
         values={},
         features={},
@@ -227,17 +234,18 @@ def tell(  # noqa: PLR0913 - each has a name
     chosen: Filter,
     live: LiveStats | None = None,
     recount: Recount | None = None,
+    standby_as_of: datetime | None = None,
 ) -> Stats:
     """Round the numbers to what is shown, the days in their order and none left out."""
     known = replace(
-        nothing(chosen, live=live, recount=recount),
+        nothing(chosen, live=live, recount=recount, standby_as_of=standby_as_of),
         as_of=as_of,
         since=since,
         until=until,
         all_versions=_choices(numbers.versions_of_all),
         all_editions=_choices(numbers.editions_of_all),
     )
-    if not _may_look(chosen, sum(numbers.versions.get(until, {}).values())):
+    if not may_look(chosen, sum(numbers.versions.get(until, {}).values())):
         return known
     return replace(
         known,
@@ -256,7 +264,7 @@ def _choices(counts: Counts) -> list[str]:
     return sorted(group.value for group in distribute(counts).groups)
 
 
-def _may_look(chosen: Filter, active: int) -> bool:
+def may_look(chosen: Filter, active: int) -> bool:
     """Return whether a filter leaves enough; of too few it is not shown that there are any."""
     return chosen == Filter() or (chosen.version != OTHER and active >= FOLD_BELOW)
 

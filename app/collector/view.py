@@ -5,7 +5,7 @@ Every sentence, share and mark is made from the numbers of ``stats`` as they are
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, get_args
 
 from app.collector import chart
@@ -186,14 +186,25 @@ def _state(stats: Stats) -> Literal["no install", "no day", "too few", "numbers"
 
 def _warnings(stats: Stats, *, stands_still: bool) -> list[str]:
     found = []
+    if stats.standby_as_of:
+        found.append(_behind(stats.standby_as_of))
     if stats.until and stands_still:
+        where = " in this copy" if stats.standby_as_of else ""
         found.append(
-            "Counting stands still: the last day that was counted is"
+            f"Counting stands still{where}: the last day that was counted is"
             f" {long_date(stats.until)}. The numbers below are those of that day."
         )
     if stats.recount:
         found.append(_recounting(stats.recount))
     return found
+
+
+def _behind(as_of: datetime) -> str:
+    moment = as_of.astimezone(UTC)
+    return (
+        "This page is read from a copy of the database that is behind: all numbers are as of"
+        f" {moment:%H:%M} UTC on {long_date(moment)}, and nothing later is in them."
+    )
 
 
 def _recounting(recount: Recount) -> str:
@@ -220,8 +231,10 @@ def _established(days: int) -> str:
     return f"when it has been heard of on {spelled(days)} different days"
 
 
-def requests(ended: Mapping[str, int]) -> str:
+def requests(ended: Mapping[str, int] | None) -> str:
     """Return how the requests to keep a heartbeat ended on the day before, in words."""
+    if ended is None:
+        return "How yesterday's requests to keep a heartbeat ended is not known yet."
     if not ended:
         return "Yesterday no heartbeat was sent to this collector."
     parts = (f"{number(fold(n))} {outcome}" for outcome, n in sorted(ended.items()))

@@ -27,6 +27,7 @@ from app.collector.keeping import keeping
 from app.collector.limit import Busiest, DailyInstalls, Limiter, caller
 from app.collector.lines import Tally
 from app.collector.outcomes import Outcomes
+from app.collector.reading import Readers
 from app.settings.collector import CollectorSettings
 
 BODY_SECONDS = 10.0
@@ -46,9 +47,9 @@ def create_app(
 ) -> Starlette:
     """Return the application, which disposes of ``engine`` when it shuts down.
 
-    All that is read is read by ``engine``; what is written goes by connections of its own to the
-    same database, so that no crowd of readers keeps it waiting. Its metrics are shown by
-    ``registry``.
+    All that is read is read by ``engine``, but for the page where a standby is named; what is
+    written goes by connections of its own to the same database, so that no crowd of readers keeps
+    it waiting. Its metrics are shown by ``registry``.
     """
     writing = store.connect(engine.url)
     inbox = Inbox(
@@ -62,6 +63,7 @@ def create_app(
     state = Health(engine.url, inbox)
     if registry:
         metrics.register(registry, outcomes=outcomes, inbox=inbox, health=state)
+    readers = Readers(engine, settings.standby)
     holdings = Holdings(engine, settings.collector_retention_days)
     limiter = Limiter(settings.collector_client_rate) if settings.collector_client_rate else None
     most = settings.collector_client_installs
@@ -69,7 +71,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        with keeping(writing, settings.collector_retention_days, outcomes), inbox, state.watching():
+        kept = keeping(writing, settings.collector_retention_days, outcomes)
+        with kept, inbox, state.watching(), readers.watching():
             yield
         for each in (engine, writing):
             each.dispose()
@@ -79,7 +82,7 @@ def create_app(
             *intake.routes(inbox, holdings, outcomes, limiter, daily, body_seconds),
             Route("/v1/openapi.json", _describe),
             *health.routes(state),
-            *_page(engine, settings),
+            *_page(readers, settings),
         ],
         lifespan=lifespan,
         exception_handlers=dict.fromkeys(
@@ -94,10 +97,10 @@ async def _describe(_: Request) -> Response:
     return JSONResponse(openapi.document())
 
 
-def _page(engine: Engine, settings: CollectorSettings) -> list[BaseRoute]:
+def _page(readers: Readers, settings: CollectorSettings) -> list[BaseRoute]:
     """Return the page's routes: where there is a token, all but the static files are behind it."""
     found = page.routes(
-        engine,
+        readers,
         established_days=settings.collector_established_days,
         private=settings.collector_token is not None,
     )

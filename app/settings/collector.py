@@ -34,6 +34,7 @@ class CollectorSettings(Environment):
     """The collector's variables."""
 
     collector_database_url: PostgresUrl | None = None
+    collector_read_database_url: PostgresUrl | None = None
     collector_retention_days: Annotated[int, Field(ge=0, le=36_500), AfterValidator(_retention)] = (
         400
     )
@@ -43,3 +44,11 @@ class CollectorSettings(Environment):
     collector_metrics_port: Annotated[int, Field(ge=1, le=LAST_PORT)] | None = None
     collector_token: Annotated[SecretStr, AfterValidator(_token)] | None = None
     port: Annotated[int, Field(ge=1, le=LAST_PORT)] = 8000
+
+    @property
+    def standby(self) -> str | None:
+        """The URL of the standby that the page is read from, if there is one."""
+        url = self.collector_read_database_url
+        if url is None or url == self.collector_database_url:
+            return None
+        return url.get_secret_value()

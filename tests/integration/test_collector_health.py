@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import NullPool, create_engine, make_url, text
 
-from app.collector import daily, health, recount, store
+from app.collector import bounded, daily, health, recount, store
 from app.collector.outcomes import OUTCOMES
 from app.payload import parse
 from migrations import known, migrate
@@ -279,7 +279,7 @@ def test_a_day_may_be_counted_for_an_hour_after_its_end(
     engine.dispose()
     counted_until = daily.begins(day.date() + timedelta(days=1))
     now = counted_until + timedelta(hours=hours)
-    with health.connect(migrated).connect() as connection:
+    with bounded.connect(migrated).connect() as connection:
         found = health.look_by(connection, now=now)
     assert (found.trouble, found.counted_until) == (None, counted_until)
     assert found.not_counted == (
@@ -293,7 +293,7 @@ def test_a_collector_that_has_never_counted_has_to_within_an_hour_of_its_first_d
     migrated: str,
 ) -> None:
     heard(migrated, datetime(2026, 5, 2, 12, tzinfo=UTC), BODY)
-    with health.connect(migrated).connect() as connection:
+    with bounded.connect(migrated).connect() as connection:
         for now, late in (
             (datetime(2026, 5, 3, 0, 59, tzinfo=UTC), False),
             (datetime(2026, 5, 3, 1, 1, tzinfo=UTC), True),
@@ -307,7 +307,7 @@ def test_a_count_that_is_under_way_is_named_with_its_progress(migrated: str) -> 
     heard(migrated, daily.begins(since), BODY)
     replayed = since - recount.BEFORE + timedelta(days=20)
     query(migrated, f"INSERT INTO recount (since, replayed) VALUES ('{since}', '{replayed}')")
-    found = health.look(health.connect(migrated))
+    found = health.look(bounded.connect(migrated))
     assert found.not_counted == (
         f"{daily.finished(now)} is not counted:"
         f" the days since {since} are being counted again, 51% done"

@@ -90,6 +90,21 @@ def test_what_waits_is_committed_together(own: Collector) -> None:
     assert transactions <= 3
 
 
+def test_a_page_on_a_connection_that_is_kept_does_not_wait_for_an_acknowledgement(
+    own: Collector,
+) -> None:
+    request = b"GET / HTTP/1.1\r\nHost: collector\r\n\r\n"
+    took = []
+    with socket.create_connection(("127.0.0.1", own.port), timeout=5) as connection:
+        for _ in range(60):
+            began, received = time.monotonic(), b""
+            connection.sendall(request)
+            while not received.rstrip().endswith(b"</html>"):
+                received += connection.recv(1_000_000)
+            took.append(time.monotonic() - began)
+    assert sorted(took)[40] < 0.03
+
+
 def test_nothing_is_acknowledged_before_it_is_committed(own: Collector) -> None:
     with waiting(own, [BODY]) as statuses:
         assert own.rows() == []

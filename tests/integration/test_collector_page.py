@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from app.collector import page, recount, stats, store
 from app.collector.daily import MOVEMENTS, VALUES
 from app.collector.names import OTHER
+from app.collector.reading import Readers
 from app.collector.view import long_date
 from app.payload import parse
 from migrations import migrate
@@ -41,7 +42,7 @@ def ask(app: Starlette, path: str, **headers: str) -> httpx.Response:
 
 
 def serve(engine: Engine, *, private: bool = False) -> Starlette:
-    return Starlette(routes=[*page.routes(engine, private=private)])
+    return Starlette(routes=[*page.routes(Readers(engine), private=private)])
 
 
 def get(engine: Engine, path: str) -> httpx.Response:
@@ -67,6 +68,12 @@ def empty(empty_database: str) -> Iterator[Engine]:
         migrate(connection, "collector")
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def looking_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each request look at whether there is something new."""
+    monkeypatch.setattr(page, "LOOK_SECONDS", 0.0)
 
 
 def yesterday() -> date:
@@ -131,6 +138,7 @@ def test_a_page_whose_last_day_is_long_over_says_that_counting_stands_still(
             assert f"Counting stands still: the last day that was counted is {last}." in said
 
 
+@pytest.mark.usefixtures("looking_each_time")
 def test_a_recount_is_shown_while_it_runs(fleet: Engine, databases: Databases) -> None:
     assert document(fleet)["recount"] is None
     with copied(fleet, databases) as engine:
@@ -288,6 +296,7 @@ def test_who_has_the_answer_already_is_told_no_more_than_that(fleet: Engine, for
     assert ask(app, f"{form}?days=365").headers["etag"] != etag
 
 
+@pytest.mark.usefixtures("looking_each_time")
 def test_an_answer_is_rendered_once_until_a_day_is_counted(
     fleet: Engine, databases: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,7 +341,8 @@ def test_installs_are_looked_at_once_a_minute_however_many_ask(
             connection.execute(text("ALTER TABLE elsewhere RENAME TO install"))
             connection.execute(text("TRUNCATE install"))
         assert ask(app, "/v1/stats.json").json()["live"] == first["live"]
-        monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
+        later = time.monotonic() + 1_000
+        monkeypatch.setattr(time, "monotonic", lambda: later)
         live = ask(app, "/v1/stats.json").json()["live"]
         assert live.pop("as_of") > first["live"]["as_of"]
         assert live == NOBODY
@@ -342,7 +352,7 @@ def test_no_more_answers_are_kept_than_there_is_room_for(
     fleet: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "KEPT", 2)
-    answers = page._Answers(fleet)  # noqa: SLF001 - nothing else shows what is kept
+    answers = page._Answers(Readers(fleet))  # noqa: SLF001 - nothing else shows what is kept
 
     def form(*_: object) -> str:
         return "rendered"
@@ -398,6 +408,7 @@ def test_on_the_first_day_the_page_says_that_it_is_counted_after_its_end(empty: 
     assert document(empty)["live"]["not_established"] == 7
 
 
+@pytest.mark.usefixtures("looking_each_time")
 @pytest.mark.parametrize("form", FORMS)
 def test_an_answer_takes_one_transaction_that_cannot_write(fleet: Engine, form: str) -> None:
     modes = set()
@@ -416,6 +427,45 @@ def test_an_answer_takes_one_transaction_that_cannot_write(fleet: Engine, form: 
     assert modes == {(True, "REPEATABLE_READ")}
     # The second answer is the first one: only what it depends on is looked at.
     assert cost.each == [12, 3]
+
+
+def test_a_crowd_that_asks_within_a_second_costs_the_database_one_look(
+    fleet: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "LOOK_SECONDS", 60.0)
+    app = serve(fleet)
+    with counted() as cost:
+        etags = {ask(app, "/").headers["etag"] for _ in range(20)}
+    assert len(etags) == 1
+    assert len(cost.each) == 1
+
+
+def test_a_crowd_that_asks_is_answered_at_a_rate_that_leaves_time_for_heartbeats(
+    fleet: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "AT_MOST_A_SECOND", 50)
+    app = serve(fleet)
+    ask(app, "/")
+
+    async def crowd() -> set[int]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://collector") as client:
+            return {each.status_code for each in await asyncio.gather(*map(client.get, ["/"] * 25))}
+
+    began = time.monotonic()
+    assert asyncio.run(crowd()) == {200}
+    assert 0.4 < time.monotonic() - began < 2
+
+
+def test_a_new_day_is_shown_within_two_seconds(fleet: Engine, databases: Databases) -> None:
+    with copied(fleet, databases) as engine:
+        app = serve(engine)
+        before = ask(app, "/").headers["etag"]
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE daily SET installs = 1000 WHERE metric = 'active_7d'"))
+            connection.execute(text("UPDATE measured SET as_of = now() WHERE day = current_date-1"))
+        time.sleep(2)
+        assert ask(app, "/").headers["etag"] != before
 
 
 @pytest.mark.parametrize("form", FORMS)

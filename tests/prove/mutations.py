@@ -50,6 +50,8 @@ WEEKS = "integration/test_collector_weeks.py"
 LOAD = "integration/test_collector_load.py"
 KEEPING = "integration/test_collector_keeping.py"
 STATS = "unit/test_stats.py"
+STANDBY = "integration/test_collector_standby.py"
+PAGE = "integration/test_collector_page.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -1906,5 +1908,86 @@ MUTATIONS = (
         "        needed = recount.progress(connection) is not None and not anyhow\n",
         "        needed = recount.progress(connection) is not None and anyhow\n",
         f"{KEEPING}::test_what_a_recount_needs_is_deleted_when_that_is_over_or_has_failed",
+    ),
+    Mutation(
+        9,
+        "a standby that is behind is shown as now",
+        "app/collector/reading.py",
+        "    return as_of if now - as_of > BEHIND else None\n",
+        "    return None\n",
+        f"{STANDBY}::test_the_page_is_read_from_the_standby_and_says_as_of_when_it_is",
+    ),
+    Mutation(
+        9,
+        "an idle primary makes its standby late",
+        "app/collector/reading.py",
+        "    passed = [mark for mark in marks if mark.lsn <= reached.lsn]\n",
+        "    passed = [mark for mark in marks if mark.lsn < reached.lsn]\n",
+        f"{STANDBY}::test_a_primary_that_is_idle_does_not_make_its_standby_late",
+    ),
+    Mutation(
+        9,
+        "a standby that failed is asked again by the next request",
+        "app/collector/reading.py",
+        "        self._found = _Look(_cause(error))\n",
+        "        time.sleep(0)\n",
+        f"{STANDBY}"
+        "::test_a_standby_that_is_frozen_costs_one_request_two_seconds_and_no_other_anything",
+    ),
+    Mutation(
+        9,
+        "a standby that fails is not replaced by the primary",
+        "app/collector/reading.py",
+        "                self._failed(self._standby, error)\n",
+        "                raise\n",
+        f"{STANDBY}::test_a_standby_that_is_killed_costs_no_page_and_is_read_again_when_it_is_back",
+    ),
+    Mutation(
+        9,
+        "a standby with the tables of another release is read",
+        "app/collector/reading.py",
+        "    if found == needed:\n",
+        "    if found:\n",
+        f"{STANDBY}::test_a_standby_that_has_not_replayed_a_migration_is_not_read",
+    ),
+    Mutation(
+        9,
+        "a conflict with the replay counts as a standby that is gone",
+        "app/collector/reading.py",
+        "        if _sqlstate(error) == CONFLICT:\n",
+        "        if _sqlstate(error) is None:\n",
+        f"{STANDBY}::test_a_statement_that_conflicts_with_what_is_replayed_is_asked_of_the_primary",
+    ),
+    Mutation(
+        9,
+        "what is under an id is read from the standby",
+        "app/collector/web.py",
+        "    holdings = Holdings(engine, settings",
+        "    holdings = Holdings(store.connect(settings.standby or engine.url), settings",
+        f"{STANDBY}::test_taking_reading_and_deleting_by_id_never_ask_the_standby",
+    ),
+    Mutation(
+        9,
+        "each request for the page looks at the database",
+        "app/collector/page.py",
+        "        if state is None or time.monotonic() >= self._state_until:\n",
+        "        if state is None or self._state_until:\n",
+        f"{PAGE}::test_a_crowd_that_asks_within_a_second_costs_the_database_one_look",
+    ),
+    Mutation(
+        9,
+        "readers take all of the time",
+        "app/collector/page.py",
+        "            await asyncio.sleep(max(self._next - now, 0.0))\n",
+        "            await asyncio.sleep(0)\n",
+        f"{PAGE}::test_a_crowd_that_asks_is_answered_at_a_rate_that_leaves_time_for_heartbeats",
+    ),
+    Mutation(
+        9,
+        "a body waits for the acknowledgement of its head",
+        "app/collector/__main__.py",
+        "socket.TCP_NODELAY, 1)",
+        "socket.TCP_NODELAY, 0)",
+        f"{LOAD}::test_a_page_on_a_connection_that_is_kept_does_not_wait_for_an_acknowledgement",
     ),
 )

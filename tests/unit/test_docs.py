@@ -12,7 +12,7 @@ import pytest
 
 from app import grants, payload
 from app.payload import Heartbeat1, fields
-from bench import collector, recount, report, weeks
+from bench import collector, pages, recount, report, weeks
 from docs import generate
 from tests.prove.mutations import MUTATIONS
 from tests.unit.published import DOCUMENTED, EXAMPLE
@@ -163,7 +163,7 @@ def test_the_table_of_the_collectors_bench_is_that_of_its_results() -> None:
     assert collector.table(json.loads(collector.RESULT.read_text())) in page
 
 
-@pytest.mark.parametrize("bench", [recount, weeks], ids=["counting", "weeks"])
+@pytest.mark.parametrize("bench", [recount, weeks, pages], ids=["counting", "weeks", "pages"])
 def test_the_table_of_what_that_costs_is_that_of_its_results(bench: ModuleType) -> None:
     page = (generate.PAGE.parent / "collector.md").read_text()
     assert bench.table(json.loads(bench.RESULT.read_text())) in page

@@ -589,7 +589,8 @@ def test_the_document_has_its_documented_shape() -> None:
     document = stats.document(replace(told(FLEET), recount=recount))
     assert [*document] == [
         *("as_of", "since", "until", "version", "edition", "fold_below", "rounded_to"),
-        *("live", "recount", "days", "values", "features", "all_versions", "all_editions"),
+        *("live", "recount", "standby_as_of", "days", "values", "features"),
+        *("all_versions", "all_editions"),
     ]
     assert document["rounded_to"] == document["fold_below"] == 5
     assert document["live"] == {
