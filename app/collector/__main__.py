@@ -20,8 +20,6 @@ from app.collector.lines import OnceAMinute
 from app.settings import SettingsError
 from app.settings.collector import CollectorSettings
 
-MAX_HEAD_BYTES = 8 * 1024
-
 cli = typer.Typer(
     help="Run a collector of heartbeats, and keep its numbers true. Exit codes: 0 done, 1 not done,"
     " 2 wrong arguments or settings.",
@@ -93,7 +91,6 @@ def server(app: ASGIApp) -> uvicorn.Server:
         access_log=False,
         proxy_headers=True,
         server_header=False,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         # honcho kills 5 s after it has asked; what waits is settled in the last of them.
         timeout_graceful_shutdown=3,
     )
