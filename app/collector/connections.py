@@ -44,6 +44,8 @@ _REQUEST_LINE = re.compile(rb"(?!CONNECT )[A-Z]+ /[!\"$-~]* HTTP/1\.[01]\r\n")
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 _TOO_LONG = re.compile(rb"\r\ncontent-length:[ \t]*[0-9]{19,20}[ \t]*\r\n", re.IGNORECASE)
 """A length beyond what the parser can hold."""
+_LONG_SIZE = re.compile(rb"\n[0-9A-Fa-f]{21}")
+"""A chunk's size with more digits than any number here; the parser skips zeros without end."""
 
 
 class Stage(Enum):
@@ -135,6 +137,8 @@ class Connection(HttpToolsProtocol):
     """HEAD, BODY, or ANSWER where the request has come whole."""
     _left = 0
     """How many bytes the rest of the body has; of a chunked one, may have."""
+    _chunked = b""
+    """The last bytes of a chunked body that have come."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Wait for a head, if there is room."""
@@ -176,8 +180,11 @@ class Connection(HttpToolsProtocol):
             raise AmbiguousError
         super().on_headers_complete()
         self._awaited = Stage.BODY
-        self._left = MAX_CHUNKED_BYTES if codings else int(found.get(b"content-length", 0))
-        if codings:  # only the parser knows where it ends, so that nothing may follow
+        self._left = int(found.get(b"content-length", 0))
+        if codings:
+            self._left = MAX_CHUNKED_BYTES
+            self._chunked = b"\n"
+            # Only the parser knows where the body ends, so that nothing may follow.
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
@@ -232,6 +239,12 @@ class Connection(HttpToolsProtocol):
             if b"\r\nupgrade:" in piece.lower():
                 # With this line the parser would not read the body.
                 piece = _UPGRADE.sub(b"", piece)
+        elif self._chunked:
+            self._chunked += piece
+            if _LONG_SIZE.search(self._chunked):
+                self._refuse(HTTPStatus.BAD_REQUEST)
+                return
+            self._chunked = self._chunked[-21:]
         try:
             self.parser.feed_data(piece)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
