@@ -156,7 +156,7 @@ class Collector:
         }
         argv = [sys.executable, "-m", "app.collector", "serve", "--host", "127.0.0.1"]
         with running(argv, home=self.home, env=env, log=DATA / f"{self.home.name}.log") as process:
-            _wait_for(lambda: _listens(port) or not process.is_running())
+            _wait_for(lambda: _listens(port) or process.poll() is not None)
             yield process
 
     def migrate(self) -> None:

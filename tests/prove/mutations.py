@@ -43,7 +43,8 @@ CHECK = "integration/test_collector_check.py"
 OUTCOMES = "integration/test_collector_outcomes.py"
 CLIENTS = "integration/test_collector_clients.py"
 NUMBERS = "integration/test_collector_numbers.py"
-UPGRADE = "acceptance/test_upgrade.py"
+PARSE = "unit/test_payload_parse.py"
+SMUGGLING = "integration/test_collector_smuggling.py"
 COMMANDS = "integration/test_collector_commands.py"
 LOAD = "integration/test_collector_load.py"
 KEEPING = "integration/test_collector_keeping.py"
@@ -1159,6 +1160,54 @@ MUTATIONS = (
     ),
     Mutation(
         9,
+        "a head may be of any size",
+        "app/collector/connections.py",
+        "MAX_HEAD_BYTES = 8 * 1024\n",
+        "MAX_HEAD_BYTES = 8 * 1024 * 1024\n",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
+        "a request may name two hosts",
+        "app/collector/connections.py",
+        "            hosts > 1\n            or ",
+        "            ",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
+        "the first line of a request may have any form",
+        "app/collector/connections.py",
+        "            if not _REQUEST_LINE.match(piece):\n",
+        "            if not piece:\n",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
+        "what follows a chunked body is read as a request",
+        "app/collector/connections.py",
+        "            raise AmbiguousError\n        super().on_message_begin()\n",
+        "            pass\n        super().on_message_begin()\n",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
+        "the body of a request that asks for an upgrade is read as a request",
+        "app/collector/connections.py",
+        '                piece = _UPGRADE.sub(b"", piece)\n',
+        "                pass\n",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
+        "a chunked body may have sizes, extensions and trailers without end",
+        "app/collector/connections.py",
+        "            self._left = MAX_CHUNKED_BYTES\n",
+        "            self._left = 1024 * MAX_CHUNKED_BYTES\n",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
         "a failure is logged as often as it occurs",
         "app/collector/lines.py",
         "        return line not in recent\n",
@@ -1293,7 +1342,23 @@ MUTATIONS = (
         "app/payload.py",
         "(model or NEWEST).model_validate_json(text)",
         "NEWEST.model_validate_json(text)",
-        f"{UPGRADE}::test_a_fleet_of_which_a_third_has_upgraded_is_counted_whole",
+        f"{PARSE}::test_a_heartbeat_is_read_by_the_model_of_its_schema_wherever_it_names_it",
+    ),
+    Mutation(
+        9,
+        "a field may come twice",
+        "app/payload.py",
+        """ or text.count('"') != _quotes(model):\n""",
+        ":\n",
+        "integration/test_collector.py::test_a_field_given_twice_is_refused",
+    ),
+    Mutation(
+        9,
+        "a field that comes twice is hidden by one that is left out",
+        "app/payload.py",
+        "if inner is None or kinds or not field.is_required():",
+        "if inner is None or kinds:",
+        f"{PARSE}::test_a_field_that_comes_twice_is_not_hidden_by_one_that_is_left_out",
     ),
     Mutation(
         9,
