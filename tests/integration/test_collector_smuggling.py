@@ -330,7 +330,7 @@ def test_each_shape_has_one_answer_and_stores_what_was_accepted(
             assert shape.statuses[-1] >= 400
         statuses, closed = answers(connection, len(shape.statuses))
     assert statuses == shape.statuses
-    assert closed or statuses[-1] < 400
+    assert closed or (statuses[-1] < 400 and CHUNKED not in shape.words)
     assert len(collector.rows()) == statuses.count(202)
 
 

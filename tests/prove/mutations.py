@@ -1184,10 +1184,10 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "what follows a chunked body is read as a request",
+        "a connection goes on after a chunked body",
         "app/collector/connections.py",
-        "            raise AmbiguousError\n        super().on_message_begin()\n",
-        "            pass\n        super().on_message_begin()\n",
+        "            self.cycle.keep_alive = False\n",
+        "            pass\n",
         f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
     ),
     Mutation(
