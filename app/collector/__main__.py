@@ -1,5 +1,6 @@
 """The collector's commands: ``migrate``, ``serve`` and ``check``, and those of ``commands``."""
 
+import gc
 import logging
 import signal
 import socket
@@ -65,6 +66,7 @@ def serve(
         if settings.collector_metrics_port:
             _show(registry, metrics_host, settings.collector_metrics_port)
         web.log.info("collector.ready port=%d", settings.port)
+        gc.freeze()  # what was made until now stays, and need not be looked at again
         server(app).run(sockets=[listener])
 
 

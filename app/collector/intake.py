@@ -7,7 +7,6 @@ from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -109,7 +108,7 @@ class Heartbeats:
             await ACCEPTED(scope, receive, send)
 
     async def _keep(self, scope: Scope, receive: Receive) -> bool:
-        headers = Headers(scope=scope)
+        headers = dict(reversed(scope["headers"]))  # of several with one name, the first
         # First of all: who is refused while it still speaks may be cut off before it has heard why.
         body = await _read(headers, receive, self._body_seconds)
         _take_token(scope, self._limiter)
@@ -217,11 +216,11 @@ def _after(query: Mapping[str, str]) -> str | None:
         ) from None
 
 
-def _check(headers: Headers) -> None:
-    kind = headers.get("content-type", "").partition(";")[0]
-    if kind.strip().lower() != "application/json":
+def _check(headers: Mapping[bytes, bytes]) -> None:
+    kind = headers.get(b"content-type", b"").partition(b";")[0]
+    if kind.strip().lower() != b"application/json":
         raise HTTPException(415, "Content-Type must be application/json.")
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise HTTPException(415, "Content-Encoding must be identity.")
 
 
@@ -229,8 +228,8 @@ def _too_large() -> HTTPException:
     return HTTPException(413, f"The body may have at most {MAX_BODY_BYTES} bytes.")
 
 
-async def _read(headers: Headers, receive: Receive, seconds: float) -> bytes:
-    if int(headers.get("content-length", "0")) > MAX_BODY_BYTES:
+async def _read(headers: Mapping[bytes, bytes], receive: Receive, seconds: float) -> bytes:
+    if int(headers.get(b"content-length", 0)) > MAX_BODY_BYTES:
         raise _too_large()
     body = b""
     more = True
