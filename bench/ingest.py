@@ -1,41 +1,41 @@
 """How many heartbeats a second one collector takes, each committed before it is acknowledged.
 
-``python -m bench.ingest`` measures that beside the same server with an application that does
-nothing but answer 202: in turns, on one machine, under the same load, and writes
-bench/results/ingest.json.
-``python -m bench.ingest PORT`` is that other server.
+``python -m bench.ingest`` measures this working tree and, in turns under the same load on the same
+machine, the revision of ``--beside``; it writes bench/results/ingest.json. Each has a database of
+its own. Without that revision, it measures this tree alone.
 """
 
+import argparse
 import asyncio
+import io
 import json
 import os
 import socket
 import statistics
+import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT
 from uuid import uuid4
 
 import psutil
 from sqlalchemy import Engine, NullPool, create_engine, text
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
-from app.collector.__main__ import server
 from app.demo import servers
-from bench.rig import DATA, RigError, with_driver
-from migrations import migrate
+from bench.rig import DATA, ROOT, RigError, rounded, with_driver
 
+BESIDE = "c1ea5e7"
+"""The last revision whose server parsed requests with h11."""
 ROUNDS = 5
 SECONDS = 10.0
 WARM_UP_SECONDS = 1.0
 CONNECTIONS = 64
-GOAL = 0.5
+GOAL = 2.0
 RESULT = Path(__file__).parent / "results" / "ingest.json"
 
 HEARTBEAT = """{"telemetry_schema":1,"instance_id":"%s","sent_at":"2026-05-02T02:30:00+00:00",\
@@ -60,11 +60,6 @@ AT_HOME = (
     "os.chdir(home); os.setreuid(int(user), int(user)); os.execv(command[0], command)"
 )
 """Becomes a command in its home directory, as its user."""
-
-
-async def nothing(_: Request) -> Response:
-    """Answer 202."""
-    return Response(status_code=202)
 
 
 class Caller(asyncio.Protocol):
@@ -143,77 +138,159 @@ async def _load(port: int) -> dict[str, float]:
     }
 
 
-def measure() -> dict[str, object]:
-    """Return requests a second of both, the median of each round's, and their ratio."""
+@dataclass(frozen=True)
+class Collector:
+    """A source tree, and a database that its own migrations have made."""
+
+    home: Path
+    url: str
+
+    @contextmanager
+    def serving(self, port: int) -> Iterator[psutil.Popen]:
+        """Serve on ``port`` until the block ends, without limits for one client."""
+        env = {
+            "COLLECTOR_DATABASE_URL": self.url,
+            "COLLECTOR_CLIENT_RATE": "0",
+            "COLLECTOR_CLIENT_INSTALLS": "0",
+            "PORT": str(port),
+        }
+        argv = [sys.executable, "-m", "app.collector", "serve", "--host", "127.0.0.1"]
+        with running(argv, home=self.home, env=env, log=DATA / f"{self.home.name}.log") as process:
+            _wait_for(lambda: _listens(port) or process.poll() is not None)
+            yield process
+
+    def migrate(self) -> None:
+        """Make the tables."""
+        subprocess.run(
+            [sys.executable, "-m", "app.collector", "migrate"],
+            cwd=self.home,
+            env={"COLLECTOR_DATABASE_URL": self.url},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+
+    def measure(self) -> dict[str, float]:
+        """Return what one round has measured, from empty tables."""
+        engine = create_engine(with_driver(self.url), poolclass=NullPool)
+        with engine.begin() as connection:
+            connection.execute(text("TRUNCATE heartbeat, install"))
+            connection.execute(text("CHECKPOINT"))
+        port = _free_port()
+        with self.serving(port) as process:
+            used = _cpu_seconds(process)
+            result = asyncio.run(_load(port))
+            used = _cpu_seconds(process) - used
+            peak = _peak_mb(process)
+        with engine.begin() as connection:
+            kept = connection.scalar(text("SELECT count(*) FROM heartbeat")) or 0
+        if kept < result["per_second"] * SECONDS:
+            raise RigError("Heartbeats were acknowledged that are not in the database.")
+        return result | {"cpu_us": 1e6 * used / kept, "max_rss_mb": peak}
+
+
+def measure(beside: str) -> dict[str, object]:
+    """Return the median of each round's numbers, and the ratio of this tree to ``beside``."""
     with servers.running(DATA, say=lambda _: None) as embedded:
         _make_durable(embedded)
-        engine = create_engine(with_driver(embedded.postgres), poolclass=NullPool)
-        with engine.connect() as connection:
-            migrate(connection, "collector")
+        homes = {"now": ROOT} | ({"before": home} if (home := export(beside)) else {})
+        collectors = {
+            name: Collector(home, _database(embedded.postgres, name))
+            for name, home in homes.items()
+        }
+        for each in collectors.values():
+            each.migrate()
         rounds: list[dict[str, dict[str, float]]] = []
         for number in range(ROUNDS):
-            rounds.append({"nothing": _nothing(embedded), "collector": _collector(embedded)})
+            rounds.append({name: each.measure() for name, each in collectors.items()})
             print(f"{number + 1} of {ROUNDS}: {_in_words(rounds[-1])}", flush=True)  # noqa: T201 - what was measured, on stdout
-        settings = _settings(engine)
+        settings = _settings(create_engine(with_driver(embedded.postgres), poolclass=NullPool))
     medians = {
         name: {key: statistics.median(each[name][key] for each in rounds) for key in values}
         for name, values in rounds[0].items()
     }
-    ratio = medians["collector"]["per_second"] / medians["nothing"]["per_second"]
-    return {
+    rates = {name: each["per_second"] for name, each in medians.items()}
+    result = {
         "seconds": SECONDS,
         "connections": CONNECTIONS,
         "cpus": os.cpu_count(),
         "postgres": settings,
+        "beside": beside,
         "medians": medians,
-        "ratio": round(ratio, 3),
+        "ratio": rates["now"] / rates["before"] if "before" in rates else None,
         "goal": GOAL,
         "rounds": rounds,
     }
+    found: dict[str, object] = rounded(result, 2)
+    return found
 
 
-def _nothing(embedded: servers.Servers) -> dict[str, float]:
-    port = _free_port()
-    with _running(embedded, [sys.executable, "-m", "bench.ingest", str(port)], {}, port):
-        return asyncio.run(_load(port))
+def export(revision: str) -> Path | None:
+    """Return a directory with the project as of a ``revision``; None if git does not have it."""
+    home = DATA / "before"
+    try:
+        archive = subprocess.run(  # noqa: S603 - git, and a revision that the caller has chosen
+            ["git", "archive", "--format=tar", "--end-of-options", revision],  # noqa: S607 - as on PATH
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        print(f"git has no revision {revision} here: only this tree is measured.", flush=True)  # noqa: T201 - what was measured, on stdout
+        return None
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(home, filter="data")
+    return home
 
 
-def _collector(embedded: servers.Servers) -> dict[str, float]:
-    port = _free_port()
-    engine = create_engine(with_driver(embedded.postgres), poolclass=NullPool)
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE heartbeat, install"))
-        connection.execute(text("CHECKPOINT"))
-    env = {
-        "COLLECTOR_DATABASE_URL": embedded.postgres,
-        "COLLECTOR_CLIENT_RATE": "0",
-        "COLLECTOR_CLIENT_INSTALLS": "0",
-        "PORT": str(port),
-    }
-    argv = [sys.executable, "-m", "app.collector", "serve", "--host", "127.0.0.1"]
-    with _running(embedded, argv, env, port):
-        result = asyncio.run(_load(port))
-    with engine.begin() as connection:
-        kept = connection.scalar(text("SELECT count(*) FROM heartbeat")) or 0
-    if kept < result["per_second"] * SECONDS:
-        raise RigError("Heartbeats were acknowledged that are not in the database.")
-    return result
+def _database(server: str, name: str) -> str:
+    engine = create_engine(with_driver(server), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    return server.replace("/postgres?", f"/{name}?")
 
 
 @contextmanager
-def _running(
-    embedded: servers.Servers, argv: Sequence[str], env: Mapping[str, str], port: int
-) -> Iterator[None]:
-    pid = embedded.start(argv, env=env, log=DATA / "ingest.log")
+def running(
+    argv: Sequence[str], *, home: Path, env: Mapping[str, str], log: Path
+) -> Iterator[psutil.Popen]:
+    """Run a command until the block ends.
+
+    Raises:
+        RigError: it has ended by itself; the message says with what, and how its log ends.
+    """
+    # The keeper of the servers ends what has its marker, should this process be killed.
+    marked = {**env, servers.MARKER: str(DATA.resolve())}
+    with log.open("ab") as output:
+        process = psutil.Popen(argv, cwd=home, env=marked, stdout=output, stderr=output)
     try:
-        _wait_for(lambda: _listens(port))
-        yield
+        yield process
+        _check(process, log)
+    except (OSError, RigError, psutil.Error):
+        _check(process, log)
+        raise
     finally:
-        # Where it has died, what it was measured by says more.
         with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
             process.terminate()
-            psutil.wait_procs([process], timeout=20)
+        process.wait(20)
+
+
+def _check(process: psutil.Popen, log: Path) -> None:
+    """Raise RigError if a process has ended, or is about to."""
+    with suppress(psutil.TimeoutExpired):
+        code = process.wait(0.5)
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+        raise RigError(f"A process of the bench ended with {code}. Its log ends with:\n{last}")
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    used = process.cpu_times()
+    return used.user + used.system
+
+
+def _peak_mb(process: psutil.Process) -> float:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(kilobytes) / 1024
 
 
 def _make_durable(embedded: servers.Servers) -> None:
@@ -261,13 +338,10 @@ def _in_words(result: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def main() -> None:
-    """Measure, or be the server that does nothing."""
-    if len(sys.argv) > 1:
-        with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
-            app = Starlette(routes=[Route("/v1/heartbeat", nothing, methods=["POST"])])
-            server(app).run(sockets=[listener])
-        return
-    result = measure()
+    """Measure, and write what was measured."""
+    parser = argparse.ArgumentParser(description="Measure how many heartbeats a second are taken.")
+    parser.add_argument("--beside", default=BESIDE, metavar="REVISION", help="default: %(default)s")
+    result = measure(parser.parse_args().beside)
     RESULT.write_text(f"{json.dumps(result, indent=1)}\n")
     print(f"The ratio is {result['ratio']}; the goal is {GOAL}.")  # noqa: T201 - what was measured, on stdout
 

@@ -24,7 +24,7 @@ from sqlalchemy import Engine, NullPool, create_engine, text
 from app.demo import servers
 from app.demo.fleet import Fleet, releases
 from bench.collector import _RELEASED, _count, _has_counted, _hear_of
-from bench.ingest import _free_port, _make_durable, _requests, _running
+from bench.ingest import _free_port, _listens, _make_durable, _requests, _wait_for, running
 from bench.rig import ROOT, RigError, rounded, with_driver
 from migrations import migrate
 
@@ -259,9 +259,11 @@ def measure() -> dict[str, Any]:
             "COLLECTOR_CLIENT_RATE": "0",
             "COLLECTOR_CLIENT_INSTALLS": "0",
             "PORT": str(port),
+            "PATH": os.environ["PATH"],
         }
         argv = [sys.executable, "-m", "app.collector", "serve", "--host", "127.0.0.1"]
-        with _running(embedded, argv, env, port):
+        with running(argv, home=ROOT, env=env, log=DATA / "pages.log"):
+            _wait_for(lambda: _listens(port))
             deadline = time.monotonic() + PATIENCE
             while not _has_counted(engine):
                 if time.monotonic() > deadline:

@@ -1,5 +1,6 @@
 """The collector's commands: ``migrate``, ``serve`` and ``check``, and those of ``commands``."""
 
+import gc
 import logging
 import signal
 import socket
@@ -19,8 +20,6 @@ from app.collector.connections import ACCEPTED_AT_ONCE, Connection, Server
 from app.collector.lines import OnceAMinute
 from app.settings import SettingsError
 from app.settings.collector import CollectorSettings
-
-MAX_HEAD_BYTES = 8 * 1024
 
 cli = typer.Typer(
     help="Run a collector of heartbeats, and keep its numbers true. Exit codes: 0 done, 1 not done,"
@@ -67,6 +66,7 @@ def serve(
         if settings.collector_metrics_port:
             _show(registry, metrics_host, settings.collector_metrics_port)
         web.log.info("collector.ready port=%d", settings.port)
+        gc.freeze()  # what was made until now stays, and need not be looked at again
         server(app).run(sockets=[listener])
 
 
@@ -93,7 +93,6 @@ def server(app: ASGIApp) -> uvicorn.Server:
         access_log=False,
         proxy_headers=True,
         server_header=False,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         # honcho kills 5 s after it has asked; what waits is settled in the last of them.
         timeout_graceful_shutdown=3,
     )

@@ -1,21 +1,27 @@
-"""The server's connections: how many there may be, and how long each may take.
+"""The server's connections: how many there may be, how long each may take, what each may say.
 
 uvicorn has no deadline for a request's head and no bound on connections. A caller that says nothing
 would keep its connection, and so its file descriptor, until nobody else can connect. Here each
 connection is in one of four stages, each with a deadline; where there are too many, the one that
 has kept us waiting for longest is closed to make room.
+
+httptools parses requests fast, and accepts more than it should: heads of any size, several hosts,
+any number of requests at once. So the parser gets one request at a time, its head whole, and what
+two servers could read in two ways is refused.
 """
 
 import asyncio
+import re
 import resource
 import socket
 from enum import Enum
+from http import HTTPStatus
 from itertools import chain, islice
 from operator import itemgetter
 
-import h11
+import httptools
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.collector.lines import Tally
@@ -27,6 +33,19 @@ ACCEPTED_AT_ONCE = 32
 """asyncio accepts so many before anything else runs. Three such batches may be under way."""
 QUEUED = 4_096
 """Connections that wait in the kernel for their turn; it may allow fewer."""
+END = b"\r\n\r\n"
+FRAMING = (b"host", b"content-length", b"transfer-encoding")
+MAX_HEAD_BYTES = 8 * 1024
+MAX_CHUNKED_BYTES = 128 * 1024
+"""A chunked body with its sizes and trailers: 16 KiB take 96 KiB if each byte is a chunk."""
+
+_REQUEST_LINE = re.compile(rb"(?!CONNECT )[A-Z]+ /[!\"$-~]* HTTP/1\.[01]\r\n")
+"""The parser takes others as well, and a part of some for the path."""
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
+_TOO_LONG = re.compile(rb"\r\ncontent-length:[ \t]*[0-9]{19,20}[ \t]*\r\n", re.IGNORECASE)
+"""A length beyond what the parser can hold."""
+_LONG_SIZE = re.compile(rb"\n[0-9A-Fa-f]{21}")
+"""A chunk's size with more digits than any number here; the parser skips zeros without end."""
 
 
 class Stage(Enum):
@@ -105,33 +124,150 @@ class Connections(ServerState):
         connection.transport.abort()
 
 
-class Connection(H11Protocol):
-    """One connection, which notes its stage."""
+class AmbiguousError(Exception):
+    """A request could be read in two ways."""
+
+
+class Connection(HttpToolsProtocol):
+    """One connection, which notes its stage, and gives its parser one request at a time."""
 
     server_state: Connections
     _stage: Stage | None = None
+    _awaited = Stage.HEAD
+    """HEAD, BODY, or ANSWER where the request has come whole."""
+    _left = 0
+    """How many bytes the rest of the body has; of a chunked one, may have."""
+    _chunked = b""
+    """The last bytes of a chunked body that have come."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Wait for a head, if there is room."""
         super().connection_made(transport)
+        self._unread = bytearray()
         self.server_state.make_room(self, self.loop.time())
         self._note()
 
     def data_received(self, data: bytes) -> None:
-        """Note how far the request has come."""
-        super().data_received(data)
-        self._note()
+        """Read on, and note how far the request has come."""
+        self._unread += data
+        self._read()
+
+    def on_message_begin(self) -> None:
+        """Begin to read a head."""
+        if self._awaited is not Stage.HEAD:
+            raise AmbiguousError
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a line of the head; a trailer is ignored."""
+        if self._awaited is Stage.HEAD:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer, unless the head could be read in two ways."""
+        names = [name for name, _ in self.headers]
+        hosts, lengths, codings = (names.count(name) for name in FRAMING)
+        version = self.parser.get_http_version()
+        if (
+            hosts > 1
+            or (hosts == 0 and version == "1.1")
+            or lengths + codings > 1
+            or (codings and version == "1.0")
+        ):
+            raise AmbiguousError
+        found = dict(self.headers)
+        if codings and found[b"transfer-encoding"].lower() != b"chunked":
+            raise AmbiguousError
+        super().on_headers_complete()
+        self._awaited = Stage.BODY
+        self._left = int(found.get(b"content-length", 0))
+        if codings:
+            self._left = MAX_CHUNKED_BYTES
+            self._chunked = b"\n"
+            # Only the parser knows where the body ends, so that nothing may follow.
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        """Wait for the answer; the next head may come once it is given."""
+        super().on_message_complete()
+        self._awaited = Stage.HEAD if self.cycle.response_complete else Stage.ANSWER
 
     def on_response_complete(self) -> None:
-        """Wait for the next head."""
-        super().on_response_complete()
+        """Wait for the next head, which may have come already."""
+        self.server_state.total_requests += 1
+        if self._awaited is Stage.ANSWER:
+            self._awaited = Stage.HEAD
         self._stage = None
-        self._note()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+        self._read()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Free its place."""
         super().connection_lost(exc)
         self.server_state.leave(self)
+
+    def _read(self) -> None:
+        """Give the parser what has come, but nothing beyond a request that is to be answered."""
+        while self._unread and not self.transport.is_closing() and (size := self._size()):
+            piece = bytes(self._unread[:size])
+            del self._unread[:size]
+            self._left -= size
+            self._feed(piece)
+        if self._unread and self._awaited is Stage.ANSWER:
+            self.flow.pause_reading()
+        self._note()
+
+    def _size(self) -> int:
+        """Return how many bytes the parser may have: a whole head, or some of the body."""
+        match self._awaited:
+            case Stage.HEAD:
+                end = self._unread.find(END, 0, MAX_HEAD_BYTES)
+                begun = self._unread[:1].isupper()
+                if end < 0 and (len(self._unread) >= MAX_HEAD_BYTES or not begun):
+                    self._refuse(HTTPStatus.BAD_REQUEST)
+                return 0 if end < 0 else end + len(END)
+            case Stage.BODY:
+                return min(self._left, len(self._unread))
+        return 0
+
+    def _feed(self, piece: bytes) -> None:
+        if self._awaited is Stage.HEAD:
+            if not _REQUEST_LINE.match(piece):
+                self._refuse(HTTPStatus.BAD_REQUEST)
+                return
+            if b"\r\nupgrade:" in piece.lower():
+                # With this line the parser would not read the body.
+                piece = _UPGRADE.sub(b"", piece)
+        elif self._chunked:
+            self._chunked += piece
+            if _LONG_SIZE.search(self._chunked):
+                self._refuse(HTTPStatus.BAD_REQUEST)
+                return
+            self._chunked = self._chunked[-21:]
+        try:
+            self.parser.feed_data(piece)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if self._awaited is Stage.ANSWER:
+                self._unread.clear()  # what follows a chunked body is not read
+            elif self._awaited is Stage.HEAD and _TOO_LONG.search(piece):
+                self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            else:
+                self._refuse(HTTPStatus.BAD_REQUEST)
+        if self._awaited is Stage.BODY and self._left == 0:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        """Answer, unless another answer has begun, and close."""
+        if self._awaited is Stage.HEAD or not self.cycle.response_started:
+            head = (
+                f"HTTP/1.1 {status.value} {status.phrase}",
+                "content-type: text/plain; charset=utf-8",
+                f"content-length: {len(status.phrase)}",
+                "connection: close",
+            )
+            self.transport.write("\r\n".join((*head, "", status.phrase)).encode())
+        self.transport.close()
 
     def _note(self) -> None:
         stage = self._find_stage()
@@ -140,7 +276,7 @@ class Connection(H11Protocol):
             self.server_state.enter(self, stage, self.loop.time())
 
     def _find_stage(self) -> Stage:
-        if self.conn.their_state is h11.SEND_BODY:
+        if self._awaited is Stage.BODY:
             return Stage.BODY
         if self.cycle and not self.cycle.response_complete:
             return Stage.ANSWER

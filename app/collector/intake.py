@@ -7,15 +7,15 @@ from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from app import payload
 from app.collector.holdings import Holdings
-from app.collector.inbox import Inbox, UnavailableError
+from app.collector.inbox import Inbox, RefusedError, UnavailableError
 from app.collector.limit import DailyInstalls, Limiter, caller
 from app.collector.lines import Tally
 from app.collector.outcomes import Outcome, Outcomes
@@ -27,8 +27,11 @@ NEWER_SCHEMA_SECONDS = 6 * 60 * 60
 from until its day ends, and the collector may be upgraded by then."""
 MAX_VERSION = 999_999_999
 NOT_STORED = {"Cache-Control": "no-store"}
-NOBODYS = {UUID(int=0), UUID(int=2**128 - 1)}
+NOBODYS = {str(UUID(int=0)), str(UUID(int=2**128 - 1))}
 """The nil and the max UUID: what an id is where none was made."""
+ACCEPTED = Response(status_code=202)
+EXPLAINED = (HTTPException, UnavailableError, RefusedError)
+"""What a request may fail with; anything else is a fault, and logged."""
 
 _SENT_AT: TypeAdapter[str] = TypeAdapter(payload.SentAt)
 
@@ -63,51 +66,73 @@ class NewerSchemaError(UnavailableError):
         )
 
 
-def routes(
-    inbox: Inbox,
-    holdings: Holdings,
-    outcomes: Outcomes,
-    limiter: Limiter | None,
-    daily: DailyInstalls | None,
-    body_seconds: float,
-) -> list[Route]:
-    """Return the routes of a sender, which ``limiter`` guards together.
+class Heartbeats:
+    """Takes heartbeats: an ASGI application, so that the server may call it before any router."""
 
-    ``daily`` limits what one client may send. A body that takes longer than ``body_seconds`` to
-    arrive is refused. How a heartbeat fares is counted in ``outcomes``.
-    """
-    refused = Tally("collector.too_many_ids")
+    path = "/v1/heartbeat"
 
-    def admit(request: Request, instance_id: UUID) -> None:
-        if daily and (seconds := daily.admit(caller(request.scope), instance_id, time.time())):
-            refused.add(time.monotonic())
+    def __init__(
+        self,
+        inbox: Inbox,
+        outcomes: Outcomes,
+        limiter: Limiter | None,
+        daily: DailyInstalls | None,
+        body_seconds: float,
+    ) -> None:
+        """Bring them to ``inbox``, and count in ``outcomes`` how each fares.
+
+        ``daily`` limits what one client may send. A body that takes longer than ``body_seconds`` to
+        arrive is refused.
+        """
+        self._inbox = inbox
+        self._outcomes = outcomes
+        self._limiter = limiter
+        self._daily = daily
+        self._body_seconds = body_seconds
+        self._refused = Tally("collector.too_many_ids")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 202 once the heartbeat is committed."""
+        self._outcomes.came_from(caller(scope))
+        try:
+            new = await self._keep(scope, receive)
+        except Exception as error:
+            if isinstance(error, NewerSchemaError):
+                self._outcomes.newer_schema(error.version)
+            else:
+                self._outcomes.count(_outcome(error))
+            await explain(error)(scope, receive, send)
+            if not isinstance(error, EXPLAINED):
+                raise  # for the server to log
+        else:
+            self._outcomes.count("accepted" if new else "duplicate")
+            await ACCEPTED(scope, receive, send)
+
+    async def _keep(self, scope: Scope, receive: Receive) -> bool:
+        headers = dict(reversed(scope["headers"]))  # of several with one name, the first
+        # First of all: who is refused while it still speaks may be cut off before it has heard why.
+        body = await _read(headers, receive, self._body_seconds)
+        _take_token(scope, self._limiter)
+        _check(headers)
+        found = parse(body)
+        if self._daily:
+            self._admit(self._daily, caller(scope), found)
+        return await self._inbox.keep(found)
+
+    def _admit(self, daily: DailyInstalls, client: str, found: payload.Heartbeat) -> None:
+        if seconds := daily.admit(client, UUID(found.instance_id), time.time()):
+            self._refused.add(time.monotonic())
             raise TooManyIdsError(seconds)
 
-    async def keep(request: Request) -> bool:
-        # First of all: who is refused while it still speaks may be cut off before it has heard why.
-        body = await _read(request, body_seconds)
-        _take_token(request, limiter)
-        _check(request.headers)
-        found = parse(body)
-        admit(request, UUID(found.instance_id))
-        return await inbox.keep(found)
 
-    async def heartbeat(request: Request) -> Response:
-        outcomes.came_from(caller(request.scope))
-        try:
-            new = await keep(request)
-        except NewerSchemaError as error:
-            outcomes.newer_schema(error.version)
-            raise
-        except Exception as error:
-            outcomes.count(_outcome(error))
-            raise
-        outcomes.count("accepted" if new else "duplicate")
-        return Response(status_code=202)
+def routes(
+    heartbeats: Heartbeats, inbox: Inbox, holdings: Holdings, limiter: Limiter | None
+) -> list[Route]:
+    """Return the routes of a sender, which ``limiter`` guards together."""
 
     # One route, since of two with the same path the first would answer for every other method.
     async def install(request: Request) -> Response:
-        _take_token(request, limiter)
+        _take_token(request.scope, limiter)
         instance_id = _instance_id(request.path_params["instance_id"])
         if request.method == "DELETE":
             await inbox.forget(instance_id)
@@ -124,9 +149,31 @@ def routes(
         return JSONResponse(held, headers=NOT_STORED)
 
     return [
-        Route("/v1/heartbeat", heartbeat, methods=["POST"]),
+        Route(heartbeats.path, heartbeats, methods=["POST"]),
         Route("/v1/installs/{instance_id}", install, methods=["GET", "DELETE"]),
     ]
+
+
+def explain(error: Exception) -> Response:
+    """Return the answer to a request that has failed."""
+    match error:
+        case NotAHeartbeat():
+            return _answer(400, {"error": error.detail, "details": error.details})
+        case HTTPException():
+            return _answer(error.status_code, {"error": error.detail}, error.headers)
+        case UnavailableError():
+            return _answer(503, {"error": str(error)}, {"Retry-After": str(error.seconds)})
+        case RefusedError():
+            return _answer(500, {"error": str(error)})
+    return _answer(500, {"error": "The collector failed."})
+
+
+def _answer(
+    status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None
+) -> Response:
+    # The rest of a refused body is not worth reading: without this the server reads it to its end.
+    refused = {**(headers or {}), **NOT_STORED, "Connection": "close"}
+    return JSONResponse(body, status, refused)
 
 
 def _outcome(error: Exception) -> Outcome:
@@ -142,10 +189,10 @@ def _outcome(error: Exception) -> Outcome:
     return "unavailable"
 
 
-def _take_token(request: Request, limiter: Limiter | None) -> None:
+def _take_token(scope: Scope, limiter: Limiter | None) -> None:
     if limiter is None:
         return
-    if seconds := limiter.take(caller(request.scope), time.monotonic()):
+    if seconds := limiter.take(caller(scope), time.monotonic()):
         raise HTTPException(429, "Too many requests.", {"Retry-After": str(seconds)})
 
 
@@ -170,11 +217,11 @@ def _after(query: Mapping[str, str]) -> str | None:
         ) from None
 
 
-def _check(headers: Headers) -> None:
-    kind = headers.get("content-type", "").partition(";")[0]
-    if kind.strip().lower() != "application/json":
+def _check(headers: Mapping[bytes, bytes]) -> None:
+    kind = headers.get(b"content-type", b"").partition(b";")[0]
+    if kind.strip().lower() != b"application/json":
         raise HTTPException(415, "Content-Type must be application/json.")
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise HTTPException(415, "Content-Encoding must be identity.")
 
 
@@ -182,21 +229,24 @@ def _too_large() -> HTTPException:
     return HTTPException(413, f"The body may have at most {MAX_BODY_BYTES} bytes.")
 
 
-async def _read(request: Request, seconds: float) -> bytes:
-    if int(request.headers.get("content-length", "0")) > MAX_BODY_BYTES:
+async def _read(headers: Mapping[bytes, bytes], receive: Receive, seconds: float) -> bytes:
+    if int(headers.get(b"content-length", 0)) > MAX_BODY_BYTES:
         raise _too_large()
-    body = bytearray()
+    body = b""
+    more = True
     try:
         async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > MAX_BODY_BYTES:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise NotAHeartbeat("The body ended early.")
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY_BYTES:
                     raise _too_large()
-                body += chunk
+                more = message.get("more_body", False)
     except TimeoutError:
         raise HTTPException(408, f"The body did not arrive within {seconds:g} seconds.") from None
-    except ClientDisconnect:
-        raise NotAHeartbeat("The body ended early.") from None
-    return bytes(body)
+    return body
 
 
 def parse(body: bytes) -> payload.Heartbeat:
@@ -213,7 +263,7 @@ def parse(body: bytes) -> payload.Heartbeat:
     except payload.NotAHeartbeatError as error:
         details = [{"field": flaw.field, "problem": flaw.problem} for flaw in error.flaws]
         raise NotAHeartbeat(str(error), details[:MAX_DETAILS]) from None
-    if UUID(found.instance_id) in NOBODYS:
+    if found.instance_id in NOBODYS:
         problem = "is the nil or the max UUID, and nobody's"
         raise NotAHeartbeat(
             "This is no install's id.", [{"field": "instance_id", "problem": problem}]

@@ -187,7 +187,7 @@ def test_another_media_type_or_coding_is_415(collector: Collector) -> None:
 
 
 def test_other_methods_are_405_and_other_paths_404(collector: Collector) -> None:
-    for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"):
+    for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"):
         response = collector.client.request(method, "/v1/heartbeat")
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
         assert response.json() == {"error": "Method Not Allowed"}
@@ -230,6 +230,7 @@ def test_an_endless_chunked_body_is_cut_off(collector: Collector) -> None:
 def test_what_is_not_http_is_answered_400_and_not_logged(own: Collector) -> None:
     for nonsense in (
         b"opensesame\r\n\r\n",
+        b"BREW /v1/heartbeat HTTP/1.1\r\nHost: a\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"GET /" + b"a" * 9_000,

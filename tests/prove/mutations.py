@@ -44,7 +44,8 @@ CHECK = "integration/test_collector_check.py"
 OUTCOMES = "integration/test_collector_outcomes.py"
 CLIENTS = "integration/test_collector_clients.py"
 NUMBERS = "integration/test_collector_numbers.py"
-UPGRADE = "acceptance/test_upgrade.py"
+PARSE = "unit/test_payload_parse.py"
+SMUGGLING = "integration/test_collector_smuggling.py"
 COMMANDS = "integration/test_collector_commands.py"
 WEEKS = "integration/test_collector_weeks.py"
 LOAD = "integration/test_collector_load.py"
@@ -1122,8 +1123,8 @@ MUTATIONS = (
         9,
         "a read under an id is not limited",
         "app/collector/intake.py",
-        "        _take_token(request, limiter)\n        instance_id",
-        '        if request.method == "DELETE":\n            _take_token(request, limiter)\n'
+        "        _take_token(request.scope, limiter)\n        instance_id",
+        '        if request.method == "DELETE":\n            _take_token(request.scope, limiter)\n'
         "        instance_id",
         "integration/test_collector_load.py"
         "::test_who_asks_too_often_is_429_until_its_time_has_come",
@@ -1160,6 +1161,54 @@ MUTATIONS = (
         "        self._close(longest)\n",
         "        self._close(newcomer)\n",
         f"{CLIENTS}::test_a_flood_of_silent_connections_keeps_nobody_waiting_for_a_second",
+    ),
+    Mutation(
+        9,
+        "a head may be of any size",
+        "app/collector/connections.py",
+        "MAX_HEAD_BYTES = 8 * 1024\n",
+        "MAX_HEAD_BYTES = 8 * 1024 * 1024\n",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
+        "a request may name two hosts",
+        "app/collector/connections.py",
+        "            hosts > 1\n            or ",
+        "            ",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
+        "the first line of a request may have any form",
+        "app/collector/connections.py",
+        "            if not _REQUEST_LINE.match(piece):\n",
+        "            if not piece:\n",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
+        "a connection goes on after a chunked body",
+        "app/collector/connections.py",
+        "            self.cycle.keep_alive = False\n",
+        "            pass\n",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
+        "the body of a request that asks for an upgrade is read as a request",
+        "app/collector/connections.py",
+        '                piece = _UPGRADE.sub(b"", piece)\n',
+        "                pass\n",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
+    ),
+    Mutation(
+        9,
+        "a chunked body may have sizes, extensions and trailers without end",
+        "app/collector/connections.py",
+        "            self._left = MAX_CHUNKED_BYTES\n",
+        "            self._left = 1024 * MAX_CHUNKED_BYTES\n",
+        f"{SMUGGLING}::test_each_shape_has_one_answer_and_stores_what_was_accepted",
     ),
     Mutation(
         9,
@@ -1352,7 +1401,23 @@ MUTATIONS = (
         "app/payload.py",
         "(model or NEWEST).model_validate_json(text)",
         "NEWEST.model_validate_json(text)",
-        f"{UPGRADE}::test_a_fleet_of_which_a_third_has_upgraded_is_counted_whole",
+        f"{PARSE}::test_a_heartbeat_is_read_by_the_model_of_its_schema_wherever_it_names_it",
+    ),
+    Mutation(
+        9,
+        "a field may come twice",
+        "app/payload.py",
+        """ or text.count('"') != _quotes(model):\n""",
+        ":\n",
+        "integration/test_collector.py::test_a_field_given_twice_is_refused",
+    ),
+    Mutation(
+        9,
+        "a field that comes twice is hidden by one that is left out",
+        "app/payload.py",
+        "if inner is None or kinds or not field.is_required():",
+        "if inner is None or kinds:",
+        f"{PARSE}::test_a_field_that_comes_twice_is_not_hidden_by_one_that_is_left_out",
     ),
     Mutation(
         9,

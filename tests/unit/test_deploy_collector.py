@@ -16,8 +16,7 @@ import yaml
 
 from app import __version__
 from app.collector import connections, intake
-from app.collector.__main__ import MAX_HEAD_BYTES
-from app.collector.connections import Stage
+from app.collector.connections import MAX_HEAD_BYTES, Stage
 from app.settings.collector import CollectorSettings
 from deploy import generate
 from tests.processes import ROOT, line
