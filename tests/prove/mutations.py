@@ -1119,8 +1119,8 @@ MUTATIONS = (
         9,
         "a read under an id is not limited",
         "app/collector/intake.py",
-        "        _take_token(request, limiter)\n        instance_id",
-        '        if request.method == "DELETE":\n            _take_token(request, limiter)\n'
+        "        _take_token(request.scope, limiter)\n        instance_id",
+        '        if request.method == "DELETE":\n            _take_token(request.scope, limiter)\n'
         "        instance_id",
         "integration/test_collector_load.py"
         "::test_who_asks_too_often_is_429_until_its_time_has_come",
