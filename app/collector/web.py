@@ -93,9 +93,9 @@ def create_app(
 
 
 class _Application(Starlette):
-    """Gives a heartbeat to who takes it at once; all else goes by the routes.
+    """Calls ``heartbeats`` for a heartbeat, and the routes for all else.
 
-    What Starlette does before a route is called would be a third of what a heartbeat costs.
+    Starlette's middleware and router take a seventh of the time that a heartbeat takes here.
     """
 
     heartbeats: intake.Heartbeats
