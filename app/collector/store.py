@@ -6,14 +6,15 @@ other, on the row alone: what was stored before is deleted, and what comes after
 is turned away.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from psycopg import ClientCursor
 from psycopg.errors import ReadOnlySqlTransaction
-from sqlalchemy import URL, Connection, Engine, TextClause, create_engine, event, text
+from sqlalchemy import URL, Connection, CursorResult, Engine, create_engine, event, text
 from sqlalchemy.engine import ExceptionContext
 
 from app.collector import weeks
@@ -60,17 +61,26 @@ def _former(column: str, former: str) -> str:
     )
 
 
+_MARK = "sha256((SELECT key FROM forgotten_key) || uuid_send(CAST({} AS uuid)))".format
+_MARKED = f"""
+    SELECT id, ceil(extract(
+        epoch FROM at + CAST(:forgotten_for AS interval) - clock_timestamp())) AS seconds
+    FROM unnest(CAST(:ids AS uuid[])) AS id JOIN forgotten ON mark = {_MARK("id")}
+    WHERE at > clock_timestamp() - CAST(:forgotten_for AS interval)
+"""  # noqa: S608 - this module's own words
+
 # In the order of the ids, so that two batches with the same installs cannot deadlock.
-_INSERT = text(
-    f"""
+_INSERT = f"""
     WITH arrived AS (
         SELECT CAST(body ->> 'instance_id' AS uuid) AS instance_id,
             CAST(body ->> 'sent_at' AS timestamptz) AS sent_at, body
         FROM jsonb_array_elements(CAST(:bodies AS jsonb)) AS body
     ),
+    marked AS ({_MARKED}),
     kept AS (
         INSERT INTO heartbeat (instance_id, sent_at, received_at, body)
         SELECT instance_id, sent_at, coalesce(CAST(:at AS timestamptz), now()), body FROM arrived
+        WHERE instance_id NOT IN (SELECT id FROM marked)
         ORDER BY instance_id, sent_at
         ON CONFLICT (instance_id, sent_at) DO NOTHING
         RETURNING instance_id, sent_at, received_at, body
@@ -94,28 +104,17 @@ _INSERT = text(
         WHERE NOT {_LATE} OR {_ON} < {_LAST_ON} AND {_FORMER_ON} <= {_ON}
             AND excluded.last_seen >= coalesce(install.former_seen, '-infinity')
     )
-    SELECT body ->> 'instance_id', body ->> 'sent_at'
-    FROM arrived
+    SELECT body ->> 'instance_id', body ->> 'sent_at', seconds
+    FROM arrived LEFT JOIN marked ON id = instance_id
     WHERE NOT EXISTS (
         SELECT FROM kept
         WHERE kept.instance_id = arrived.instance_id AND kept.sent_at = arrived.sent_at
     )
     """  # noqa: S608 - this module's own words
-)
 
-_MARK = "sha256((SELECT key FROM forgotten_key) || uuid_send(CAST({} AS uuid)))".format
-_MARKED = text(
-    f"""
-    SELECT id, ceil(extract(
-        epoch FROM at + CAST(:forgotten_for AS interval) - clock_timestamp())) AS seconds
-    FROM unnest(CAST(:ids AS text[])) AS id JOIN forgotten ON mark = {_MARK("id")}
-    WHERE at > clock_timestamp() - CAST(:forgotten_for AS interval)
-    """  # noqa: S608 - this module's own words
-)
-_BOUND_AND_MARKED = text(
-    f"WITH bound AS MATERIALIZED (SELECT {_BOUNDS})"  # noqa: S608 - as above
-    f" SELECT marked.* FROM bound LEFT JOIN ({_MARKED.text}) AS marked ON true"
-)
+# Sent at once. The marks are looked for again, by a statement of its own, so that it sees what was
+# committed while the one before waited for a row.
+_KEEP = text(f"SELECT {_BOUNDS}; {_INSERT}; {_MARKED}")
 _FORGET = (
     text(
         f"""
@@ -198,7 +197,11 @@ def connect(url: str | URL) -> Engine:
         pool_timeout=5,
         pool_pre_ping=True,
         hide_parameters=True,
-        connect_args={"prepare_threshold": None, "connect_timeout": 5, "tcp_user_timeout": 10_000},
+        connect_args={
+            "prepare_threshold": None,
+            "connect_timeout": 5,
+            "tcp_user_timeout": 10_000,
+        },
     )
     event.listen(made, "handle_error", _leave_the_read_only)
     return made
@@ -245,27 +248,38 @@ def insert(
         DeletedMeanwhileError: roll back, and do it again.
     """
     arrived = {(each.instance_id, each.sent_at): each for each in heartbeats[::-1]}
-    ids = [*{each.instance_id for each in heartbeats}]
-    wait = _marked(connection, _BOUND_AND_MARKED, ids)
-    new = [each.canonical() for each in arrived.values() if each.instance_id not in wait]
     # One array of JSON: to quote each body in one of SQL would take longer than all else here.
-    values = {"bodies": f"[{','.join(new)}]", "at": at, "established_days": established_days}
-    others = {(instance_id, at) for instance_id, at in connection.execute(_INSERT, values)}
-    if _marked(connection, _MARKED, ids).keys() - wait:
+    bodies = ",".join(each.canonical() for each in arrived.values())
+    values = {
+        "bodies": f"[{bodies}]",
+        "ids": [*{each.instance_id for each in heartbeats}],
+        "at": at,
+        "established_days": established_days,
+        "forgotten_for": FORGOTTEN_FOR,
+    }
+    # Of psycopg's cursors, the one that sends several statements at once.
+    driver: Any = connection.connection.driver_connection
+    driver.cursor_factory = ClientCursor
+    _, others, marked = _results(connection.execute(_KEEP, values))
+    waits = {name: max(int(wait), 1) for name, _, wait in others if wait is not None}
+    if {str(name) for name, _ in marked} - waits.keys():
         raise DeletedMeanwhileError
+    there = {(name, sent_at) for name, sent_at, _ in others}
     fates = []
     for each in heartbeats:
         name = (each.instance_id, each.sent_at)
-        seconds = wait.get(each.instance_id, 0)
-        fates.append(Fate(new=not seconds and name not in others, wait=seconds))
-        others.add(name)  # when it comes again
+        fates.append(Fate(new=name not in there, wait=waits.get(each.instance_id, 0)))
+        there.add(name)  # when it comes again
     return fates
 
 
-def _marked(connection: Connection, statement: TextClause, ids: Sequence[str]) -> dict[str, int]:
-    """Return those of ``ids`` that are marked, and for how many seconds more."""
-    found = connection.execute(statement, {"ids": ids, "forgotten_for": FORGOTTEN_FOR})
-    return {name: max(int(seconds), 1) for name, seconds in found if name is not None}
+def _results(said: CursorResult[Any]) -> Iterator[Sequence[Any]]:
+    """Yield the rows of each of several statements that were sent at once."""
+    cursor = said.cursor
+    while True:
+        yield cursor.fetchall()
+        if not cursor.nextset():
+            return
 
 
 def forget(connection: Connection, instance_id: UUID) -> None:
