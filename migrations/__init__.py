@@ -4,19 +4,21 @@ Each history has a version table of its own. ConsentOS keeps ``alembic_version``
 database as the pipeline, and nobody but ConsentOS touches that one.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from time import sleep
+from typing import Any, Literal, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
+from psycopg.errors import LockNotAvailable
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from migrations import host, repair
@@ -28,6 +30,13 @@ BASE = "base"
 
 SEVERAL = "several"
 """In the place of a revision: a version table that was restored twice names more than one."""
+
+
+TRIES = 20
+"""So often a migration of the collector gives way to whoever holds a lock that it needs."""
+BETWEEN_SECONDS = 1.0
+
+T = TypeVar("T")
 
 
 class MigrationRefusedError(Exception):
@@ -57,9 +66,8 @@ def migrate(connection: Connection, history: History, to: str = "head") -> Migra
     config = _config(history)
     config.attributes["connection"] = connection
     if history == "collector":
-        with _turn(connection):
-            _prepare(connection, config, to)
-            return _migrate(connection, history, config, to)
+        with _turn(connection.engine):
+            return _migrate_online(connection, config, to)
     if to != "base":
         with _alone(connection):
             refusal = host.give_back_instance(connection)
@@ -113,28 +121,60 @@ def _alone(connection: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def _turn(connection: Connection) -> Iterator[None]:
-    """Wait until no other migration runs, and keep others waiting over several transactions."""
-    lock = "hashtext('consentos-telemetry')"
-    with connection.begin():
-        connection.execute(text(f"SELECT pg_advisory_lock({lock})"))
-    try:
+def _turn(engine: Engine) -> Iterator[None]:
+    """Wait until no other migration runs, and keep others waiting over several transactions.
+
+    The lock is that of a transaction, since a session's does not pass through a pooler.
+    """
+    with engine.connect() as connection, connection.begin():
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry collector'))")
+        )
         yield
-    finally:
-        if not connection.invalidated:
-            with connection.begin():
-                connection.execute(text(f"SELECT pg_advisory_unlock({lock})"))
 
 
-def _prepare(connection: Connection, config: Config, to: str) -> None:
-    """Run ``prepare`` of each revision that has one and is still to come on the way to ``to``."""
+def _migrate_online(connection: Connection, config: Config, to: str) -> Migrated:
+    """Prepare what takes long, and migrate.
+
+    What was prepared is undone where that fails: it would refuse heartbeats in the end.
+    """
+    revisions = [] if to == "base" else _with_preparation(connection, config, to)
+
+    def prepare_and_migrate() -> Migrated:
+        for each in revisions:
+            each.prepare(connection)
+        return _migrate(connection, "collector", config, to)
+
+    try:
+        return _patiently(connection, prepare_and_migrate)
+    except BaseException:
+        with suppress(DBAPIError):  # the first error says more
+            for each in revisions:
+                _patiently(connection, partial(each.undo, connection))
+        raise
+
+
+def _patiently(connection: Connection, work: Callable[[], T]) -> T:
+    """Return what ``work`` does; begin it again where others hold a lock for too long."""
+    for _ in range(TRIES):
+        try:
+            return work()
+        except DBAPIError as error:
+            connection.rollback()
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+        sleep(BETWEEN_SECONDS)
+    return work()
+
+
+def _with_preparation(connection: Connection, config: Config, to: str) -> list[Any]:
+    """Return the revisions to come on the way to ``to`` that can be prepared, as their modules."""
     with connection.begin():
         found = revision(connection, "collector")
-    if to == "base" or found not in {*known("collector"), BASE}:
-        return
-    for script in [*ScriptDirectory.from_config(config).iterate_revisions(to, found)][::-1]:
-        if prepare := getattr(script.module, "prepare", None):
-            prepare(connection)
+    if found not in known("collector") or found == "0001":
+        return []  # there is nothing, or hardly anything, that would take long
+    scripts = [*ScriptDirectory.from_config(config).iterate_revisions(to, found)][::-1]
+    return [script.module for script in scripts if hasattr(script.module, "prepare")]
 
 
 def _run(config: Config, to: str) -> None:

@@ -33,6 +33,8 @@ ACCEPTED_AT_ONCE = 32
 """asyncio accepts so many before anything else runs. Three such batches may be under way."""
 QUEUED = 4_096
 """Connections that wait in the kernel for their turn; it may allow fewer."""
+READ_BYTES = 16 * 1024
+"""So much is read at once, and may wait beyond the request that is being answered."""
 END = b"\r\n\r\n"
 FRAMING = (b"host", b"content-length", b"transfer-encoding")
 MAX_HEAD_BYTES = 8 * 1024
@@ -143,6 +145,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Wait for a head, if there is room."""
         super().connection_made(transport)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # asyncio would read 256 KiB
         self._unread = bytearray()
         self.server_state.make_room(self, self.loop.time())
         self._note()
@@ -202,6 +205,12 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()
         self._read()
 
+    def resume_writing(self) -> None:
+        """Read on, since the caller has read its answers."""
+        super().resume_writing()
+        self.flow.resume_reading()
+        self._read()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Free its place."""
         super().connection_lost(exc)
@@ -214,13 +223,15 @@ class Connection(HttpToolsProtocol):
             del self._unread[:size]
             self._left -= size
             self._feed(piece)
-        if self._unread and self._awaited is Stage.ANSWER:
+        if self._unread and (self._awaited is Stage.ANSWER or self.flow.write_paused):
             self.flow.pause_reading()
         self._note()
 
     def _size(self) -> int:
         """Return how many bytes the parser may have: a whole head, or some of the body."""
         match self._awaited:
+            case Stage.HEAD if self.flow.write_paused:
+                return 0  # who does not read its answers gets no more of them
             case Stage.HEAD:
                 end = self._unread.find(END, 0, MAX_HEAD_BYTES)
                 begun = self._unread[:1].isupper()

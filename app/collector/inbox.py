@@ -232,6 +232,8 @@ class Inbox:
             if isinstance(error, DataError | IntegrityError):
                 return RefusedError("The database refuses this heartbeat.")
             return UnavailableError("The database is not available.")
+        except store.DeletedMeanwhileError:
+            return UnavailableError("An install was deleted a moment ago.", seconds=1)
         except Exception as error:  # noqa: BLE001 - who waits raises it; the writer lives on
             return error
 

@@ -66,6 +66,9 @@ def _prune(engine: Engine, retention_days: int, ended: Event, *, anyhow: bool) -
     with engine.begin() as connection:
         store.prune_marks(connection)
         needed = recount.progress(connection) is not None and not anyhow
-    more = retention_days > 0 and not needed
-    while more and not ended.is_set():
-        more = store.prune(engine, timedelta(days=retention_days))
+    if retention_days == 0 or needed:
+        return
+    cutoff = store.cutoff(engine, timedelta(days=retention_days))
+    weeks.drop(engine, cutoff)
+    while store.prune(engine, cutoff) and not ended.is_set():
+        pass

@@ -6,16 +6,17 @@ other, on the row alone: what was stored before is deleted, and what comes after
 is turned away.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from psycopg import ClientCursor
+import psycopg
 from psycopg.errors import ReadOnlySqlTransaction
-from sqlalchemy import URL, Connection, CursorResult, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
 
 from app.collector import weeks
 from app.payload import Heartbeat
@@ -112,22 +113,26 @@ _INSERT = f"""
     )
     """  # noqa: S608 - this module's own words
 
-# Sent at once. The marks are looked for again, by a statement of its own, so that it sees what was
-# committed while the one before waited for a row.
-_KEEP = text(f"SELECT {_BOUNDS}; {_INSERT}; {_MARKED}")
-_FORGET = (
+# The marks are looked for again, by a statement of its own: it sees what was committed while the
+# one before waited for a row.
+_DIALECT = URL.create("postgresql+psycopg").get_dialect()()
+_KEEP = tuple(
+    str(text(statement).compile(dialect=_DIALECT))
+    for statement in (f"SELECT {_BOUNDS}", _INSERT, _MARKED)
+)
+FORGET = (
     text(
         f"""
         INSERT INTO forgotten (mark, at) VALUES ({_MARK(":id")}, clock_timestamp())
         ON CONFLICT (mark) DO UPDATE SET at = excluded.at
         """  # noqa: S608 - as above
     ),
-    # Waits also for another transaction that is about to make the row.
+    # Takes the row, also where another transaction is about to make it.
     text(
         """
         INSERT INTO install (instance_id, first_seen, last_seen, body)
         VALUES (:id, now(), now(), '{}')
-        ON CONFLICT (instance_id) DO NOTHING
+        ON CONFLICT (instance_id) DO UPDATE SET instance_id = excluded.instance_id
         """
     ),
     *(
@@ -257,10 +262,7 @@ def insert(
         "established_days": established_days,
         "forgotten_for": FORGOTTEN_FOR,
     }
-    # Of psycopg's cursors, the one that sends several statements at once.
-    driver: Any = connection.connection.driver_connection
-    driver.cursor_factory = ClientCursor
-    _, others, marked = _results(connection.execute(_KEEP, values))
+    _, others, marked = send(connection, _KEEP, values)
     waits = {name: max(int(wait), 1) for name, _, wait in others if wait is not None}
     if {str(name) for name, _ in marked} - waits.keys():
         raise DeletedMeanwhileError
@@ -273,13 +275,33 @@ def insert(
     return fates
 
 
-def _results(said: CursorResult[Any]) -> Iterator[Sequence[Any]]:
-    """Yield the rows of each of several statements that were sent at once."""
-    cursor = said.cursor
-    while True:
-        yield cursor.fetchall()
-        if not cursor.nextset():
-            return
+def send(
+    connection: Connection, statements: Sequence[str], values: Mapping[str, Any]
+) -> list[list[Any]]:
+    """Send several statements before the answer to the first has come; return the rows of each.
+
+    Their values are bound, and not written into the statement: that would be in the server's log
+    where it fails.
+    """
+    driver: Any = connection.connection.driver_connection
+    try:
+        with driver.pipeline() as pipeline:
+            cursors = [driver.execute(statement, values) for statement in statements]
+            # Without it the server would not see a process that stands still from here on as idle.
+            pipeline.sync()
+            return [cursor.fetchall() for cursor in cursors]
+    except psycopg.Error as error:
+        if driver.closed or isinstance(error, ReadOnlySqlTransaction):
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            None,
+            None,
+            error,
+            psycopg.Error,
+            hide_parameters=True,
+            connection_invalidated=connection.invalidated,
+            dialect=connection.dialect,
+        ) from None
 
 
 def forget(connection: Connection, instance_id: UUID) -> None:
@@ -288,7 +310,7 @@ def forget(connection: Connection, instance_id: UUID) -> None:
     For ``FORGOTTEN_FOR`` nothing is stored under it, whichever process it is brought to.
     """
     connection.execute(_BOUND)
-    for statement in _FORGET:
+    for statement in FORGET:
         connection.execute(statement, {"id": instance_id})
 
 
@@ -324,19 +346,22 @@ def held(connection: Connection, instance_id: UUID, *, after: str | None, limit:
     return [Row(*row) for row in found]
 
 
-def prune(engine: Engine, retention: timedelta) -> bool:
-    """Delete what is older than ``retention``: heartbeats, and installs not heard of since.
-
-    Heartbeats go with their week where they can, see ``weeks``. Return whether there may be more:
-    a call deletes about ``PRUNED_AT_ONCE`` installs. What others use at this moment is left for the
-    next call.
-    """
+def cutoff(engine: Engine, retention: timedelta) -> datetime:
+    """Return the time before which what was received is older than ``retention``."""
     with engine.begin() as connection:
         connection.execute(_BOUND)
-        cutoff: datetime = connection.execute(_CUTOFF, {"retention": retention}).scalar_one()
-    weeks.drop(engine, cutoff)
+        found: datetime = connection.execute(_CUTOFF, {"retention": retention}).scalar_one()
+    return found
+
+
+def prune(engine: Engine, before: datetime) -> bool:
+    """Delete installs not heard of since ``before``, and heartbeats as ``weeks.delete`` does.
+
+    Return whether there may be more: a call deletes ``PRUNED_AT_ONCE`` installs at most. What
+    others use at this moment is left for the next call.
+    """
     more = [
-        weeks.unless_in_use(engine, partial(work, cutoff=cutoff))
+        weeks.unless_in_use(engine, partial(work, cutoff=before))
         for work in (weeks.delete, _prune_installs)
     ]
     return any(more)

@@ -1,8 +1,8 @@
 """The partitions of ``heartbeat``: one for each week of ``sent_at``, and two of another kind.
 
 A week begins on a Monday, UTC. It is made ahead, and dropped when the last heartbeat in it is older
-than may be kept. What was sent in a week that has no partition, by a clock that is wrong, is in the
-DEFAULT one; what was stored before there were weeks is in one as well.
+than may be kept. The DEFAULT partition has what was sent in a week that has none: by clocks that
+are wrong. Another partition has what was stored before the table was partitioned.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ _BEFORE = "heartbeat_before_"
 _BOUND = text(
     "SELECT set_config('lock_timeout', '200ms', true), set_config('statement_timeout', '5s', true)"
 )
-# Where many clocks are wrong, to move their heartbeats takes its time; only they wait for it.
-_ROOM = text("SELECT set_config('statement_timeout', '5min', true)")
+# Who asks for an id waits meanwhile. What takes longer stays where it is, and is deleted there.
+_ROOM = text("SELECT set_config('statement_timeout', '3s', true)")
 _NAMES = text(
     "SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid"
     " WHERE inhparent = CAST('heartbeat' AS regclass) ORDER BY relname"
@@ -131,14 +131,14 @@ def drop(engine: Engine, cutoff: datetime) -> None:
 def delete(connection: Connection, cutoff: datetime) -> bool:
     """Delete heartbeats received before ``cutoff`` that will not be dropped with their week.
 
-    They are in a partition that is no week, or in a week that is long over and has newer ones, of a
-    clock that is wrong. Those of ``DELETED_AT_ONCE`` installs of each partition are deleted. Return
-    whether there may be more.
+    They are in a partition that is no week, or of clocks that are wrong: in a week that had not
+    begun by then, or in one that is long over and has newer ones. Those of ``DELETED_AT_ONCE``
+    installs of each partition are deleted. Return whether there may be more.
     """
     found = [
         _delete(connection, each.name, cutoff)
         for each in partitions(connection)
-        if each.begins is None or each.ended(cutoff - LATE)
+        if each.begins is None or _moment(each.begins) > cutoff or each.ended(cutoff - LATE)
     ]
     return any(found)
 

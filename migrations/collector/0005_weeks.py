@@ -22,12 +22,20 @@ COLUMNS = """
     PRIMARY KEY (instance_id, sent_at)
 """
 
-# What an earlier run has left behind is undone first: its Monday may be over.
-BEGIN = """
+# What was moved goes back, but for what was deleted since: it has no install any more, or a newer
+# one.
+BACK = """
 ALTER TABLE heartbeat DROP CONSTRAINT IF EXISTS {limit};
 CREATE TABLE IF NOT EXISTS heartbeat_default ({columns});
-INSERT INTO heartbeat SELECT * FROM heartbeat_default ON CONFLICT DO NOTHING;
-TRUNCATE heartbeat_default;
+INSERT INTO heartbeat SELECT * FROM heartbeat_default AS ahead WHERE EXISTS (
+    SELECT FROM install
+    WHERE install.instance_id = ahead.instance_id AND first_seen <= ahead.received_at
+) ON CONFLICT DO NOTHING;
+DROP TABLE heartbeat_default;
+"""
+
+BEGIN = """
+CREATE TABLE heartbeat_default ({columns});
 ALTER TABLE heartbeat ADD CONSTRAINT {limit} CHECK (sent_at < '{monday}') NOT VALID;
 """
 
@@ -50,7 +58,7 @@ COMMENT ON TABLE heartbeat IS
     'Every heartbeat once, as the schema reads it: no address, no header, no raw body.';
 COMMENT ON TABLE heartbeat_default IS
     'Heartbeats whose sent_at is in no week that has a partition: of clocks that are wrong.';
--- Whoever was deleted after MOVE has no install any more, or a newer one.
+-- As in BACK.
 DELETE FROM heartbeat_default AS ahead WHERE NOT EXISTS (
     SELECT FROM install
     WHERE install.instance_id = ahead.instance_id AND first_seen <= ahead.received_at
@@ -94,17 +102,23 @@ def prepare(connection: Connection) -> None:
 
     Two passes over the table, of which neither keeps a heartbeat waiting.
     """
-    with connection.begin():
-        if connection.scalar(text("SELECT to_regclass('heartbeat')")) is None:
-            return
+    undo(connection)
     for statement in _statements():
         with connection.begin():
-            connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+            _bound(connection)
             connection.execute(text(statement))
+
+
+def undo(connection: Connection) -> None:
+    """Take back what ``prepare`` has done, wherever it was interrupted."""
+    with connection.begin():
+        _bound(connection)
+        connection.execute(text(BACK.format(limit=LIMIT, columns=COLUMNS)))
 
 
 def upgrade() -> None:
     """Put the table so far, and that of clocks that are ahead, into one that is partitioned."""
+    _bound(op.get_bind())
     if _limit() is None:  # the table was made a moment ago
         for statement in _statements():
             op.execute(statement)
@@ -120,6 +134,12 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Put every heartbeat into one table again."""
     op.execute(DOWN.format(columns=COLUMNS))
+
+
+def _bound(connection: Connection) -> None:
+    # Heartbeats wait behind whoever waits for a lock, and give up after 4 seconds.
+    connection.execute(text("SET LOCAL lock_timeout = '1s'"))
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
 
 
 def _statements() -> list[str]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -192,6 +193,18 @@ def test_a_deletion_is_final_wherever_it_meets_what_is_being_stored(
     for each in (engine, own_engine):
         each.dispose()
     assert query(migrated, "SELECT 1 FROM heartbeat UNION ALL SELECT 1 FROM install") == []
+
+
+def test_whoever_deletes_has_the_row_of_the_install_whoever_else_deletes_it(migrated: str) -> None:
+    engine = store.connect(migrated)
+    with engine.begin() as connection:
+        store.insert(connection, [parse(BODY)], at=datetime(2020, 1, 1, tzinfo=UTC))
+    with engine.begin() as deleting:
+        for statement in store.FORGET[:2]:
+            deleting.execute(statement, {"id": INSTANCE})
+        store.prune(engine, datetime.now(UTC))
+        assert query(migrated, "SELECT count(*) FROM install") == [(1,)]
+    engine.dispose()
 
 
 def test_a_collector_that_stands_still_in_its_transaction_holds_up_a_deletion_for_seconds_only(

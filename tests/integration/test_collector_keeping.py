@@ -104,7 +104,7 @@ def test_each_step_deletes_so_many_and_says_whether_there_are_more(engine: Engin
     heard_of(url, range(store.PRUNED_AT_ONCE + 1), days_ago=3)
 
     def step() -> bool:
-        return store.prune(engine, timedelta(days=2))
+        return store.prune(engine, store.cutoff(engine, timedelta(days=2)))
 
     assert step() is True
     assert (count(url, "heartbeat"), count(url, "install")) == (1, 1)
@@ -119,10 +119,10 @@ def test_an_install_that_is_heard_of_while_it_is_deleted_stays(engine: Engine) -
         body = of(0).replace("2026-05-02", "2026-05-03")
         store.insert(writing, [parse(body)])
         began = time.monotonic()
-        assert store.prune(engine, timedelta(days=2)) is False
+        assert store.prune(engine, store.cutoff(engine, timedelta(days=2))) is False
         assert time.monotonic() - began < 2  # it has not waited
     assert count(url, "install") == 2
-    store.prune(engine, timedelta(days=2))
+    store.prune(engine, store.cutoff(engine, timedelta(days=2)))
     assert count(url, "install") == count(url, "heartbeat") == 1
 
 

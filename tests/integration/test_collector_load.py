@@ -219,6 +219,26 @@ def test_a_commit_waits_for_the_disk_whatever_the_database_sets(
     assert found == {"off": "local"}.get(setting, setting)
 
 
+def test_no_statement_that_the_server_may_log_has_a_body_in_it(migrated: str) -> None:
+    engine = store.connect(migrated)
+
+    def insert() -> None:
+        with engine.begin() as connection:
+            store.insert(connection, [parse(BODY)])
+
+    waiting = "SELECT query FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(1) as pool:
+        with create_engine(migrated, poolclass=NullPool).connect() as held:
+            held.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
+            inserted = pool.submit(insert)
+            until(lambda: query(migrated, waiting))
+            [(said,)] = query(migrated, waiting)
+        inserted.result()
+    engine.dispose()
+    assert "INSERT INTO heartbeat" in said
+    assert INSTANCE not in said
+
+
 def test_two_batches_of_the_same_heartbeats_in_opposite_orders_do_not_deadlock(
     migrated: str,
 ) -> None:

@@ -736,7 +736,7 @@ def test_what_is_pruned_leaves_every_number_as_it_is_and_cannot_be_counted_again
                 store.insert(connection, [sent], at=at, established_days=1)
     recount.catch_up(collector)
     before = recorded(collector)
-    store.prune(collector, 40 * DAY)
+    store.prune(collector, store.cutoff(collector, 40 * DAY))
     assert one(collector, "SELECT count(*) FROM heartbeat") == 4
     assert one(collector, "SELECT count(*) FROM install") == 2
     with collector.begin() as connection:

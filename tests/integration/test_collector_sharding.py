@@ -4,8 +4,9 @@ No sharded Postgres is at hand here, so the form of every statement is held inst
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -27,7 +28,7 @@ def engine(migrated: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def transactions(engine: Engine) -> list[list[str]]:
+def transactions(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Do everything that a collector does, and return its statements by their transaction."""
     done: list[list[str]] = []
 
@@ -38,6 +39,12 @@ def transactions(engine: Engine) -> list[list[str]]:
     def said(_c: object, _cursor: object, statement: str, *_: object) -> None:
         done[-1].append(statement)
 
+    def said_at_once(_: Connection, statements: Sequence[str], values: Any) -> list[list[Any]]:
+        done[-1] += statements
+        return send(_, statements, values)
+
+    send = store.send
+    monkeypatch.setattr(store, "send", said_at_once)
     event.listen(Engine, "before_cursor_execute", said)
     try:
         _everything(engine)
@@ -76,7 +83,7 @@ def _everything(engine: Engine) -> None:
     check.check(engine.url.render_as_string(hide_password=False))
     with engine.begin() as connection:
         store.prune_marks(connection)
-    store.prune(engine, 20 * DAY)
+    store.prune(engine, store.cutoff(engine, 20 * DAY))
 
 
 def test_no_statement_names_a_row_by_its_ctid(transactions: list[list[str]]) -> None:

@@ -153,11 +153,20 @@ def test_a_clock_that_is_wrong_does_not_keep_what_is_too_old(engine: Engine) -> 
     for number in range(5):
         bring(engine, number, daily.begins(begins), daily.begins(begins))
     bring(engine, 9, daily.begins(begins), NOW)
-    store.prune(engine, RETENTION)
+    store.prune(engine, store.cutoff(engine, RETENTION))
     assert where(engine) == {name: 1}
     assert query(url_of(engine), "SELECT CAST(instance_id AS text) FROM heartbeat") == [
         (parse(of(9)).instance_id,)
     ]
+
+
+def test_a_clock_that_was_ahead_keeps_nothing_for_longer(engine: Engine) -> None:
+    weeks.make(engine)
+    bring(engine, 1, NOW + 20 * DAY, NOW - RETENTION - DAY)
+    bring(engine, 2, NOW + 20 * DAY, NOW - RETENTION + DAY)
+    assert "heartbeat_default" not in where(engine)
+    store.prune(engine, store.cutoff(engine, RETENTION))
+    assert sum(where(engine).values()) == 1
 
 
 def test_what_is_in_no_week_is_deleted_by_its_receipt(engine: Engine) -> None:
@@ -165,7 +174,7 @@ def test_what_is_in_no_week_is_deleted_by_its_receipt(engine: Engine) -> None:
     bring(engine, 1, NOW + 999 * DAY, NOW - RETENTION - DAY)
     bring(engine, 2, NOW + 999 * DAY, NOW - RETENTION + DAY)
     bring(engine, 3, NOW - 999 * DAY, NOW - RETENTION - DAY)
-    assert store.prune(engine, RETENTION) is False
+    assert store.prune(engine, store.cutoff(engine, RETENTION)) is False
     assert query(url_of(engine), "SELECT right(left(instance_id::text, 8), 1) FROM heartbeat") == [
         ("2",)
     ]
@@ -175,7 +184,7 @@ def test_what_is_new_of_the_same_install_is_not_deleted_with_what_is_old(engine:
     for number in (1, 2):
         bring(engine, number, NOW + 999 * DAY, NOW - RETENTION - DAY)
         bring(engine, number, NOW + 998 * DAY, NOW)
-    store.prune(engine, RETENTION)
+    store.prune(engine, store.cutoff(engine, RETENTION))
     assert query(url_of(engine), "SELECT count(*), min(sent_at) FROM heartbeat") == [
         (2, NOW + 998 * DAY)
     ]
@@ -192,7 +201,7 @@ def test_of_three_hundred_fresh_heartbeats_none_is_deleted_with_the_old_ones(
         bring(engine, 1_000 + number, NOW, NOW)
         bring(engine, 2_000 + number, NOW + 900 * DAY, NOW)
         bring(engine, 3_000 + number, sent, NOW)
-    while store.prune(engine, RETENTION):
+    while store.prune(engine, store.cutoff(engine, RETENTION)):
         pass
     assert where(engine) == {old: 100, f"heartbeat_{MONDAY:%Y%m%d}": 100, "heartbeat_default": 100}
     assert query(url_of(engine), "SELECT count(*) FROM install") == [(300,)]
@@ -264,7 +273,7 @@ def test_an_upgrade_keeps_every_heartbeat_and_the_weeks_begin_after_it(
         "heartbeat_default",
     ]
     assert where(made) == {f"heartbeat_before_{first:%Y%m%d}": BY_HOUR, "heartbeat_default": 1}
-    store.prune(made, RETENTION)
+    store.prune(made, store.cutoff(made, RETENTION))
     assert query(collector_database, "SELECT count(*) FROM heartbeat") == [(100 * 24 - 1 + 1,)]
     with made.connect() as connection:
         migrate(connection, "collector", "base")
@@ -290,10 +299,17 @@ def test_an_upgrade_that_was_interrupted_is_run_again(collector_database: str, d
     assert query(collector_database, "SELECT count(*) FROM heartbeat") == [(BY_HOUR + 1,)]
 
 
-def test_what_is_deleted_during_an_upgrade_stays_deleted(collector_database: str) -> None:
+@pytest.mark.parametrize(
+    "sent_at", ["sent_at", "now() + interval '8 days'"], ids=["at once", "a week after it began"]
+)
+def test_what_is_deleted_during_an_upgrade_stays_deleted(
+    collector_database: str, sent_at: str
+) -> None:
     made = as_before(collector_database)
     for statement in STATEMENTS:
         query(collector_database, statement)
+    # By now it may belong to the table of before.
+    query(collector_database, f"UPDATE heartbeat_default SET sent_at = {sent_at}")
     for table in ("install", "heartbeat"):
         query(collector_database, f"DELETE FROM {table} WHERE instance_id = '{INSTANCE}'")
     upgrade(made)
@@ -328,6 +344,44 @@ def test_heartbeats_are_taken_during_an_upgrade(collector_database: str) -> None
         storing.result()
     assert max(waits) < 4
     assert query(collector_database, "SELECT count(*) FROM heartbeat") == [(before + len(waits),)]
+
+
+def test_an_upgrade_that_fails_leaves_the_table_as_it_was(
+    collector_database: str,
+) -> None:
+    made = as_before(collector_database)
+    query(
+        collector_database,
+        "CREATE FUNCTION heartbeat_no_ctid() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN RETURN NULL; END $$",
+    )
+    with pytest.raises(DBAPIError, match="already exists"):
+        upgrade(made)
+    query(collector_database, "DROP FUNCTION heartbeat_no_ctid()")
+    assert query(collector_database, "SELECT to_regclass('heartbeat_default')") == [(None,)]
+    assert query(collector_database, "SELECT count(*) FROM heartbeat") == [(BY_HOUR + 1,)]
+    far = changed(sent_at="2098-01-01T00:00:00+00:00")
+    with made.begin() as connection:
+        assert store.insert(connection, [parse(far)]) == [store.Fate(new=True)]
+    upgrade(made)
+
+
+def test_an_upgrade_gives_way_to_who_reads_for_long_and_heartbeats_are_taken_meanwhile(
+    collector_database: str,
+) -> None:
+    made = as_before(collector_database)
+    with ThreadPoolExecutor(1) as pool:
+        with made.connect() as reading:
+            reading.execute(text("SELECT count(*) FROM heartbeat"))
+            upgrading = pool.submit(upgrade, made)
+            for number in range(8):
+                began = time.monotonic()
+                bring(made, number, NOW, NOW)
+                assert time.monotonic() - began < 3.5
+                time.sleep(0.3)
+            assert not upgrading.done()
+        upgrading.result()
+    assert query(collector_database, "SELECT count(*) FROM heartbeat") == [(BY_HOUR + 1 + 8,)]
 
 
 def test_a_release_before_that_still_runs_deletes_nothing_new(collector_database: str) -> None:
