@@ -28,7 +28,7 @@ from app.payload import Heartbeat
 
 CAPACITY = 1_000
 """How many may be waiting, those included whose commit is under way."""
-AT_ONCE = 32
+AT_ONCE = 64
 """So many are committed together, where they wait; and half, where that is more."""
 ANSWER_SECONDS = 8.0
 """A sender gives up after 10, as it is delivered; it shall hear that the collector cannot."""

@@ -278,18 +278,14 @@ def insert(
 def send(
     connection: Connection, statements: Sequence[str], values: Mapping[str, Any]
 ) -> list[list[Any]]:
-    """Send several statements before the answer to the first has come; return the rows of each.
+    """Send statements without SQLAlchemy, which would take half of the time; return their rows.
 
-    Their values are bound, and not written into the statement: that would be in the server's log
-    where it fails.
+    Their values are bound, and not written into them: the server logs a statement that fails.
     """
     driver: Any = connection.connection.driver_connection
     try:
-        with driver.pipeline() as pipeline:
-            cursors = [driver.execute(statement, values) for statement in statements]
-            # Without it the server would not see a process that stands still from here on as idle.
-            pipeline.sync()
-            return [cursor.fetchall() for cursor in cursors]
+        with driver.cursor() as cursor:
+            return [cursor.execute(statement, values).fetchall() for statement in statements]
     except psycopg.Error as error:
         if driver.closed or isinstance(error, ReadOnlySqlTransaction):
             connection.invalidate(error)

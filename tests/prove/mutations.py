@@ -1372,14 +1372,6 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a process that stands still is not seen as idle",
-        "app/collector/store.py",
-        "            pipeline.sync()\n",
-        "",
-        f"{FORGETTING}::test_a_collector_that_stands_still_in_its_transaction_holds_up_a_deletion_for_seconds_only",
-    ),
-    Mutation(
-        9,
         "a clock that was ahead keeps a heartbeat for longer",
         "app/collector/weeks.py",
         "_moment(each.begins) > cutoff or ",
