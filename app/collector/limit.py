@@ -19,6 +19,9 @@ MAX_CLIENTS = 100_000
 MAX_IDS = 100_000
 BUSY_CLIENTS = 100
 """So many are counted at once to find the busiest."""
+FIRST = 1
+"""A client's first request of a day is not counted for the busiest: every client has one, and every
+process that starts would add another."""
 NETWORK = 64
 """Bits: whoever has an IPv6 address has 2**64 of them."""
 SITE = 48
@@ -126,7 +129,7 @@ class Busiest:
 
     At most ``clients`` are counted at once. Where one more comes, each of them loses a request (the
     algorithm of Misra and Gries), so the number is never too large, and too small by at most one of
-    ``clients`` requests.
+    ``clients`` requests, and by ``FIRST``.
     """
 
     def __init__(self, *, clients: int = BUSY_CLIENTS) -> None:
@@ -135,7 +138,7 @@ class Busiest:
         self._day: int | None = None
         self._key = b""
         self._made: dict[bytes, int] = {}
-        self._most = 0
+        self._most = FIRST
 
     def grows(self, address: str, now: float) -> bool:
         """Count a request; return whether the number of the busiest client is now one higher.
@@ -162,7 +165,7 @@ class Busiest:
         if day != self._day:
             self._day, self._key = day, token_bytes(32)
             self._made.clear()
-            self._most = 0
+            self._most = FIRST
 
 
 def caller(scope: Scope) -> str:

@@ -1593,7 +1593,7 @@ MUTATIONS = (
         9,
         "the busiest client is never forgotten, and no later day counts it",
         "app/collector/limit.py",
-        "            self._made.clear()\n            self._most = 0\n",
+        "            self._made.clear()\n            self._most = FIRST\n",
         "            self._made.clear()\n",
         "unit/test_limit.py::test_a_new_day_begins_at_zero_and_takes_nothing_back",
     ),
