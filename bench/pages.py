@@ -48,7 +48,7 @@ PATIENCE = 60.0
 
 FILTERED = ["/?days=30", "/?days=365", "/?edition=ce", "/?edition=ee", "/?version=0.4.1"]
 UNKNOWN = [f"/?version=9.{number}.0" for number in range(5_000)]
-"""Filters that nothing passes: each has to be read and rendered again."""
+"""Filters that no install passes: each is read and rendered again."""
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -312,7 +312,7 @@ def _round(port: int) -> dict[str, dict[str, dict[str, float]]]:
         "the page": ask(plain),
         "the page, If-None-Match": _once_more(ask_for_changes),
         "five filters in turn": ask([_request(path) for path in FILTERED]),
-        "filters that nothing passes": ask(unknown),
+        "filters that no install passes": ask(unknown),
     }
     under = {
         "no page": asyncio.run(_heartbeats_while(port, None)),

@@ -38,6 +38,8 @@ main()
 """
 SECONDS = 3.0
 """What a page may take whose standby does not answer: 2 seconds, and what it takes anyway."""
+AT_ONCE = 1.8
+"""Less than that: the standby was not waited for."""
 FORMS = ("/", "/v1/stats.json", "/v1/stats.csv")
 
 
@@ -191,7 +193,7 @@ def test_the_page_is_served_while_the_primary_is_frozen(
                 began = time.monotonic()
                 assert own.client.get(f"{form}?days=365&edition=ce").status_code == 200
                 assert own.client.get(form).status_code == 200
-                assert time.monotonic() - began < SECONDS
+                assert time.monotonic() - began < AT_ONCE
             # Nobody knows what the primary has by now.
             until(lambda: "copy of the database" in said(own))
             assert active(own) == before
@@ -207,7 +209,7 @@ def test_a_standby_that_is_killed_costs_no_page_and_is_read_again_when_it_is_bac
             for form in FORMS:
                 began = time.monotonic()
                 assert own.client.get(form).status_code == 200
-                assert time.monotonic() - began < SECONDS
+                assert time.monotonic() - began < AT_ONCE
             query(counted, "DELETE FROM install")
             until(lambda: active(own) == 0)  # by the primary
             assert len(gone(own)) == 1
@@ -234,7 +236,8 @@ def test_a_standby_that_is_frozen_costs_one_request_two_seconds_and_no_other_any
                 assert own.client.get(f"/?version=1.2.{number}").status_code == 200
                 took.append(time.monotonic() - began)
             assert max(took) < SECONDS
-            assert len([each for each in took if each > 1.5]) == 1
+            # One waits; a second may have begun before that was known.
+            assert len([each for each in took if each > 1.5]) <= 2
             [line] = gone(own)
             assert line == 'collector.standby_gone reason="it does not answer"'
         until(lambda: "collector.standby_back" in own.log(), 20)
@@ -256,7 +259,7 @@ def test_taking_reading_and_deleting_by_id_never_ask_the_standby(
         assert own.post(BODY).status_code == 202
         assert own.held(INSTANCE).status_code == 200
         assert own.client.get("/readyz").status_code == 200
-        assert time.monotonic() - began < SECONDS
+        assert time.monotonic() - began < AT_ONCE
 
 
 def test_a_standby_that_has_not_replayed_a_migration_is_not_read(
@@ -335,7 +338,7 @@ def test_what_is_no_standby_is_not_read_and_nothing_of_its_url_is_logged(
             for form in FORMS:
                 began = time.monotonic()
                 assert own.client.get(form).status_code == 200
-                assert time.monotonic() - began < SECONDS
+                assert time.monotonic() - began < AT_ONCE
             until(lambda: gone(own))
             time.sleep(1)  # for more looks
             assert gone(own) == [f'collector.standby_gone reason="{reason}"']
