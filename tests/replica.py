@@ -104,8 +104,7 @@ class Replica:
 @contextmanager
 def running(primary: servers.Servers, directory: Path) -> Iterator[Replica]:
     """Make a standby of ``primary`` in ``directory``, which is wiped, until the block ends."""
-    home = psutil.Process(primary.postgres_pid)
-    user, programs = home.uids().real, primary.psql.parent
+    user, programs = psutil.Process(pid_of(primary)).uids().real, primary.psql.parent
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
     os.chown(directory, user, -1)
@@ -129,6 +128,13 @@ def running(primary: servers.Servers, directory: Path) -> Iterator[Replica]:
     finally:
         replica.stop()
         shutil.rmtree(directory)
+
+
+def pid_of(primary: servers.Servers) -> int:
+    """Return the process of the embedded Postgres, which another test may have started again."""
+    url = make_url(primary.postgres).set(drivername="postgresql+psycopg")
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        return int(connection.scalar(text("SELECT pg_read_file('postmaster.pid')")).split()[0])
 
 
 def _started(directory: Path, programs: Path, user: int) -> subprocess.Popen[bytes]:

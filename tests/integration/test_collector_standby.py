@@ -68,7 +68,7 @@ def standby(embedded: servers.Servers | None) -> Iterator[Replica]:
 def primary(embedded: servers.Servers | None, standby: Replica) -> Server:
     assert embedded is not None
     assert standby
-    return Server(embedded, embedded.postgres_pid, lambda: True)
+    return Server(embedded, replica.pid_of(embedded), lambda: True)
 
 
 @pytest.fixture
