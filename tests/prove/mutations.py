@@ -1535,8 +1535,8 @@ MUTATIONS = (
         9,
         "a session that is read-only is kept",
         "app/collector/store.py",
-        "        context.is_disconnect = True\n",
-        "        context.is_disconnect = False\n",
+        "        if driver.closed or isinstance(error, ReadOnlySqlTransaction):\n",
+        "        if driver.closed:\n",
         f"{HEALTH}::test_a_collector_that_starts_before_its_database_is_ready_says_why_and_recovers",
     ),
     Mutation(
