@@ -115,7 +115,8 @@ def version(program: Path) -> str:
 def tests(servers: Mapping[str, str], arguments: Sequence[str]) -> int:
     """Run the tests on these servers; return pytest's exit code."""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *(arguments or SUBSET)],
+        # One after the other: they share these servers, and some change the users of Redis.
+        [sys.executable, "-m", "pytest", "--numprocesses=0", *(arguments or SUBSET)],
         cwd=ROOT,
         env={**os.environ, **servers},
         check=False,
