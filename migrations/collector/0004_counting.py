@@ -1,4 +1,4 @@
-"""What is counted once a day: how often an install was heard of, and which names are shown."""
+"""What is counted once a day: how often an install was heard of, and which names are told."""
 
 from alembic import op
 
