@@ -60,16 +60,21 @@ _BYTES = text("SELECT pg_total_relation_size(CAST(:name AS regclass))")
 console = Console(highlight=False, soft_wrap=True)
 
 
+def begin(engine: Engine, until: date, days: int) -> None:
+    """Make the tables, and list what a fleet has released in the ``days`` up to ``until``."""
+    with engine.connect() as connection:
+        migrate(connection, "collector")
+    with engine.begin() as connection:
+        for release in releases(days):
+            day = until - timedelta(days=days - 1 - release.day)
+            connection.execute(_RELEASED, {"version": release.version, "day": day})
+
+
 def measure(embedded: servers.Servers, installs: int, until: date) -> dict[str, Any]:
     """Return what a collector of a fleet of so many installs takes, counts, holds and shows."""
     url = _database(embedded.postgres, f"collector_{installs}")
     engine = create_engine(with_driver(url), poolclass=NullPool)
-    with engine.connect() as connection:
-        migrate(connection, "collector")
-    with engine.begin() as connection:
-        for release in releases(DAYS):
-            day = until - timedelta(days=DAYS - 1 - release.day)
-            connection.execute(_RELEASED, {"version": release.version, "day": day})
+    begin(engine, until, DAYS)
     result: dict[str, Any] = {"installs": installs, "heartbeats": 0}
     for number, (day, arrivals) in enumerate(
         Fleet(20260502, installs=installs, days=DAYS, until=until)

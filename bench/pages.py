@@ -22,11 +22,10 @@ from rich.console import Console
 from sqlalchemy import Engine, NullPool, create_engine, text
 
 from app.demo import servers
-from app.demo.fleet import Fleet, releases
-from bench.collector import _RELEASED, _count, _has_counted, _hear_of
+from app.demo.fleet import Fleet
+from bench.collector import _count, _has_counted, _hear_of, begin
 from bench.ingest import _free_port, _listens, _make_durable, _requests, _wait_for, running
 from bench.rig import ROOT, RigError, rounded, with_driver
-from migrations import migrate
 
 DATA = ROOT / ".data" / "bench-pages"
 RESULT = ROOT / "bench" / "results" / "pages.json"
@@ -227,12 +226,7 @@ async def _heartbeats_while(
 
 def _fill(engine: Engine, until: date) -> None:
     """Have a fleet be heard of for ninety days, and each of them be counted."""
-    with engine.connect() as connection:
-        migrate(connection, "collector")
-    with engine.begin() as connection:
-        for release in releases(DAYS):
-            day = until - timedelta(days=DAYS - 1 - release.day)
-            connection.execute(_RELEASED, {"version": release.version, "day": day})
+    begin(engine, until, DAYS)
     for day, arrivals in Fleet(20260502, installs=INSTALLS, days=DAYS, until=until):
         with engine.begin() as connection:
             _hear_of(connection, arrivals)

@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -18,7 +17,7 @@ from sqlalchemy import Engine, NullPool, create_engine, text
 from app.collector import daily, recount
 from app.demo import servers
 from app.demo.fleet import Fleet
-from bench.rig import ROOT, rounded, with_driver
+from bench.rig import ROOT, rounded, timed, vacuum, with_driver
 from migrations import migrate
 
 DATA = ROOT / ".data" / "bench-recount"
@@ -70,9 +69,9 @@ def _day_of_a_million(engine: Engine, day: date) -> dict[str, Any]:
         connection.execute(_BODIES, {"bodies": _bodies(day)})
         grown = {"day": daily.begins(day), "installs": INSTALLS, "bodies": BODIES}
         connection.execute(_GROWN, grown)
-    _vacuum(engine)
+    vacuum(engine)
     before = _temporary(engine)
-    seconds = _timed(lambda: _count(engine, day))
+    seconds = timed(lambda: _count(engine, day))
     return {"installs": INSTALLS, "s": seconds, "temporary_bytes": _temporary(engine) - before}
 
 
@@ -91,10 +90,10 @@ def _old_collector(engine: Engine, last: date) -> dict[str, Any]:
             day = daily.begins(last - timedelta(days=days))
             connection.execute(_A_DAY, {"day": day, "bodies": BODIES})
         connection.execute(_INSTALLS)
-    _vacuum(engine)
-    migrated = _timed(lambda: migrate_to(engine, "0004"))
+    vacuum(engine)
+    migrated = timed(lambda: migrate_to(engine, "0004"))
     migrate_to(engine, "head")
-    counted = _timed(lambda: recount.catch_up(engine))
+    counted = timed(lambda: recount.catch_up(engine))
     return {
         "installs": OLD_INSTALLS,
         "days": OLD_DAYS,
@@ -116,20 +115,9 @@ def _bodies(until: date) -> str:
     return f"[{','.join(bodies[-BODIES:])}]"
 
 
-def _timed(work: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
 def _temporary(engine: Engine) -> int:
     with engine.connect() as connection:
         return int(connection.execute(_TEMPORARY).scalar_one())
-
-
-def _vacuum(engine: Engine) -> None:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))
 
 
 def table(result: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,20 @@ def make_it_the_past(connection: Connection, days: int) -> None:
     moved = f"UPDATE telemetry_outbox SET day = DATE '2000-01-01' + :days WHERE {RUNNING}"  # noqa: S608 - a constant
     connection.execute(text(moved), {"days": days})
     connection.execute(text("UPDATE instance SET last_telemetry_at = NULL"))
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that some work takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def vacuum(engine: Engine) -> None:
+    """Do what autovacuum has the time to do on a real day, and write everything to disk."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE"))
+        connection.execute(text("CHECKPOINT"))
 
 
 def with_driver(url: str, driver: str = "psycopg") -> str:

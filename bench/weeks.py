@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Event, Thread
@@ -24,7 +24,7 @@ from app.demo import servers
 from app.payload import Heartbeat, parse
 from bench.ingest import HEARTBEAT
 from bench.recount import migrate_to
-from bench.rig import ROOT, rounded, with_driver
+from bench.rig import ROOT, rounded, timed, vacuum, with_driver
 
 DATA = ROOT / ".data" / "bench-weeks"
 RESULT = ROOT / "bench" / "results" / "weeks.json"
@@ -84,12 +84,12 @@ def _by_week(engine: Engine) -> dict[str, Any]:
         begins = first + number * weeks.WEEK
         with engine.begin() as connection:
             _fill(connection, A_WEEK, begins, begins + weeks.WEEK)
-    _vacuum(engine)
+    vacuum(engine)
     result = {"heartbeats": FULL_WEEKS * A_WEEK, "weeks": KEPT_WEEKS, **_use(engine)}
     drops, wal = [], _wal(engine)
     for number in range(FULL_WEEKS):
         cutoff = first + (number + 1) * weeks.WEEK
-        drops.append(_timed(partial(weeks.drop, engine, cutoff)))
+        drops.append(timed(partial(weeks.drop, engine, cutoff)))
     dropped = _wal(engine) - wal
     with engine.begin() as connection:
         if connection.scalar(text("SELECT count(*) FROM heartbeat")) != BATCH * BATCHES:
@@ -100,10 +100,10 @@ def _by_week(engine: Engine) -> dict[str, Any]:
 def _use(engine: Engine) -> dict[str, float]:
     batches = [[_heartbeat() for _ in range(BATCH)] for _ in range(BATCHES)]
     with engine.connect() as connection:
-        stored = sum(_timed(partial(_store, connection, each)) for each in batches)
+        stored = sum(timed(partial(_store, connection, each)) for each in batches)
         with connection.begin():
             ids: Sequence[UUID] = connection.scalars(_IDS, {"ids": FORGOTTEN}).all()
-        forgotten = sum(_timed(partial(_forget, connection, each)) for each in ids)
+        forgotten = sum(timed(partial(_forget, connection, each)) for each in ids)
     return {"stored_per_second": BATCH * BATCHES / stored, "forget_ms": 1000 * forgotten / len(ids)}
 
 
@@ -131,23 +131,23 @@ def _upgraded(engine: Engine) -> dict[str, Any]:
     since = until - timedelta(days=100)
     with engine.begin() as connection:
         _fill(connection, OLD, since, until)
-    _vacuum(engine)
+    vacuum(engine)
     waits, ended = list[float](), Event()
 
     def store_on() -> None:
         with engine.connect() as connection:
             while not ended.is_set():
-                waits.append(_timed(lambda: _store(connection, [_heartbeat()])))
+                waits.append(timed(lambda: _store(connection, [_heartbeat()])))
 
     storing = Thread(target=store_on)
     storing.start()
     try:
-        took = _timed(lambda: migrate_to(engine, "head"))
+        took = timed(lambda: migrate_to(engine, "head"))
     finally:
         ended.set()
         storing.join()
     wal, cutoff = _wal(engine), since + timedelta(days=50)
-    deleted = _timed(lambda: _delete(engine, cutoff))
+    deleted = timed(lambda: _delete(engine, cutoff))
     return {
         "heartbeats": OLD,
         "upgrade_s": took,
@@ -166,21 +166,9 @@ def _delete(engine: Engine, cutoff: datetime) -> None:
             more = weeks.delete(connection, cutoff)
 
 
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
 def _wal(engine: Engine) -> int:
     with engine.connect() as connection:
         return int(connection.execute(_WAL).scalar_one())
-
-
-def _vacuum(engine: Engine) -> None:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))
-        connection.execute(text("CHECKPOINT"))
 
 
 def table(result: dict[str, Any]) -> str:

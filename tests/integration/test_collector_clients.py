@@ -258,6 +258,16 @@ async def endless(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b" " * 50_000_000})
 
 
+async def whole(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with more than the kernel takes for a caller that does not read."""
+    if scope["type"] == "lifespan":
+        await lifespan(receive, send)
+        return
+    length = [(b"content-length", b"1000000")]
+    await send({"type": "http.response.start", "status": 200, "headers": length})
+    await send({"type": "http.response.body", "body": bytes(1_000_000)})
+
+
 def test_where_all_wait_for_an_answer_it_is_the_newcomer_that_is_closed() -> None:
     with inside(slow, 3) as port:
         busy = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
@@ -296,6 +306,29 @@ def test_those_who_do_not_read_their_answers_make_room() -> None:
             assert late.recv(100).startswith(b"HTTP/1.1 200")
         for connection in unread:
             connection.close()
+
+
+def test_those_who_ask_on_and_read_no_answer_make_room() -> None:
+    with inside(whole, 2) as port:
+        asking = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
+        for connection in asking:
+            connection.sendall(GET * 100)
+            time.sleep(0.3)
+        with socket.create_connection(("127.0.0.1", port)) as late:
+            late.sendall(GET)
+            assert late.recv(100).startswith(b"HTTP/1.1 200")
+        for connection in asking:
+            connection.close()
+
+
+def test_who_reads_late_gets_every_answer_to_what_it_has_asked_at_once() -> None:
+    with (
+        inside(whole, 2) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=20) as connection,
+    ):
+        connection.sendall(GET * 20 + GET.replace(b"Host", b"Connection: close\r\nHost"))
+        time.sleep(0.5)
+        assert answer(connection).count(b"HTTP/1.1 200") == 21
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from random import Random
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, NullPool, create_engine, text
+from sqlalchemy import Connection, NullPool, create_engine, make_url, text
 
 from app.collector import inbox, keeping, store
 from app.collector.inbox import Inbox, UnavailableError
@@ -225,6 +225,22 @@ def test_a_collector_that_stands_still_in_its_transaction_holds_up_a_deletion_fo
             b.let_the_forgotten_come_again()  # as if it had stood still for minutes
         assert posted.result().status_code == 503
     assert a.rows() == []
+
+
+def test_a_deletion_leaves_a_session_that_is_read_only(own: Collector) -> None:
+    assert own.post(BODY).status_code == 202
+    database = query(own.url, "SELECT current_database()")[0][0]
+    query(own.url, f'ALTER DATABASE "{database}" SET default_transaction_read_only = on')
+    others = "pid <> pg_backend_pid() AND datname = current_database()"
+    query(own.url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+    assert own.forget(INSTANCE).status_code == 503
+    able = make_url(own.url).update_query_dict({"options": "-c default_transaction_read_only=off"})
+    query(
+        able.render_as_string(hide_password=False),
+        f'ALTER DATABASE "{database}" RESET default_transaction_read_only',
+    )
+    assert own.forget(INSTANCE).status_code == 204
+    assert own.rows() == []
 
 
 def test_what_its_sender_takes_for_lost_is_not_kept_and_what_is_deleted_is(

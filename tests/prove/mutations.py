@@ -1396,6 +1396,22 @@ MUTATIONS = (
     ),
     Mutation(
         9,
+        "who asks on and reads no answer keeps its place",
+        "app/collector/connections.py",
+        "            case Stage.HEAD if self.flow.write_paused:\n",
+        "            case Stage.HEAD if not self._unread:\n",
+        "integration/test_collector_clients.py::test_those_who_ask_on_and_read_no_answer_make_room",
+    ),
+    Mutation(
+        9,
+        "a deletion stays at a session that is read-only",
+        "app/collector/store.py",
+        "        context.is_disconnect = True\n",
+        "        context.is_disconnect = False\n",
+        f"{FORGETTING}::test_a_deletion_leaves_a_session_that_is_read_only",
+    ),
+    Mutation(
+        9,
         "a process that stands still holds its lock for ever",
         "app/collector/store.py",
         """    " set_config('idle_in_transaction_session_timeout', '10s', true),"\n""",
