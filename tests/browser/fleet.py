@@ -378,7 +378,7 @@ def _values(
 
 
 def _measure(connection: Connection, days: Sequence[Day]) -> None:
-    """Have each day be counted shortly after its end."""
+    """Have each day be counted shortly after its end, in whichever columns the table has."""
     known = {column["name"] for column in inspect(connection).get_columns("measured")}
     rows = []
     for each in days:
