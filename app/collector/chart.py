@@ -111,11 +111,11 @@ class Chart:
 
 
 def lines(axis: Axis, series: Sequence[Series], *, unit: str = "") -> Chart | None:
-    """Draw a line for each series, from zero; None where there is no number to draw."""
-    known = [number for each in series for number in each.numbers if number is not None]
-    if not known:
+    """Draw a line for each series, from zero; None where no number is above zero."""
+    highest = max((number for each in series for number in each.numbers if number), default=0)
+    if not highest:
         return None
-    step, count = _scale(max(known))
+    step, count = _scale(highest)
 
     def y(number: float) -> float:
         return round(HEIGHT * (1 - number / (step * count)), 1)
@@ -148,7 +148,7 @@ def _line(axis: Axis, series: Series, y: Callable[[float], float]) -> str:
 
 
 def bars(axis: Axis, up: Series, down: Series) -> Chart | None:
-    """Draw a bar up and one down for each point; None where there is no number to draw.
+    """Draw a bar up and one down for each point; None where no number is above zero.
 
     What is not shown is a short bar in a look of its own. Each side has the room that it needs.
     """

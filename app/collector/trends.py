@@ -313,13 +313,14 @@ def adoption(found: Sequence[Adoption]) -> tuple[str, Chart | None, Listing | No
         return TOO_FEW, None, None
     shown = range(max(each.days[-1].after for each in found) + 1)
     series = [_of_release(each, n) for n, each in enumerate(found)]
+    step = next((step for step in _STEPS if len(shown) <= chart.TICKS * step), _STEPS[-1])
     axis = Axis(
-        ["On the day of the release", *(f"{n} day{'s' * (n > 1)} after" for n in shown[1:])],
-        {n: f"{n} days" if n else "release" for n in shown if n % _STEP == 0},
+        ["On the day of the release", *(f"{_days_after(n)} after" for n in shown[1:])],
+        {n: _days_after(n) if n else "release" for n in shown if n % step == 0},
     )
     rows = [
         (
-            f"{n} day{'' if n == 1 else 's'}",
+            _days_after(n),
             [each.words[n] if n < len(each.words) else DASH for each in series],
         )
         for n in shown
@@ -334,7 +335,11 @@ def adoption(found: Sequence[Adoption]) -> tuple[str, Chart | None, Listing | No
     return _speed(found), chart.lines(axis, series, unit="%"), listing
 
 
-_STEP = 15
+_STEPS = (1, 2, 5, 10, 15, 30)
+
+
+def _days_after(count: int) -> str:
+    return f"{count} day{'' if count == 1 else 's'}"
 
 
 def _of_release(adoption: Adoption, n: int) -> Series:
