@@ -726,6 +726,34 @@ def test_an_upgrade_from_the_first_tables_knows_each_install_as_it_told_last(
     assert found == [("0.3.0", first, last, 2)] * 2
 
 
+def test_days_that_a_former_release_counted_keep_their_numbers_and_say_what_they_miss(
+    collector_database: str,
+) -> None:
+    day = date(2026, 3, 1)
+    engine = create_engine(collector_database, poolclass=NullPool)
+    with engine.connect() as connection:
+        migrate(connection, "collector", "0005")
+    take(engine, "2026-03-01T02:30:00", heartbeat(1))
+    with engine.begin() as connection:
+        for counted in (
+            "INSERT INTO measured VALUES ('2026-03-01', '2026-03-02 00:01+00')",
+            "INSERT INTO daily VALUES ('2026-03-01', 'active_2d', 'other', 'ce', '', 1)",
+        ):
+            connection.execute(text(counted))
+    before = recorded(engine)
+    with engine.connect() as connection:
+        migrate(connection, "collector")
+    assert recorded(engine) == before
+    with engine.begin() as connection:
+        assert daily.counted(connection, day, day) == {day: daily.Counted(None, 1)}
+        recount.request(connection, day)
+    count(engine, "2026-03-02T00:01:00")
+    with engine.begin() as connection:
+        found = daily.counted(connection, day, day)[day]
+    assert (found.at, found.flows) == (None, daily.FLOWS)
+    assert moved(engine, "2026-03-01")["new"] == 1
+
+
 def test_whoever_is_forgotten_leaves_the_next_numbers_and_no_number_of_the_past(
     collector: Engine,
 ) -> None:
