@@ -145,10 +145,10 @@ def _recounting(recount: Recount) -> str:
 
 
 def _live(live: LiveStats) -> str:
-    active = "no install was" if live.active == 0 else f"{number(live.active)} installs were"
+    active = "no install is" if live.active == 0 else f"{number(live.active)} installs are"
     return (
-        f"Now: at {moment(live.as_of)}, {active} active, and"
-        f" {number(live.not_established)} more were not established yet."
+        f"Live, on {moment(live.as_of)}: {active} active, and {number(live.not_established)} more"
+        " are not established yet."
     )
 
 

@@ -117,8 +117,8 @@ def test_the_page_answers_with_the_numbers_of_the_document(fleet: Engine) -> Non
     for number in (last["active_7d"], last["active_30d"]):
         assert f" {number:,} " in said
     live = told["live"]
-    assert f"{live['active']:,} installs were active" in said
-    assert f"and {shown(live['not_established'])} more were not established yet." in said
+    assert f"{live['active']:,} installs are active" in said
+    assert f"and {shown(live['not_established'])} more are not established yet." in said
 
 
 def test_the_last_day_is_the_last_that_is_over(fleet: Engine) -> None:
@@ -426,7 +426,7 @@ def test_on_the_first_day_the_page_says_that_it_is_counted_after_its_end(empty: 
     said = words(get(empty, "/").text)
     assert "No day has been counted yet" in said
     assert "A day is counted after its end" in said
-    assert "and 7 more were not established yet." in said
+    assert "and 7 more are not established yet." in said
     assert document(empty)["live"]["not_established"] == 7
 
 

@@ -58,8 +58,7 @@ def test_the_page_says_how_many_installs_report_a_field_where_not_all_do() -> No
 def test_the_page_says_of_which_moment_its_numbers_are() -> None:
     said = words(page(told(FLEET)))
     assert "93 installs were active at the end of 7 May 2026." in said
-    assert "Now: at 8 May 2026 at 00:01 UTC, 93 installs were active" in said
-    assert "and 0 more were not established yet." in said
+    assert "Live, on 8 May 2026 at 00:01 UTC: 93 installs are active, and 0 more" in said
     assert "This is a floor, not a census" in said
 
 
@@ -297,7 +296,7 @@ def test_before_the_first_day_is_counted_the_page_says_what_is_there() -> None:
     live = LiveStats(AS_OF, 0, 12)
     said = words(page(stats.nothing(Filter(), live=live)))
     assert "No day has been counted yet" in said
-    assert "and 12 more were not established yet." in said
+    assert "and 12 more are not established yet." in said
     assert "A day is counted after its end" in said
     nobody = words(page(stats.nothing(Filter(), live=LiveStats(AS_OF, 0, 0))))
     assert "No install has been heard from yet" in nobody
