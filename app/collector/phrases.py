@@ -30,10 +30,14 @@ def percent(part: float, whole: float) -> str:
     return f"{share:.0f}%"
 
 
-def signed(change: int, before: int) -> str:
-    """Return a change as a number and in percents, both with their sign."""
+def signed(change: int, before: Shown) -> str:
+    """Return a change with its sign: as a number and, if there were any before, in percents."""
     sign = "+" if change > 0 else MINUS
-    return f"{sign}{abs(change):,} ({sign}{percent(abs(change), before)})"
+    words = f"{sign}{abs(change):,}"
+    share = percent(abs(change), before) if before else ""
+    if not share:
+        return words
+    return f"{words} ({share})" if share.startswith("<") else f"{words} ({sign}{share})"
 
 
 def capital(sentence: str) -> str:

@@ -144,6 +144,14 @@ class Stats:
     all_versions: list[str] = field(default_factory=list)
     all_editions: list[str] = field(default_factory=list)
 
+    @property
+    def change(self) -> int | None:
+        """How many more are active than a month before; None where one of both is not shown."""
+        before, now = self.a_month_before, self.days[-1].movements[ACTIVE_2D]
+        if before is None or before.active is None or now is None:
+            return None
+        return now - before.active
+
 
 @dataclass(frozen=True)
 class Numbers:

@@ -25,7 +25,7 @@ from app.collector.phrases import (
     spelled,
 )
 from app.collector.rounding import FEW, FOLD_BELOW, Distribution, Shown, about
-from app.collector.stats import Before, DayOfStats, Stats
+from app.collector.stats import DayOfStats, Stats
 
 MOST = 90
 """The share, in percent, of the active installs that is worth supporting for sure."""
@@ -66,11 +66,9 @@ def headline(stats: Stats) -> str:
 
 
 def _since_a_month(stats: Stats) -> str:
-    before = stats.a_month_before
-    active = stats.days[-1].movements[ACTIVE_2D]
-    if before is None or active is None or before.active is None:
+    before, change = stats.a_month_before, stats.change
+    if before is None or change is None:
         return ""
-    change = active - before.active
     if abs(change) < FOLD_BELOW:
         return f", about as many as on {day_and_month(before.day)}"
     more = "more" if change > 0 else "fewer"
@@ -92,18 +90,14 @@ def figures(stats: Stats) -> list[Figure]:
 
 
 def _change(stats: Stats) -> Figure:
-    before, active = stats.a_month_before, stats.days[-1].movements[ACTIVE_2D]
-    name = "in 30 days"
+    before, change, name = stats.a_month_before, stats.change, "in 30 days"
     if before is None:
         return Figure(name, DASH, "not counted 30 days before")
-    if active is None or before.active is None:
-        return Figure(name, DASH, f"{number(before.active)} on {day_and_month(before.day)}")
-    change = active - before.active
-    was = f"{before.active:,} on {day_and_month(before.day)}"
+    was = f"{number(before.active)} on {day_and_month(before.day)}"
+    if change is None:
+        return Figure(name, DASH, was)
     if abs(change) < FOLD_BELOW:
         return Figure(name, "\N{PLUS-MINUS SIGN}0", f"a change of {FEW}; {was}")
-    if not before.active:
-        return Figure(name, f"+{change:,}", was, "up")
     return Figure(name, signed(change, before.active), was, "up" if change > 0 else "down")
 
 
@@ -127,7 +121,10 @@ def active(days: Sequence[DayOfStats]) -> tuple[Chart | None, Listing]:
     )
     columns = {**LINES, IN_USE: "In use"}
     rows = [
-        (f"{each.day}", [*(number(each.movements[name]) for name in columns), _dev(each)])
+        (
+            f"{each.day}",
+            [*(number(each.movements[name]) for name in columns), number(each.dev_builds)],
+        )
         for each in reversed(days)
     ]
     return drawn, Listing(
@@ -137,10 +134,6 @@ def active(days: Sequence[DayOfStats]) -> tuple[Chart | None, Listing]:
         rows,
         "Show the numbers by day",
     )
-
-
-def _dev(day: DayOfStats) -> str:
-    return number(day.dev_builds)
 
 
 def _of_stock(name: str, mark: str, numbers: Sequence[Shown]) -> Series:
@@ -168,38 +161,30 @@ def _some(words: Sequence[str]) -> dict[int, str]:
 
 def growth(stats: Stats) -> str:
     """Say whether there are more installs than a month before, and how many came and went."""
-    before, active = stats.a_month_before, stats.days[-1].movements[ACTIVE_2D]
-    parts = []
+    came = _came_and_went(stats.growth) if stats.growth else ""
+    return f"{_verdict(stats)} {came}".rstrip()
+
+
+def _verdict(stats: Stats) -> str:
+    before, change = stats.a_month_before, stats.change
     if before is None:
-        parts.append("That is not known yet: the first day was counted less than 30 days ago.")
-    elif active is None or before.active is None:
-        parts.append(TOO_FEW)
-    else:
-        parts.append(_verdict(active - before.active, before))
-    if stats.growth and (came := _came_and_went(stats.growth)):
-        parts.append(came)
-    return " ".join(parts)
-
-
-def _verdict(change: int, before: Before) -> str:
-    if abs(change) < FOLD_BELOW:
+        return "That is not known yet: the first day was counted less than 30 days ago."
+    if change is None:
+        return TOO_FEW
+    if abs(change) < FOLD_BELOW or 100 * abs(change) < (before.active or 0):
         return "No: it is about as large as 30 days before."
-    grown = f"{signed(change, before.active)}" if before.active else f"+{change:,}"
+    grown = signed(change, before.active)
     return f"{'Yes' if change > 0 else 'No'}: {grown} active installs in 30 days."
 
 
 def _came_and_went(growth: Growth) -> str:
-    if not _is_drawn(growth):
+    if not any(each.new or each.lost for each in growth.periods):
         return ""
     last = growth.periods[-1]
     return (
         f"{capital(_period(growth, last))}, {number(last.new)} were new, and {number(last.lost)}"
         " were lost."
     )
-
-
-def _is_drawn(growth: Growth) -> bool:
-    return any(each.new or each.lost for each in growth.periods)
 
 
 def _period(growth: Growth, period: Period) -> str:

@@ -84,7 +84,7 @@ def before(active: int | None) -> Stats:
     [
         (85, ", 8 more than on 7 April.", "Yes: +8 (+9%)", "+8 (+9%)"),
         (186, ", 93 fewer than on 7 April.", "No: \N{MINUS SIGN}93", "\N{MINUS SIGN}93"),
-        (0, ", 93 more than on 7 April.", "Yes: +93 active installs in 30 days.", "+93"),
+        (0, ", 93 more than on 7 April.", "Yes: +93 active installs in 30 days.", "+93</dd>"),
         (97, ", about as many as on 7 April.", "No: it is about as large as 30", "±0"),
         (89, ", about as many as on 7 April.", "No: it is about as large as 30", "±0"),
         (None, "at the end of 7 May 2026.", "There are too few installs", "\N{EN DASH}"),
@@ -98,6 +98,19 @@ def test_growth_is_the_change_in_30_days_and_a_change_below_5_is_not_shown(
     assert answer_of(answer, "growth").startswith(verdict)
     assert f'<dt>in 30 days</dt><dd class="number">{figure}' in section(answer, "active")
     assert ('class="up"' in section(answer, "active")) == figure.startswith("+")
+
+
+def test_a_change_of_less_than_one_percent_is_no_growth() -> None:
+    answer = before(85)
+    movements: dict[str, int | None] = dict.fromkeys(answer.days[-1].movements, 60_300)
+    days = [*answer.days[:-1], replace(answer.days[-1], movements=movements)]
+    for was, verdict in ((60_000, "No: it is about as large"), (59_000, "Yes: +1,300 (+2%)")):
+        month = Before(LAST - timedelta(days=30), was)
+        larger = replace(answer, days=days, a_month_before=month)
+        assert answer_of(larger, "growth").startswith(verdict)
+    assert "+300 (&lt;1%)" in section(
+        replace(larger, a_month_before=replace(month, active=60_000)), "active"
+    )
 
 
 def test_without_a_day_30_days_before_the_page_says_that_growth_is_not_known() -> None:
