@@ -131,6 +131,8 @@ class DayOfStats:
     dev_builds: Told
     versions: dict[str, int]
     other_versions: Told
+    counted_at: datetime | None = None
+    """When the day was counted first; None where that is unknown."""
 
     @property
     def by_version(self) -> Distribution:
