@@ -324,7 +324,8 @@ def test_no_word_of_the_feed_is_a_number_that_the_page_does_not_show(
     found = of(known(shown, ends), stands_still=stands_still)
     exact = {str(each.movements[ACTIVE_2D]) for each in shown.days}
     for each in told(shown, "fall"):
-        said = re.findall(r"(?<!,) (\d+)(?: installs were|\.$)", each.sentence)
+        words = each.sentence.replace("fewer than 5 installs", "few installs")
+        said = re.findall(r"(?<!,) (\d+)(?: installs were|\.$)", words)
         assert {*said} <= exact
         assert not {*said} & {"1", "2", "3", "4"}
     by_day = {each.day: each for each in shown.days}
