@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.collector.daily import ACTIVE_2D
+from app.collector.phrases import long_date, number
 from app.collector.stats import Stats
-from app.collector.view import long_date, number
 
 LABEL = "active installs"
 FRESH, GREY = "1f5fbf", "5a616b"

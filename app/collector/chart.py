@@ -1,32 +1,57 @@
 """The geometry of the page's charts, as SVG that needs neither a script nor a style. Pure.
 
 A plot is stretched to whatever width there is: its paths have ``WIDTH`` units from left to right,
-and a pixel for each unit from top to bottom. Words stand beside it, at percentages, so that they
-are never stretched. A number that is not told is a gap.
+and a pixel for each unit from top to bottom. Words stand outside the plot, so that they are never
+stretched, and nothing is written where another word could be. A number that is not shown is a gap.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from itertools import pairwise
+from typing import Literal
 
 WIDTH = 1000
 HEIGHT = 200
-LINE_HEIGHT = 17
-"""The pixels from one label to the next that can be read."""
-MONTHS = 3
-"""So many beginnings of months are enough to tell where in time one is."""
+STOPS = 92
+"""At so many points, at most, a reader can stop and read the numbers."""
 FEW_HEIGHT = 4
-"""The pixels of a bar whose number is not told."""
+"""The pixels of a bar whose number is not shown."""
+TICKS = 6
 
 
 @dataclass(frozen=True)
 class Series:
-    """A name, the class of its marks, and a number or None for each day."""
+    """A name, the class of its marks, and a number or None for each point, and the same in words.
+
+    It may end before the axis does.
+    """
 
     name: str
     mark: str
     numbers: Sequence[float | None]
+    words: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The points from left to right: what each is called, and which are named below the plot."""
+
+    names: Sequence[str]
+    ticks: Mapping[int, str]
+
+    @property
+    def per_stop(self) -> int:
+        """So many points are read together."""
+        return -(-len(self.names) // STOPS)
+
+    @property
+    def slots(self) -> int:
+        """So many points there is room for: those of whole stops."""
+        return -(-len(self.names) // self.per_stop) * self.per_stop
+
+    def at(self, index: int) -> float:
+        """Return where the middle of a point is, from 0 to ``WIDTH``."""
+        free = self.slots - len(self.names)
+        return round(WIDTH * (free + index + 0.5) / self.slots, 1)
 
 
 @dataclass(frozen=True)
@@ -38,13 +63,22 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Label:
-    """Words at a height, in the look of the marks that they are about; None where they are not."""
+class Dot:
+    """The last number of a line: in percent of the width, and in pixels from the top."""
 
-    text: str
     mark: str
+    x: float
     y: float
-    dot: float | None
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a look stands for, and the last number that has it."""
+
+    name: str
+    mark: str
+    shape: Literal["line", "bar"]
+    words: str
 
 
 @dataclass(frozen=True)
@@ -53,64 +87,114 @@ class Tick:
 
     text: str
     at: float
-    minor: bool = False
-    """Left out where there is little room."""
+    role: str = ""
+    """Which of several ticks it is: some are left out where there is little room."""
 
 
 @dataclass(frozen=True)
 class Chart:
     """All that the template draws."""
 
+    keys: list[Key]
     marks: list[Mark]
-    labels: list[Label]
+    dots: list[Dot]
     y_ticks: list[Tick]
     x_ticks: list[Tick]
+    stops: list[str]
+    """The numbers at each stop, from left to right, in words."""
     height: int = HEIGHT
 
+    @property
+    def has_few(self) -> bool:
+        """Whether there are bars whose numbers are not shown."""
+        return any(mark.mark.endswith(" few") for mark in self.marks)
 
-def lines(days: Sequence[date], series: Sequence[Series], *, unit: str = "") -> Chart:
-    """Draw a line for each series, from zero, labelled at its end."""
-    top, steps = _scale(max((n for each in series for n in each.numbers if n), default=0))
+
+def lines(axis: Axis, series: Sequence[Series], *, unit: str = "") -> Chart | None:
+    """Draw a line for each series, from zero; None where no number is above zero."""
+    highest = max((number for each in series for number in each.numbers if number), default=0)
+    if not highest:
+        return None
+    step, count = _scale(highest)
 
     def y(number: float) -> float:
-        return round(HEIGHT * (1 - number / top), 1)
+        return round(HEIGHT * (1 - number / (step * count)), 1)
 
-    xs = [_x(index, len(days)) for index in range(len(days))]
-    marks = [Mark(each.mark, _line(xs, [*map(y, _known(each))], each)) for each in series]
-    ends = [(each, y(known[-1])) for each in series if (known := _known(each))]
+    marks = [Mark(each.mark, _line(axis, each, y)) for each in series]
     return Chart(
+        keys=[Key(each.name, each.mark, "line", each.words[-1]) for each in series],
         marks=[mark for mark in marks if mark.path],
-        labels=_spread([(each, end, each.numbers[-1] is not None) for each, end in ends]),
-        y_ticks=[Tick(f"{step:,}{unit}", y(step)) for step in steps],
-        x_ticks=_dates(days),
+        dots=[
+            Dot(each.mark, axis.at(len(each.numbers) - 1) * 100 / WIDTH, y(last))
+            for each in series
+            if (last := each.numbers[-1]) is not None
+        ],
+        y_ticks=[Tick(f"{_short(step * n)}{unit}", y(step * n)) for n in range(count + 1)],
+        x_ticks=_ticks(axis),
+        stops=_stops(axis, series),
     )
 
 
-def _known(series: Series) -> list[float]:
-    return [number for number in series.numbers if number is not None]
-
-
-def _x(index: int, days: int) -> float:
-    return round(WIDTH * index / (days - 1), 1) if days > 1 else float(WIDTH)
-
-
-def _line(xs: Sequence[float], ys: Sequence[float], series: Series) -> str:
-    """Return the path through the heights of the days that have any; a lone day is a dot."""
-    heights, pen, path = iter(ys), "M", []
-    for x, number in zip(xs, series.numbers, strict=True):
+def _line(axis: Axis, series: Series, y: Callable[[float], float]) -> str:
+    """Return the path through the heights of the points that have any; a lone one is a dot."""
+    pen, path = "M", []
+    for index, number in enumerate(series.numbers):
         if number is None:
             pen = "M"
             continue
-        path.append(f"{pen}{x:g} {next(heights):g}{'h0' if pen == 'M' else ''}")
+        path.append(f"{pen}{axis.at(index):g} {y(number):g}{'h0' if pen == 'M' else ''}")
         pen = "L"
     return "".join(path)
 
 
-def _scale(highest: float) -> tuple[int, list[int]]:
-    """Return the top of an axis and its steps: fives or more, as no number below is told."""
+def bars(axis: Axis, up: Series, down: Series) -> Chart | None:
+    """Draw a bar up and one down for each point; None where no number is above zero.
+
+    What is not shown is a short bar in a look of its own. Each side has the room that it needs.
+    """
+    highest = [max((n for n in each.numbers if n), default=0) for each in (up, down)]
+    if not any(highest):
+        return None
+    step, _ = _scale(max(highest))
+    above, below = (max(1, -int(-most // step)) for most in highest)
+    per = HEIGHT / (step * (above + below))
+    zero = round(HEIGHT * above / (above + below), 1)
+    marks = [
+        mark
+        for each, sign in ((up, -1), (down, 1))
+        for mark in (
+            Mark(each.mark, _bars(axis, each, zero, sign * per, few=False)),
+            Mark(f"{each.mark} few", _bars(axis, each, zero, sign, few=True)),
+        )
+    ]
+    return Chart(
+        keys=[Key(each.name, each.mark, "bar", each.words[-1]) for each in (up, down)],
+        marks=[mark for mark in marks if mark.path],
+        dots=[],
+        y_ticks=[
+            Tick(_short(abs(n) * step), round(zero - n * step * per, 1))
+            for n in range(-below, above + 1)
+        ],
+        x_ticks=_ticks(axis),
+        stops=_stops(axis, (up, down)),
+    )
+
+
+def _bars(axis: Axis, series: Series, zero: float, per: float, *, few: bool) -> str:
+    width = round(0.7 * WIDTH / axis.slots, 1)
+    path = []
+    for index, number in enumerate(series.numbers):
+        if (number is None) is few and number != 0:
+            height = round((FEW_HEIGHT if number is None else number) * per, 1)
+            left = round(axis.at(index) - width / 2, 1)
+            path.append(f"M{left:g} {zero:g}v{height:g}h{width:g}V{zero:g}z")
+    return "".join(path)
+
+
+def _scale(highest: float) -> tuple[int, int]:
+    """Return the step of an axis, five or more, and how many steps it has."""
     step = next(step for step in _steps() if step * 4 >= highest)
-    count = max(2, -int(-highest // step))
-    return step * count, [step * n for n in range(count + 1)]
+    return step, max(2, -int(-highest // step))
 
 
 def _steps() -> Iterator[int]:
@@ -120,80 +204,33 @@ def _steps() -> Iterator[int]:
         power *= 10
 
 
-def _spread(ends: Sequence[tuple[Series, float, bool]]) -> list[Label]:
-    """Move labels apart that would cover one another, and keep them on the chart."""
-    placed: list[Label] = []
-    floor = float(HEIGHT)
-    for each, end, is_last in sorted(ends, key=lambda told: -told[1]):
-        at = min(end, floor)
-        floor = at - LINE_HEIGHT
-        placed.append(Label(each.name, each.mark, round(at, 1), end if is_last else None))
-    over = max(0.0, -min((label.y for label in placed), default=0.0))
-    return [Label(label.text, label.mark, label.y + over, label.dot) for label in placed]
+def _short(number: int) -> str:
+    """Return a number with few digits."""
+    for unit, name in ((1_000_000, "M"), (1_000, "k")):
+        if number >= 10 * unit or (number >= unit and number % (unit // 10) == 0):
+            return f"{number / unit:g}{name}"
+    return str(number)
 
 
-def bars(days: Sequence[date], up: Series, down: Series) -> Chart:
-    """Draw a bar up and one down for each day; what is not told is short, in a look of its own."""
-    both = [number for each in (up, down) for number in _known(each)]
-    top, steps = _scale(max(both, default=0))
-    middle = HEIGHT / 2
-    per = middle / top
-    marks = [
-        mark
-        for each, sign in ((up, -1), (down, 1))
-        for mark in (
-            Mark(each.mark, _bars(each.numbers, middle, sign * per, few=False)),
-            Mark(f"{each.mark} few", _bars(each.numbers, middle, sign, few=True)),
-        )
-    ]
-    heights = [(step, sign) for sign in (-1, 1) for step in steps[:: len(steps) - 1]]
-    ticks = {round(middle + sign * step * per, 1): f"{step:,}" for step, sign in heights}
-    return Chart(
-        marks=[mark for mark in marks if mark.path],
-        labels=[
-            Label(up.name, up.mark, round(middle - LINE_HEIGHT, 1), None),
-            Label(down.name, down.mark, round(middle + LINE_HEIGHT, 1), None),
-        ],
-        y_ticks=[Tick(words, at) for at, words in ticks.items()],
-        x_ticks=_dates(days, in_slots=True),
-    )
-
-
-def _bars(numbers: Sequence[float | None], zero: float, per: float, *, few: bool) -> str:
-    slot = WIDTH / len(numbers)
-    width = round(slot * 0.7, 1)
-    path = []
-    for index, number in enumerate(numbers):
-        if (number is None) is few and number != 0:
-            height = round((FEW_HEIGHT if number is None else number) * per, 1)
-            path.append(
-                f"M{round((index + 0.15) * slot, 1):g} {zero:g}v{height:g}h{width:g}V{zero:g}z"
-            )
-    return "".join(path)
-
-
-def _dates(days: Sequence[date], *, in_slots: bool = False) -> list[Tick]:
-    """Return the months that begin in ``days``, or where there are fewer than three, some days."""
-    months = [n for n, (before, day) in enumerate(pairwise(days), 1) if before.month != day.month]
-    at = (
-        months
-        if len(months) >= MONTHS
-        else [*range(len(days) - 1, -1, -max(1, len(days) // 5))][::-1]
-    )
-    thin = at[:: -(-len(at) // 6)]
-    count = len(days)
-
-    def percent(index: int) -> float:
-        x = (index + 0.5) / count * WIDTH if in_slots else _x(index, count)
-        return round(x * 100 / WIDTH, 1)
-
+def _ticks(axis: Axis) -> list[Tick]:
+    """Return the ticks below the plot: of many every other one is minor, but the last never."""
+    thin = [*axis.ticks.items()][:: -1 * -(-len(axis.ticks) // TICKS)][::-1]
+    last = len(thin) - 1
+    roles = {0: "first", last: "last"}
     return [
-        Tick(_day(days[index], with_day=at is not months), percent(index), bool(n % 2))
-        for n, index in enumerate(thin)
+        Tick(
+            words,
+            round(axis.at(index) * 100 / WIDTH, 1),
+            roles.get(n, "middle") + (" minor" if (last - n) % 2 else ""),
+        )
+        for n, (index, words) in enumerate(thin)
     ]
 
 
-def _day(day: date, *, with_day: bool) -> str:
-    if with_day:
-        return f"{day.day} {day:%b}"
-    return f"{day:%b %Y}" if day.month == 1 else f"{day:%b}"
+def _stops(axis: Axis, series: Sequence[Series]) -> list[str]:
+    at = range(len(axis.names) - 1, -1, -axis.per_stop)
+    return [f"{axis.names[n]}: {'; '.join(_say(series, n))}" for n in [*at][::-1]]
+
+
+def _say(series: Sequence[Series], n: int) -> Iterator[str]:
+    return (f"{each.name} {each.words[n]}" for each in series if n < len(each.words))

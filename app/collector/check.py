@@ -169,7 +169,7 @@ def _silent(connection: Connection, now: datetime) -> Iterator[Finding]:
     heard: datetime | None = connection.scalar(_HEARD, {"now": now})
     if heard is None:  # there is no install, or none any more
         day: date | None = connection.scalar(_ACCEPTED, {"now": now})
-        heard = daily.begins(day + recount.DAY) if day else None
+        heard = daily.begins(day + daily.DAY) if day else None
     if heard and now - heard > SILENT_AFTER:
         hours = int((now - heard).total_seconds() // 3600)
         yield Finding("silent", f"No heartbeat was accepted for {hours} hours.")
@@ -180,7 +180,7 @@ def _fell(connection: Connection, _: datetime) -> Iterator[Finding]:
     if span is None:
         return
     before = span.last - events.WEEK
-    active = daily.movements(connection, before, span.last, daily.Filter())
+    active = daily.stocks(connection, before, span.last, daily.Filter())
     then, now = (active.get(day, {}).get(ACTIVE_2D, 0) for day in (before, span.last))
     if events.fell(then, now):
         yield Finding(
@@ -225,7 +225,7 @@ def _one_client(connection: Connection, now: datetime) -> Iterator[Finding]:
 
 def _since_yesterday(now: datetime) -> tuple[date, date]:
     today = now.astimezone(UTC).date()
-    return today - recount.DAY, today
+    return today - daily.DAY, today
 
 
 _UNLISTED = text(

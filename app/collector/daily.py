@@ -6,7 +6,7 @@ and edition, so that both can be filtered by, and by names that are on a list, s
 can write into these tables or make them grow.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import NamedTuple
@@ -20,15 +20,21 @@ ABSENT = ""
 """Stands for no value: what an install does not report, because its schema does not have it."""
 
 ACTIVE_2D, ACTIVE_7D, ACTIVE_30D = "active_2d", "active_7d", "active_30d"
-IN_USE, NEW, LOST, RETAINED = "in_use", "new", "lost", "retained"
-MOVEMENTS = (ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, IN_USE, NEW, LOST, RETAINED)
-"""Installs heard of within 48 hours, 7 and 30 days before the day's end; of the first, those that
-recorded a consent; those established on the day; those silent for 30 days since some moment of the
-day; and of those established 30 days before, the ones heard of within 48 hours."""
+IN_USE, NEW, LOST = "in_use", "new", "lost"
+RETAINED, RETAINED_90 = "retained", "retained_90"
+
+STOCKS = (ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, IN_USE)
+"""Installs at the end of a day: heard of within 48 hours, 7 and 30 days before it; and of the
+first, those that recorded a consent."""
+
+FLOWS = (NEW, LOST, RETAINED, RETAINED_90)
+"""Installs of a day: those established on it; those silent for 30 days since some moment of it; and
+of those established 30 and 90 days before it, the ones heard of within 48 hours before its end."""
 
 DEV_BUILDS = "dev_builds"
 """Development builds heard of within 48 hours: they are in no other number."""
 
+DAY = timedelta(days=1)
 MONTH = timedelta(days=30)
 
 SETTLED = timedelta(minutes=1)
@@ -119,6 +125,7 @@ def _count(installs: str) -> TextClause:
             ('{NEW}', '', NOT development AND established_on = :day),
             ('{LOST}', '', NOT development AND seen < :as_of - interval '30 days'),
             ('{RETAINED}', '', active AND established_on = :day - 30),
+            ('{RETAINED_90}', '', active AND established_on = :day - 90),
             ('{DEV_BUILDS}', '', recent AND development),
             {_EACH_VALUE}
         ) AS counted (metric, value, is_counted)
@@ -149,9 +156,11 @@ _KEEP = text(
     "INSERT INTO daily (day, metric, version, edition, value, installs)"
     " VALUES (:day, :metric, :version, :edition, :value, :installs)"
 )
+_METRICS = 2
+"""Which metrics a day has that this release has counted: ``RETAINED_90`` since 2."""
 _COUNTED = text(
-    "INSERT INTO measured (day, as_of) VALUES (:day, now())"
-    " ON CONFLICT (day) DO UPDATE SET as_of = excluded.as_of"
+    "INSERT INTO measured (day, as_of, metrics) VALUES (:day, now(), :metrics)"
+    " ON CONFLICT (day) DO UPDATE SET as_of = excluded.as_of, metrics = excluded.metrics"
 )
 # By its date, so that a day is the same however often and however late it is counted.
 _RELEASES = text("SELECT version FROM release WHERE released_on <= :day")
@@ -160,6 +169,11 @@ _RELEASES = text("SELECT version FROM release WHERE released_on <= :day")
 def begins(day: date) -> datetime:
     """Return the first moment of a day."""
     return datetime.combine(day, time(tzinfo=UTC))
+
+
+def days(first: date, last: date) -> Iterator[date]:
+    """Yield the days from the first to the last, both included."""
+    return (first + n * DAY for n in range((last - first).days + 1))
 
 
 def finished(now: datetime) -> date:
@@ -183,7 +197,7 @@ def count(connection: Connection, day: date, *, replayed: bool) -> None:
     connection.execute(_GONE, {"day": day})
     if cells:
         connection.execute(_KEEP, cells)
-    connection.execute(_COUNTED, {"day": day})
+    connection.execute(_COUNTED, {"day": day, "metrics": _METRICS})
 
 
 class Live(NamedTuple):
@@ -237,6 +251,18 @@ class Span:
     as_of: datetime
 
 
+class Counted(NamedTuple):
+    """When a day was counted first, if that is known, and which metrics it has."""
+
+    at: datetime | None
+    metrics: int
+
+    @property
+    def flows(self) -> Sequence[str]:
+        """Those of ``FLOWS`` that were counted."""
+        return FLOWS if self.metrics >= _METRICS else FLOWS[:-1]
+
+
 Counts = dict[str, int]
 """How many installs have a value, or are in a movement; what is not there is zero."""
 
@@ -250,6 +276,10 @@ _SPAN = text(
     "SELECT (SELECT min(day) FROM measured) AS first, day, as_of FROM measured"
     " ORDER BY day DESC LIMIT 1"
 )
+_COUNTED_DAYS = text(
+    "SELECT day, counted_at, metrics FROM measured WHERE day BETWEEN :since AND :until"
+)
+_RELEASED = text("SELECT version, released_on FROM release WHERE released_on <= :day")
 _MOVEMENTS = text(
     "SELECT day, metric, sum(installs)::integer FROM daily"  # noqa: S608 - see above
     " WHERE metric = ANY(:metrics) AND day BETWEEN :since AND :until"
@@ -276,12 +306,31 @@ def span(connection: Connection) -> Span | None:
     return Span(row.first, row.day, row.as_of) if row else None
 
 
-def movements(
-    connection: Connection, since: date, until: date, chosen: Filter
+def counted(connection: Connection, since: date, until: date) -> dict[date, Counted]:
+    """Return when each day was counted first, and which flows it has."""
+    rows = connection.execute(_COUNTED_DAYS, {"since": since, "until": until})
+    return {row.day: Counted(row.counted_at, row.metrics) for row in rows}
+
+
+def released(connection: Connection, day: date) -> list[tuple[str, date]]:
+    """Return the listed versions that had come out by the end of a day, and when."""
+    return [(row.version, row.released_on) for row in connection.execute(_RELEASED, {"day": day})]
+
+
+def stocks(connection: Connection, since: date, until: date, chosen: Filter) -> dict[date, Counts]:
+    """Return each day's count of each of ``STOCKS`` and of ``DEV_BUILDS``."""
+    return _movements(connection, (*STOCKS, DEV_BUILDS), since, until, chosen)
+
+
+def flows(connection: Connection, since: date, until: date, chosen: Filter) -> dict[date, Counts]:
+    """Return each day's count of each of ``FLOWS``."""
+    return _movements(connection, FLOWS, since, until, chosen)
+
+
+def _movements(
+    connection: Connection, metrics: Sequence[str], since: date, until: date, chosen: Filter
 ) -> dict[date, Counts]:
-    """Return each day's count of each of ``MOVEMENTS`` and of ``DEV_BUILDS``."""
-    metrics = [*MOVEMENTS, DEV_BUILDS]
-    parameters = {"metrics": metrics, "since": since, "until": until, **chosen.parameters}
+    parameters = {"metrics": [*metrics], "since": since, "until": until, **chosen.parameters}
     return _by_day(connection.execute(_MOVEMENTS, parameters))
 
 

@@ -10,11 +10,11 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Literal
 from uuid import UUID, uuid5
 
-from app.collector.daily import ACTIVE_2D, begins
-from app.collector.stats import FOLD_BELOW, LATE, DayOfStats, Stats, Told, stands_still
-from app.collector.view import long_date, number, percent
+from app.collector.daily import ACTIVE_2D, DAY, begins
+from app.collector.phrases import long_date, moment, number, percent
+from app.collector.rounding import FOLD_BELOW, Shown
+from app.collector.stats import LATE, DayOfStats, Stats, stands_still
 
-DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
 YEAR = 365
 """An event is in the feed for so many days."""
@@ -153,15 +153,15 @@ def _fall(before: DayOfStats, day: DayOfStats) -> Event:
     )
 
 
-def _active(day: DayOfStats) -> Told:
+def _active(day: DayOfStats) -> Shown:
     return day.movements[ACTIVE_2D]
 
 
-def _least(installs: Told) -> int:
+def _least(installs: Shown) -> int:
     return 1 if installs is None else installs
 
 
-def _most(installs: Told) -> int:
+def _most(installs: Shown) -> int:
     return FOLD_BELOW - 1 if installs is None else installs
 
 
@@ -187,13 +187,12 @@ def _is_late(day: DayOfStats) -> bool:
 
 def _late(days: Sequence[DayOfStats]) -> Event:
     first, last, at = days[0], days[-1], _known(days[-1])
-    moment = f"{long_date(at)} at {at:%H:%M} UTC"
     if first is last:
-        sentence = f"{long_date(first.day)} was counted late, on {moment}."
+        sentence = f"{long_date(first.day)} was counted late, on {moment(at)}."
     else:
         sentence = (
             f"The days from {long_date(first.day)} to {long_date(last.day)} were counted late, the"
-            f" last of them on {moment}."
+            f" last of them on {moment(at)}."
         )
     return Event(first.day, "standstill", "Counting stood still", sentence, at)
 

@@ -109,7 +109,7 @@ def _outdated(connection: Connection) -> str | None:
 
 def _counted(connection: Connection, now: datetime) -> Look:
     span, again = daily.span(connection), recount.progress(connection)
-    until = daily.begins(span.last + recount.DAY) if span else None
+    until = daily.begins(span.last + daily.DAY) if span else None
     last = span.last if span else _before_the_first(connection, again)
     if last is None or not stats.stands_still(last, now):
         return Look(now=now, counted_until=until)
@@ -126,7 +126,7 @@ def under_way(again: recount.Progress) -> str:
 def _before_the_first(connection: Connection, again: recount.Progress | None) -> date | None:
     """Return the day before the first that is to be counted; None where there is no install."""
     first: date | None = again.since if again else connection.scalar(_FIRST_HEARD)
-    return first - recount.DAY if first else None
+    return first - daily.DAY if first else None
 
 
 _REFUSED = "COLLECTOR_DATABASE_URL: the database refuses the password"

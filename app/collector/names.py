@@ -28,3 +28,12 @@ minor, that of Postgres by major."""
 
 OPEN = frozenset(name for name, field in all_fields().items() if field.annotation is str)
 """The fields whose values are text."""
+
+_STAGES = ("dev", "alpha", "beta", "rc", "")
+
+
+def age(version: str) -> tuple[int, ...]:
+    """Return what orders versions by their age, a pre-release before its release."""
+    release, _, stage = version.partition("-")
+    kind, _, n = stage.partition(".")
+    return (*map(int, release.split(".")), _STAGES.index(kind), int(n or 0))

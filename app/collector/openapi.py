@@ -14,7 +14,8 @@ from app.collector.events import YEAR
 from app.collector.health import EVERY_SECONDS
 from app.collector.holdings import AT_MOST, Held
 from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS, NEWER_SCHEMA_SECONDS
-from app.collector.stats import FEW, FOLD_BELOW, ROUNDED_TO, Stats
+from app.collector.rounding import FEW, FOLD_BELOW, ROUNDED_TO
+from app.collector.stats import Stats
 from app.payload import NEWEST, Edition
 from app.payload import SCHEMAS as HEARTBEATS
 

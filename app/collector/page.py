@@ -29,7 +29,21 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from app.collector import badge, daily, events, outcomes, recount, stats, store, view
+from app.collector import (
+    badge,
+    daily,
+    events,
+    exports,
+    outcomes,
+    periods,
+    phrases,
+    recount,
+    rounding,
+    stats,
+    store,
+    view,
+)
+from app.collector.adoption import Release
 from app.collector.reading import Readers
 from app.payload import Edition, Version
 
@@ -130,7 +144,9 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.globals.update(style=style, long_date=view.long_date, private=private)
+        self._templates.globals.update(
+            style=style, long_date=phrases.long_date, moment=phrases.moment, private=private
+        )
 
     def page(
         self,
@@ -347,36 +363,40 @@ def _read(connection: Connection, state: _State, asked: _Asked) -> stats.Stats:
     chosen, span = asked.filter, state.span
     live = state.live and stats.LiveStats(
         state.live.as_of.astimezone(UTC),
-        stats.fold(state.live.active),
-        stats.fold(state.live.not_established),
+        rounding.fold(state.live.active),
+        rounding.fold(state.live.not_established),
     )
-    again = state.recount and stats.Recount(*state.recount)
-    behind = state.behind and state.behind.astimezone(UTC)
-    if span is None:
-        return stats.nothing(chosen, live=live, recount=again, standby_as_of=behind)
-    until = span.last
-    since = max(span.first, until - timedelta(days=int(asked.days) - 1))
-    everyone = daily.Filter()
-    versions = daily.versions(connection, since, until, chosen)
-    # Anybody can make up filters: what is not shown is not read.
-    shown = stats.may_look(chosen, sum(versions.get(until, {}).values()))
-    numbers = stats.Numbers(
-        movements=daily.movements(connection, since, until, chosen) if shown else {},
-        versions=versions,
-        values=daily.values(connection, until, chosen) if shown else {},
-        versions_of_all=daily.versions(connection, until, until, everyone).get(until, {}),
-        editions_of_all=daily.values(connection, until, everyone)["edition"],
-    )
-    return stats.tell(
-        numbers,
-        as_of=span.as_of.astimezone(UTC),
-        since=since,
-        until=until,
-        chosen=chosen,
+    nothing = stats.nothing(
+        chosen,
         live=live,
-        recount=again,
-        standby_as_of=behind,
+        recount=state.recount and stats.Recount(*state.recount),
+        standby_as_of=state.behind and state.behind.astimezone(UTC),
     )
+    if span is None:
+        return nothing
+    days, last, everyone = int(asked.days), span.last, daily.Filter()
+    of_last = daily.versions(connection, last, last, chosen)
+    # Anybody can make up filters: what is not shown is not read.
+    is_shown = stats.may_look(chosen, sum(of_last.get(last, {}).values()))
+    numbers = stats.Numbers(
+        versions_of_all=daily.versions(connection, last, last, everyone).get(last, {}),
+        editions_of_all=daily.values(connection, last, everyone)["edition"],
+        releases=[Release(*each) for each in daily.released(connection, last)],
+        versions=of_last,
+    )
+    if is_shown:
+        history = last - periods.HISTORY
+        month = last - max(timedelta(days=days - 1), daily.MONTH)
+        numbers = replace(
+            numbers,
+            stocks=daily.stocks(connection, month, last, chosen),
+            flows=daily.flows(connection, history, last, chosen),
+            versions=daily.versions(connection, last - stats.YEAR, last, chosen),
+            values=daily.values(connection, last, chosen),
+            counted=daily.counted(connection, history, last),
+        )
+    at = span.as_of.astimezone(UTC)
+    return stats.show(nothing, numbers, replace(span, as_of=at), days=days)
 
 
 def routes(
@@ -431,7 +451,7 @@ def routes(
 
 
 def _document(told: stats.Stats, _: _Asked, __: _State) -> str:
-    return json.dumps(stats.document(told), separators=(",", ":"))
+    return json.dumps(exports.document(told), separators=(",", ":"))
 
 
 def _badge(told: stats.Stats, _: _Asked, state: _State) -> str:
@@ -445,7 +465,7 @@ def _refused_document(refusal: _RefusalError) -> Response:
 
 def _lines(told: stats.Stats, _: _Asked, __: _State) -> str:
     found = io.StringIO()
-    csv.writer(found).writerows(stats.rows(told))
+    csv.writer(found).writerows(exports.rows(told))
     return found.getvalue()
 
 

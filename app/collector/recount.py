@@ -16,9 +16,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from app.collector import daily
-from app.collector.daily import begins
+from app.collector.daily import DAY, begins
 
-DAY = timedelta(days=1)
 BEFORE = timedelta(days=31)
 """How long before the first day that is counted the replay begins."""
 

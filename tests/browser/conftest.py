@@ -1,47 +1,50 @@
-"""The real collector on a seeded fleet, and a real browser that looks at it."""
+"""The real collector on each scenario, and a real browser that looks at it."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
-from sqlalchemy import NullPool, create_engine
 
-from migrations import migrate
 from tests.browser.chromium import launch
-from tests.browser.collector import seed
+from tests.browser.fleet import make
+from tests.browser.scenarios import SCENARIOS
 from tests.collector import Collector, serving
 from tests.conftest import Databases
 
-SIZES = {"a fleet": (600, 120), "seven installs": (7, 20)}
-"""How many installs, over how many days."""
+
+class Collectors(dict[str, Collector]):
+    """The collectors by the names of their scenarios; each is started when it is first needed."""
+
+    def __init__(self, databases: Databases, logs: Path, running: ExitStack) -> None:
+        super().__init__()
+        self._databases = databases
+        self._logs = logs
+        self._running = running
+
+    def __missing__(self, scenario: str) -> Collector:
+        url = self._running.enter_context(self._databases.copy_of("template1"))
+        make(url, SCENARIOS[scenario], datetime.now(UTC))
+        log = self._logs / f"{scenario}.log"
+        self[scenario] = self._running.enter_context(serving(url, log))
+        return self[scenario]
 
 
 @pytest.fixture(scope="session")
 def collectors(
     databases: Databases, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Collector]]:
-    """A collector of a fleet, one of seven installs, and one that has heard of none."""
-    now = datetime.now(UTC)
-    logs = tmp_path_factory.mktemp("logs")
+) -> Iterator[Collectors]:
+    """A collector of each scenario."""
     with ExitStack() as running:
-        found = {}
-        for name, (installs, days) in SIZES.items():
-            url = running.enter_context(databases.copy_of("template1"))
-            seed(url, installs=installs, days=days, until=now)
-            found[name] = running.enter_context(serving(url, logs / f"{installs}.log"))
-        url = running.enter_context(databases.copy_of("template1"))
-        with create_engine(url, poolclass=NullPool).connect() as connection:
-            migrate(connection, "collector")
-        found["none"] = running.enter_context(serving(url, logs / "none.log"))
-        yield found
+        yield Collectors(databases, tmp_path_factory.mktemp("logs"), running)
 
 
 @pytest.fixture(scope="session")
-def collector(collectors: dict[str, Collector]) -> Collector:
-    """The collector of a fleet."""
-    return collectors["a fleet"]
+def collector(collectors: Collectors) -> Collector:
+    """The collector of a usual fleet."""
+    return collectors["600 installs"]
 
 
 @pytest.fixture(scope="session")

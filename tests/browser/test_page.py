@@ -19,11 +19,11 @@ LOOKS = pytest.mark.parametrize(
     ids=["light, wide", "light, phone", "dark, wide", "dark, phone"],
 )
 PAGES = [
-    ("a fleet", "/"),
-    ("a fleet", "/?days=30&edition=ee"),
-    ("a fleet", "/?version=99.9.9"),
-    ("a fleet", "/?days=7"),
-    ("seven installs", "/"),
+    ("600 installs", "/"),
+    ("600 installs", "/?days=30&edition=ee"),
+    ("600 installs", "/?version=99.9.9"),
+    ("600 installs", "/?days=7"),
+    ("7 installs", "/"),
     ("none", "/"),
 ]
 NOT_LISTED = "other (not listed, or fewer than 5)"

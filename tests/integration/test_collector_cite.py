@@ -17,7 +17,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.collector import page, store, web
-from app.collector.view import long_date
+from app.collector.daily import begins
+from app.collector.phrases import long_date
 from app.settings.collector import CollectorSettings
 from migrations import migrate
 from tests.collector import NOWHERE, serving
@@ -79,13 +80,17 @@ def yesterday() -> date:
     return datetime.now(UTC).date() - timedelta(days=1)
 
 
-def counted(engine: Engine, last: date, *days: dict[str, int]) -> None:
+def counted(
+    engine: Engine, last: date, *days: dict[str, int], late: timedelta = timedelta(0)
+) -> None:
     """Have days be counted, up to ``last``, each with its active installs by version."""
     with engine.begin() as connection:
         for ago, versions in enumerate(reversed(days)):
             day = last - timedelta(days=ago)
+            at = begins(day + timedelta(days=1)) + late
             connection.execute(
-                text("INSERT INTO measured (day, as_of) VALUES (:day, now())"), {"day": day}
+                text("INSERT INTO measured (day, as_of, counted_at) VALUES (:day, now(), :at)"),
+                {"day": day, "at": at},
             )
             for version, installs in versions.items():
                 connection.execute(
@@ -327,6 +332,18 @@ def test_a_collector_that_stands_still_says_so_in_the_feed(empty: Engine) -> Non
     (entry,) = entries(ask(serve(empty), "/feed.atom"))
     assert entry["title"] == "Counting stands still"
     assert f"The last day that was counted is {long_date(last)}." in entry["content"]
+
+
+def test_days_that_were_counted_late_are_in_the_feed(empty: Engine) -> None:
+    counted(empty, yesterday() - timedelta(days=2), {"1.0.0": 10}, {"1.0.0": 10})
+    counted(empty, yesterday(), *[{"1.0.0": 10}] * 2, late=timedelta(hours=5))
+    (entry,) = entries(ask(serve(empty), "/feed.atom"))
+    assert entry["title"] == "Counting stood still"
+    first = long_date(yesterday() - timedelta(days=1))
+    assert f"The days from {first} to {long_date(yesterday())} were counted" in entry["content"]
+    with empty.begin() as connection:
+        connection.execute(text("UPDATE measured SET counted_at = NULL"))
+    assert entries(ask(serve(empty), "/feed.atom")) == []
 
 
 # Errors

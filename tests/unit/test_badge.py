@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.collector import badge, stats
+from app.collector import badge
 from app.collector.badge import FRESH, GREY, Badge, document, of
-from app.collector.daily import ACTIVE_2D, Filter
+from app.collector.daily import ACTIVE_2D, Filter, Span
 from app.collector.page import Templates
-from app.collector.stats import Numbers, Stats, nothing, tell
+from app.collector.rounding import FOLD_BELOW
+from app.collector.stats import Numbers, Stats, nothing, show
 
 DAY = date(2026, 11, 12)
 TEMPLATES = Templates("/static/style.css", established_days=3)
@@ -21,16 +22,21 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def counted(active: int) -> Stats:
     """What is shown where so many are active at the end of ``DAY``."""
-    numbers = Numbers({DAY: {ACTIVE_2D: active}}, {DAY: {"1.0.0": active}}, {}, {}, {})
+    numbers = Numbers(
+        versions={DAY: {"1.0.0": active}},
+        versions_of_all={},
+        editions_of_all={},
+        stocks={DAY: {ACTIVE_2D: active}},
+    )
     at = datetime(2026, 11, 13, 0, 1, tzinfo=UTC)
-    return tell(numbers, as_of=at, since=DAY, until=DAY, chosen=Filter())
+    return show(nothing(Filter()), numbers, Span(DAY, DAY, at), days=1)
 
 
 @pytest.mark.parametrize(
     ("active", "message"),
     [
         (0, "0"),
-        *((few, "fewer than 5") for few in range(1, stats.FOLD_BELOW)),
+        *((few, "fewer than 5") for few in range(1, FOLD_BELOW)),
         (5, "5"),
         (7, "7"),
         (1_234_567, "1,234,567"),

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.collector import events
-from app.collector.daily import ACTIVE_2D, Filter, begins
+from app.collector.daily import ACTIVE_2D, DAY, Filter, Span, begins
 from app.collector.events import AT_MOST, YEAR, Event, fell, of
 from app.collector.names import OTHER
 from app.collector.page import Templates
-from app.collector.stats import Numbers, Recount, Stats, nothing, tell
+from app.collector.stats import Numbers, Recount, Stats, nothing, show
 
 LAST = date(2026, 11, 12)
-DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+HOUR = timedelta(hours=1)
 ATOM = "{http://www.w3.org/2005/Atom}"
 TEMPLATES = Templates("/static/style.css", established_days=3)
 
@@ -29,13 +29,9 @@ def counted(days: Days, *, last: date = LAST) -> Stats:
     """What is shown of days with so many active installs of each version, each known in time."""
     each = {last - DAY * ago: dict(versions) for ago, versions in enumerate(reversed(days))}
     active = {day: {ACTIVE_2D: sum(versions.values())} for day, versions in each.items()}
-    return tell(
-        Numbers(active, each, {}, {}, {}),
-        as_of=begins(last + DAY),
-        since=min(each),
-        until=last,
-        chosen=Filter(),
-    )
+    numbers = Numbers(versions=each, versions_of_all={}, editions_of_all={}, stocks=active)
+    span = Span(min(each), last, begins(last + DAY))
+    return show(nothing(Filter()), numbers, span, days=len(days))
 
 
 def known(shown: Stats, at: Mapping[date, datetime | None]) -> Stats:

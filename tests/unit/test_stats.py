@@ -4,10 +4,9 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import replace
+from datetime import date
 from itertools import pairwise, product
 from typing import Any
 
@@ -15,7 +14,8 @@ import pytest
 from hypothesis import Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
-from app.collector import stats, view
+from app.collector import exports, phrases, rounding, stats
+from app.collector.adoption import Adoption
 from app.collector.daily import (
     ABSENT,
     ACTIVE_2D,
@@ -23,36 +23,18 @@ from app.collector.daily import (
     ACTIVE_30D,
     DEV_BUILDS,
     IN_USE,
-    LOST,
-    MOVEMENTS,
-    NEW,
-    RETAINED,
+    STOCKS,
     VALUES,
     Counts,
     Filter,
+    Span,
 )
 from app.collector.names import OTHER
 from app.collector.page import Templates
-from app.collector.stats import (
-    Distribution,
-    Group,
-    LiveStats,
-    Numbers,
-    Recount,
-    Stats,
-    about,
-    distribute,
-    fold,
-    stands_still,
-    tell,
-    used,
-)
+from app.collector.rounding import Distribution, Group, about, distribute, fold, used
+from app.collector.stats import LiveStats, Recount, Stats, show
+from tests.unit.fleets import AS_OF, DAYS, EDITIONS, FLEET, LAST, LISTED, Install, count, told
 
-LAST = date(2026, 5, 7)
-DAYS = [LAST - timedelta(days=n) for n in range(6)][::-1]
-AS_OF = datetime(2026, 5, 8, 0, 1, tzinfo=UTC)
-LISTED = ("7.0.0", "7.1.0", "8.0.0-rc.7")
-EDITIONS = ("ce", "ee")
 FILTERS = [
     Filter(version, edition)
     for version in (None, *LISTED, "99.9.9")
@@ -60,53 +42,6 @@ FILTERS = [
 ]
 TEMPLATES = Templates("/static/style.css", established_days=30)
 SMALL = {1, 2, 3, 4}
-
-
-@dataclass(frozen=True)
-class Install:
-    """An install: how it can be chosen, a value of each kind, and the days of its life."""
-
-    version: str = "7.0.0"
-    edition: str = "ce"
-    word: str = "docker"
-    bucket: str = "0"
-    flag: str = "true"
-    comes: int = 0
-    upgrades: int = 6
-    """To the next version."""
-    leaves: int = 6
-
-    def runs(self, number: int) -> str:
-        """The version on a day."""
-        versions = [*LISTED, OTHER]
-        later = min(versions.index(self.version) + 1, len(versions) - 1)
-        return versions[later] if number >= self.upgrades else self.version
-
-    def value(self, field: str) -> str:
-        """Its value of a field, or of its edition."""
-        if field == "edition":
-            return self.edition
-        if stats.UNUSED.get(field) == "false":
-            return self.flag
-        if field.startswith(("counts.", "features.")):
-            return self.bucket
-        return {"python_version": "3.12", "stack.postgres_version": "16"}.get(field, self.word)
-
-    def moves(self, number: int) -> Iterator[str]:
-        """What it is counted as on a day."""
-        if self.comes <= number < self.leaves:
-            yield from (ACTIVE_2D, ACTIVE_7D, ACTIVE_30D)
-            if self.bucket not in {"0", ABSENT}:
-                yield IN_USE
-            if number % 2 == self.comes % 2:
-                yield RETAINED
-        if number == self.comes:
-            yield NEW
-        if number == self.leaves:
-            yield LOST
-        if number == self.upgrades:
-            yield DEV_BUILDS
-
 
 INSTALLS = st.builds(
     Install,
@@ -122,52 +57,6 @@ INSTALLS = st.builds(
 FLEETS = st.lists(st.tuples(INSTALLS, st.integers(1, 14)), max_size=12).map(
     lambda groups: [install for install, count in groups for _ in range(count)]
 )
-
-
-def count(fleet: list[Install], since: int, until: int, chosen: Filter) -> Numbers:
-    """Count as the database does, on the days of these numbers."""
-
-    def present(number: int, chosen: Filter) -> list[Install]:
-        return [each for each in passing(number, chosen) if each.comes <= number < each.leaves]
-
-    def passing(number: int, chosen: Filter) -> list[Install]:
-        return [
-            each
-            for each in fleet
-            if chosen.version in {None, each.runs(number)}
-            and chosen.edition in {None, each.edition}
-        ]
-
-    days = range(since, until + 1)
-    active, everyone = present(until, chosen), present(until, Filter())
-    return Numbers(
-        movements={
-            DAYS[n]: Counter(move for each in passing(n, chosen) for move in each.moves(n))
-            for n in days
-        },
-        versions={DAYS[n]: Counter(each.runs(n) for each in present(n, chosen)) for n in days},
-        values={
-            field: Counter(each.value(field) for each in active) for field in ("edition", *VALUES)
-        },
-        versions_of_all=Counter(each.runs(until) for each in everyone),
-        editions_of_all=Counter(each.edition for each in everyone),
-    )
-
-
-def told(
-    fleet: list[Install], chosen: Filter | None = None, *, since: int = 0, until: int = 5
-) -> Stats:
-    """What is shown of a fleet at the end of a day."""
-    chosen = chosen or Filter()
-    present = sum(each.comes <= until < each.leaves for each in fleet)
-    return tell(
-        count(fleet, since, until, chosen),
-        as_of=AS_OF,
-        since=DAYS[since],
-        until=DAYS[until],
-        chosen=chosen,
-        live=LiveStats(AS_OF, fold(present), fold(len(fleet) - present)),
-    )
 
 
 def page(answer: Stats) -> str:
@@ -192,27 +81,38 @@ def numbers(value: Any) -> Iterator[int]:
         yield value
 
 
-EXACT = {ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, NEW, LOST, DEV_BUILDS}
+EXACT = {ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, DEV_BUILDS}
 """What docs/collector.md calls totals: exact without a filter."""
 
 
 def of_document(answer: Stats) -> tuple[set[int], set[int]]:
     """The totals in the JSON, and all other numbers of installs."""
-    document = json.loads(json.dumps(stats.document(answer)))
+    document = json.loads(json.dumps(exports.document(answer)))
     days = [{**each.pop("movements"), **each} for each in document["days"]]
-    totals, others = {*numbers(document["live"])}, [document["values"], document["features"]]
+    shares = [day for each in document["adoption"] for day in each["days"]]
+    totals = {*numbers(document["live"])}
+    others = [document[name] for name in ("values", "features", "growth", "cohorts")]
+    others += [[day["installs"], day["of"]] for day in shares]
     for day in days:
         for name, each in day.items():
             if name in EXACT and not is_filtered(answer):
                 totals |= {*numbers(each)}
             else:
                 others.append(each)
-    return totals, {*numbers(others)}
+    before = {*numbers(document["a_month_before"])}
+    return (
+        (totals, {*numbers(others), *before})
+        if is_filtered(answer)
+        else (
+            totals | before,
+            {*numbers(others)},
+        )
+    )
 
 
 def of_csv(answer: Stats) -> tuple[set[int], set[int]]:
     """The totals in the CSV, and all other numbers of installs."""
-    _, *lines = csv.reader(io.StringIO("\n".join(",".join(row) for row in stats.rows(answer))))
+    _, *lines = csv.reader(io.StringIO("\n".join(",".join(row) for row in exports.rows(answer))))
     totals, others = set[int](), set[int]()
     for _, metric, _, installs, of in lines:
         is_total = metric == "live" or (metric in EXACT and not is_filtered(answer))
@@ -222,9 +122,10 @@ def of_csv(answer: Stats) -> tuple[set[int], set[int]]:
 
 NOT_INSTALLS = re.compile(
     r"<svg.*?</svg>\s*</svg>|<svg.*?</svg>|<[^>]*>"  # geometry is looked at apart
-    r"|\bfewer than 5\b|[\d.,<>&;lgt]+%|\d+-\d+-\d+|\d+ [A-Z][a-z]+( \d{4})?|\d\d:\d\d"
+    r"|\bfewer than 5\b|numbers below 5|5 or more"
+    r"|[\d.,<>&;lgt]+%|\d+-\d+-\d+|\d+ [A-Z][a-z]+( \d{4})?|\d\d:\d\d|\d+-\d+"
     r"|\d+\.\d+\.\d+(-rc\.\d)?|Python 3\.12|Postgres 16|(Postgres|Python) shown is [\d.]+"
-    r"|[\d,k]+\N{EN DASH}[\d,k]+|10k\+|(48|24) hours|(7|30) days|TCF 2\.2",
+    r"|[\d,k]+\N{EN DASH}[\d,k]+|10k\+|(48|24) hours|\d+ days?|TCF 2\.2|after 90",
     re.DOTALL,
 )
 
@@ -241,9 +142,9 @@ def sections(html: str) -> dict[str, str]:
     return dict(zip(found, parts, strict=True))
 
 
-def by_day(section: str) -> list[dict[str, str]]:
-    """The rows of a table by day, with the names of its columns."""
-    found = re.search(r'<table class="days">.*?</table>', section, re.DOTALL)
+def listing(section: str) -> list[dict[str, str]]:
+    """The rows of a table of numbers, with the names of its columns."""
+    found = re.search(r'<table class="listing">.*?</table>', section, re.DOTALL)
     assert found
     head, *lines = re.findall(r"<tr>.*?(?=<tr>|</t)", found[0], re.DOTALL)
     names = re.findall(r'<th scope="col">([^<\n]*)', head)
@@ -257,19 +158,19 @@ def number(cell: str) -> int | None:
 
 def of_page(answer: Stats) -> tuple[set[int], set[int]]:
     """The totals on the page, and all other numbers of installs."""
-    html = page(answer)
+    html = page(answer).partition("<footer>")[0]
     parts = sections(html)
-    over_time = [parts.pop(name, "") for name in ("active", "growth")]
-    totals, others = whole_numbers(" ".join(over_time)), set[int]()
-    for section in filter(None, over_time):
-        for line in by_day(section):
-            others |= {n for name in ("In use", "Retained") if (n := number(line.get(name, "")))}
-        for note in re.findall(r"<p[^>]*>(?:In use|Retained),.*?</p>", section):
-            others |= whole_numbers(note)
-    others |= whole_numbers(" ".join(parts.values()))
+    active = parts.pop("active", "")
+    totals, others = whole_numbers(active), set[int]()
+    for line in listing(active) if active else ():
+        others |= {n for n in (number(line["In use"]),) if n}
+    # A change is the difference of two totals, and has a sign.
+    totals |= whole_numbers(" ".join(SIGNED.findall(parts.get("growth", ""))))
+    others |= whole_numbers(SIGNED.sub(" ", " ".join(parts.values())))
     return (set(), totals | others) if is_filtered(answer) else (totals, others)
 
 
+SIGNED = re.compile(r"[+\N{MINUS SIGN}][\d,]+ ")
 FORMS = (of_document, of_csv, of_page)
 
 
@@ -361,30 +262,22 @@ def test_every_share_width_and_line_follows_from_the_numbers_beside_it(
             for installs, width, share in rows:
                 wholes = bases if by_base else {max(whole, n or 0) for n in bases}
                 assert (width, share) in {
-                    (round(100 * installs / n, 1), view.percent(installs, n)) for n in wholes if n
+                    (round(100 * installs / n, 1), phrases.percent(installs, n))
+                    for n in wholes
+                    if n
                 } or (width, share, installs) == (0, "0%", 0)
-    if "adoption" in parts and "<svg" in parts["adoption"]:
-        _lines_are_of(parts["adoption"], answer)
+    for number, adoption in enumerate(answer.adoption if "adoption" in parts else ()):
+        _line_is_of(parts["adoption"], number, adoption)
 
 
-def _lines_are_of(section: str, answer: Stats) -> None:
-    """The height of each point is the share that its row of the table has."""
-    lines = by_day(section)[::-1]
-    highest = re.findall(r'<text class="y"[^>]*y="([\d.]+)"[^>]*>([\d,]+)%', section)
-    top = max(int(words.replace(",", "")) for _, words in highest)
-    names = [name for name in lines[0] if name != "Day"]
-    active = {str(each.day): about(each.movements[ACTIVE_2D] or 0) for each in answer.days}
-    marks = dict(zip(names, [*(f"m{n}" for n in range(len(names) - 1)), "rest"], strict=True))
-    for name, mark in marks.items():
-        path = re.search(rf'<path class="{mark}" d="([^"]*)"', section)
-        heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", path[1])] if path else []
-        shown = [
-            100 * n / max(sum(number(line[each]) or 0 for each in names), active[line["Day"]] or 0)
-            for line in lines
-            if (n := number(line[name]))
-        ]
-        drawn = [top * (1 - y / 200) for y in heights]
-        assert [each for each in drawn if each > 0] == pytest.approx(shown, abs=top / 1000)
+def _line_is_of(section: str, number: int, adoption: Adoption) -> None:
+    """The height of each point is the share of those that run the release or a newer one."""
+    highest = re.findall(r'<text class="y" y="[\d.]+"[^>]*>(\d+)%', section)
+    top = max(map(int, highest))
+    (path,) = re.findall(rf'<path class="m{number}" d="(M(?!1 6h24)[^"]*)"', section)
+    drawn = [top * (1 - float(y) / 200) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", path)]
+    shown = [100 * day.installs / day.of for day in adoption.days]
+    assert drawn == pytest.approx(shown, abs=top / 1000)
 
 
 @settings(max_examples=150, deadline=None)
@@ -398,7 +291,7 @@ def test_two_fleets_with_the_same_rounded_numbers_look_the_same(
     values = {name: _moved(spread, data) for name, spread in counts.values.items()}
     assume(all(_rounded(values[name]) == _rounded(counts.values[name]) for name in values))
     answers = [
-        tell(each, as_of=AS_OF, since=DAYS[0], until=DAYS[5], chosen=chosen)
+        show(stats.nothing(chosen), each, Span(DAYS[0], DAYS[5], AS_OF), days=90)
         for each in (counts, replace(counts, values=values))
     ]
     assert answers[0].values == answers[1].values
@@ -408,7 +301,7 @@ def test_two_fleets_with_the_same_rounded_numbers_look_the_same(
 
 
 def _moved(spread: Counts, data: st.DataObject | None) -> Counts:
-    groups = sorted(value for value, n in spread.items() if n >= stats.FOLD_BELOW)
+    groups = sorted(value for value, n in spread.items() if n >= rounding.FOLD_BELOW)
     if data is None or len(groups) < 2:
         return spread
     one, other = data.draw(st.permutations(groups))[:2]
@@ -466,7 +359,7 @@ def test_what_is_rounded_is_never_rounded_up_from_less_than_5() -> None:
 def test_a_rounded_number_is_within_2_of_the_true_one(installs: int) -> None:
     shown = about(installs)
     assert shown is not None
-    assert shown % stats.ROUNDED_TO == 0
+    assert shown % rounding.ROUNDED_TO == 0
     assert abs(shown - installs) <= 2
     assert about(shown) == shown
 
@@ -511,18 +404,10 @@ def test_a_feature_is_used_by_all_whose_sites_use_it_however_many_they_are() -> 
     assert used({"0": 6, "1-10": 50, "10-100": 3, "10k+": 4}, "0") == 55
 
 
-FLEET = [
-    *[Install("7.0.0", "ce", "docker", "1-10", "true")] * 40,
-    *[Install("7.1.0", "ce", "docker", "0", "false")] * 30,
-    *[Install("7.1.0", "ee", "heroku", "0", "false")] * 20,
-    *[Install("8.0.0-rc.7", "ce", "dokku", "0", "false")] * 3,
-]
-
-
 def test_totals_are_exact_without_a_filter_and_all_else_is_rounded() -> None:
     everyone, some = told(FLEET).days[-1], told(FLEET, Filter(edition="ce")).days[-1]
     assert everyone.movements[ACTIVE_2D] == everyone.movements[ACTIVE_30D] == 93
-    assert (everyone.movements[IN_USE], everyone.movements[RETAINED]) == (40, None)
+    assert everyone.movements[IN_USE] == 40
     assert some.movements[ACTIVE_2D] == 75  # of 73
     assert stats.EXACT == EXACT
 
@@ -535,7 +420,7 @@ def test_versions_and_editions_to_filter_by_have_at_least_5_installs_and_a_name(
 @pytest.mark.parametrize("there", ["8.0.0-rc.7", OTHER])
 def test_what_cannot_be_filtered_by_gets_the_answer_of_what_does_not_exist(there: str) -> None:
     fleet = [*FLEET, *[Install(OTHER)] * 50]
-    found, missing = (stats.document(told(fleet, Filter(v))) for v in (there, "99.9.9"))
+    found, missing = (exports.document(told(fleet, Filter(v))) for v in (there, "99.9.9"))
     assert (found.pop("version"), missing.pop("version")) == (there, "99.9.9")
     assert found == missing
     assert (found["days"], found["values"], found["features"]) == ([], {}, {})
@@ -544,7 +429,7 @@ def test_what_cannot_be_filtered_by_gets_the_answer_of_what_does_not_exist(there
 def test_an_edition_of_few_gets_the_answer_of_one_that_nobody_has() -> None:
     only_ce = [Install()] * 60
     none, few = (
-        stats.document(told([*only_ce[n:], *[Install(edition="ee")] * n], Filter(edition="ee")))
+        exports.document(told([*only_ce[n:], *[Install(edition="ee")] * n], Filter(edition="ee")))
         for n in (0, 3)
     )
     assert none == few
@@ -576,8 +461,7 @@ def test_every_feature_has_a_value_that_means_unused() -> None:
 def test_every_day_is_shown_in_its_order_and_a_day_without_numbers_is_zero() -> None:
     answer = told([])
     assert [each.day for each in answer.days] == DAYS
-    rounded = dict.fromkeys({*MOVEMENTS} - EXACT)
-    nothing = {**dict.fromkeys(MOVEMENTS, 0), **rounded}
+    nothing = {**dict.fromkeys(STOCKS, 0), IN_USE: None}
     assert all(each.movements == nothing for each in answer.days)
 
 
@@ -586,11 +470,11 @@ def test_every_day_is_shown_in_its_order_and_a_day_without_numbers_is_zero() -> 
 
 def test_the_document_has_its_documented_shape() -> None:
     recount = Recount(date(2026, 4, 1), None, LAST)
-    document = stats.document(replace(told(FLEET), recount=recount))
+    document = exports.document(replace(told(FLEET), recount=recount))
     assert [*document] == [
-        *("as_of", "since", "until", "version", "edition", "fold_below", "rounded_to"),
-        *("live", "recount", "standby_as_of", "days", "values", "features"),
-        *("all_versions", "all_editions"),
+        *("as_of", "since", "until", "version", "edition", "live", "recount", "standby_as_of"),
+        *("fold_below", "rounded_to", "days", "a_month_before", "growth", "cohorts", "adoption"),
+        *("values", "features", "releases", "all_versions", "all_editions"),
     ]
     assert document["rounded_to"] == document["fold_below"] == 5
     assert document["live"] == {
@@ -601,17 +485,17 @@ def test_the_document_has_its_documented_shape() -> None:
     assert document["recount"] == {"since": "2026-04-01", "replayed": None, "until": "2026-05-07"}
     assert document["days"][-1] == {
         "day": "2026-05-07",
-        "movements": {
-            **dict.fromkeys((ACTIVE_2D, ACTIVE_7D, ACTIVE_30D), 93),
-            IN_USE: 40,
-            NEW: 0,
-            LOST: 0,
-            RETAINED: None,
-        },
+        "counted_at": "2026-05-08T00:01:00+00:00",
+        "movements": {**dict.fromkeys((ACTIVE_2D, ACTIVE_7D, ACTIVE_30D), 93), IN_USE: 40},
         "dev_builds": 0,
         "versions": {"7.0.0": 40, "7.1.0": 50},
         "other_versions": None,
     }
+    assert document["a_month_before"] is None
+    assert document["growth"]["by"] == "month"
+    assert document["releases"][0] == {"version": "8.0.0-rc.7", "released_on": "2026-05-05"}
+    assert document["adoption"][0]["version"] == "7.1.0"
+    assert document["adoption"][0]["days"][-1] == {"after": 4, "installs": 50, "of": 95}
     assert document["values"]["edition"] == {
         "groups": [{"value": "ce", "installs": 75}, {"value": "ee", "installs": 20}],
         "folded_installs": None,
@@ -622,7 +506,7 @@ def test_the_document_has_its_documented_shape() -> None:
 
 def test_the_csv_says_the_same_as_the_document() -> None:
     silent = [Install("7.1.0", "ce", "docker", "0", ABSENT)] * 6
-    lines = {row[:3]: row[3:] for row in stats.rows(told([*FLEET[:-3], *silent]))}
+    lines = {row[:3]: row[3:] for row in exports.rows(told([*FLEET[:-3], *silent]))}
     assert lines["2026-05-07", "active_2d", ""] == ("96", "")
     assert lines["2026-05-07", "dev_builds", ""] == ("0", "")
     assert lines["2026-05-06", "version", "7.1.0"] == ("55", "95")
@@ -631,116 +515,3 @@ def test_the_csv_says_the_same_as_the_document() -> None:
     assert lines["2026-05-07", "platform", OTHER] == ("fewer than 5", "95")
     assert lines["2026-05-08T00:01:00+00:00", "live", "active"] == ("96", "")
     assert lines["2026-05-08T00:01:00+00:00", "live", "not_established"] == ("0", "")
-
-
-def words(html: str) -> str:
-    """What a reader sees outside of the charts."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"<svg.*?</svg>", " ", html)))
-
-
-def test_the_page_says_how_many_installs_report_a_field_where_not_all_do() -> None:
-    fleet = [
-        *[Install("7.0.0", "ce", "docker", "0", "true")] * 1_201,
-        *[Install("7.1.0", "ce", ABSENT, "0", ABSENT)] * 300,
-        *[Install("7.1.0", "ce", "heroku", ABSENT, "true")] * 3,
-    ]
-    html = page(told(fleet))
-    assert "Deployment (of 1,205 installs that report it)" in html
-    assert "Rate limit (of 1,205 installs that report it)" in html
-    assert "Organisations (of 1,500 installs that report it)" in html
-    assert "Edition (of" not in html
-
-
-def test_the_page_says_of_which_moment_its_numbers_are() -> None:
-    said = words(page(told(FLEET)))
-    assert "At the end of 7 May 2026, 93 installs had been heard of within 48 hours." in said
-    assert "On 8 May at 00:01 UTC, 93 installs were active" in said
-    assert "Not established yet: 0 more." in said
-    assert "in the last 48 hours" not in said
-
-
-def test_the_page_shows_how_many_are_in_use_retained_new_lost_and_development_builds() -> None:
-    fleet = [*FLEET, *[Install(comes=4, leaves=5)] * 9, *[Install(upgrades=5)] * 7]
-    said = words(page(told(fleet)))
-    assert "In use, with a consent in their last 24 hours: 40 (40% of the active ones)." in said
-    assert "still active 30 days later: fewer than 5." in said
-    assert "109 were new, and 9 fell silent" in said
-    assert "Development builds, counted apart: 7." in said
-
-
-def test_the_share_in_use_is_of_the_rounded_number_of_active_installs() -> None:
-    said = words(page(told([*[Install(bucket="1-10")] * 7, *[Install()] * 6])))
-    assert "In use, with a consent in their last 24 hours: 5 (33% of the active ones)." in said
-
-
-def test_what_is_not_listed_is_named_so_on_the_page() -> None:
-    said = words(page(told([*FLEET, *[Install(word=OTHER)] * 30])))
-    assert "other (not listed, or fewer than 5)" in said
-    few = [Install(bucket=bucket) for bucket in ("1-10", "10-100", "10k+") for _ in range(3)]
-    assert "others together" in words(page(told([*[Install(bucket="0")] * 40, *few])))
-
-
-@pytest.mark.parametrize(
-    ("now", "still"),
-    [
-        ("2026-05-08T00:01", False),
-        ("2026-05-09T00:59", False),
-        ("2026-05-09T01:00", True),
-        ("2026-06-09T00:00", True),
-    ],
-)
-def test_counting_stands_still_when_a_day_is_not_counted_an_hour_after_its_end(
-    now: str,
-    still: bool,  # noqa: FBT001 - pytest's parameter
-) -> None:
-    assert stands_still(LAST, datetime.fromisoformat(f"{now}:00+00:00")) is still
-    said = words(TEMPLATES.page(told(FLEET), stands_still=still))
-    sentence = "Counting stands still: the last day that was counted is 7 May 2026."
-    assert (sentence in said) is still
-
-
-def test_the_page_says_how_far_a_recount_has_come() -> None:
-    recount = Recount(date(2026, 4, 1), date(2026, 3, 24), LAST)
-    said = words(page(replace(told(FLEET), recount=recount)))
-    assert "Earlier days are being counted again: 35% done;" in said
-    assert "the numbers of 1 April to 7 May 2026" in said
-    assert "being counted again" not in words(page(told(FLEET)))
-
-
-def test_before_the_first_day_is_counted_the_page_says_what_is_there() -> None:
-    live = LiveStats(AS_OF, 0, 12)
-    said = words(page(stats.nothing(Filter(), live=live)))
-    assert "No day has been counted yet" in said
-    assert "Not established yet: 12 more." in said
-    assert "A day is counted after its end" in said
-    nobody = words(page(stats.nothing(Filter(), live=LiveStats(AS_OF, 0, 0))))
-    assert "No install has been heard of yet" in nobody
-
-
-@pytest.mark.parametrize(("days", "said"), [(1, "as soon as it is heard of"), (3, "on three")])
-def test_the_page_says_when_an_install_counts(days: int, said: str) -> None:
-    html = Templates("/static/style.css", established_days=days).page(told(FLEET))
-    assert f"An install counts once it is established: {said}" in html.replace(
-        "when it has been heard of ", ""
-    )
-
-
-def test_every_field_that_is_counted_has_a_label_on_the_page() -> None:
-    missing = {"version", "edition", *VALUES} - view.LABELS.keys()
-    assert not missing, f"name {', '.join(missing)} in LABELS of app/collector/view.py"
-    assert not view.LABELS.keys() - {"version", "edition", *VALUES}
-
-
-@pytest.mark.parametrize(
-    ("part", "whole_of_it", "said"),
-    [
-        (0, 9, "0%"),
-        (9, 9, "100%"),
-        (1, 1000, "<1%"),
-        (999, 1000, ">99%"),
-        (1, 3, "33%"),
-        (0, 0, "0%"),
-    ],
-)
-def test_a_share_is_none_or_all_only_where_it_is(part: int, whole_of_it: int, said: str) -> None:
-    assert view.percent(part, whole_of_it) == said

@@ -1,0 +1,90 @@
+"""How a number of installs is shown, so that it names nobody. Pure.
+
+How many installs there are in all is shown as it is, except for 1 to 4. All else, which is what is
+broken down, filtered or added up over days, is rounded to the nearest multiple of ``ROUNDED_TO``,
+so that two such numbers are equal or differ by that much, whatever is between them. Below
+``FOLD_BELOW`` a rounded number does not even show whether it is zero: otherwise the exact number of
+all could give one install away.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from app.collector.daily import ABSENT, Counts
+from app.collector.names import OTHER
+
+FOLD_BELOW = 5
+ROUNDED_TO = 5
+FEW: Literal["fewer than 5"] = "fewer than 5"
+
+Shown = int | None
+"""A number of installs as it is shown; None for 1 to 4, and for 0 as well where it is rounded."""
+
+
+def fold(installs: int) -> Shown:
+    """Return a number of all installs as it is shown."""
+    return None if 0 < installs < FOLD_BELOW else installs
+
+
+def about(installs: int) -> Shown:
+    """Return a number of some of the installs as it is shown: rounded, and None below 5."""
+    return None if installs < FOLD_BELOW else _nearest(installs)
+
+
+def _nearest(installs: int) -> int:
+    return ROUNDED_TO * ((installs + ROUNDED_TO // 2) // ROUNDED_TO)
+
+
+@dataclass(frozen=True)
+class Group:
+    """How many installs have a value."""
+
+    value: str
+    installs: int
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The groups that are named, the largest first, and how many installs all others hold.
+
+    ``reported_by`` is how many installs have a value at all. Each number is rounded by itself.
+    """
+
+    groups: list[Group]
+    folded_installs: Shown
+    reported_by: Shown
+
+    @property
+    def total(self) -> int:
+        """The whole of which each number is a share, so that none is more than all of it."""
+        together = sum(group.installs for group in self.groups) + (self.folded_installs or 0)
+        return max(together, self.reported_by or 0)
+
+    def in_order(self, key: Callable[[str], Any], *, reverse: bool = False) -> "Distribution":
+        """Return the same with the groups in another order than by their size."""
+        groups = sorted(self.groups, key=lambda group: key(group.value), reverse=reverse)
+        return replace(self, groups=groups)
+
+
+def distribute(counts: Counts) -> Distribution:
+    """Name each group of at least ``FOLD_BELOW``, and put all others together."""
+    reported = {value: installs for value, installs in counts.items() if value != ABSENT}
+    named = {value: n for value, n in reported.items() if n >= FOLD_BELOW and value != OTHER}
+    everyone = sum(reported.values())
+    few = everyone - sum(named.values()) == FOLD_BELOW - 1
+    if named and few and all(n - _nearest(n) == ROUNDED_TO // 2 for n in named.values()):
+        # Each is as large as its number allows: it would be known how many the others are.
+        del named[min(named, key=lambda value: (named[value], value))]
+    groups = [Group(value, _nearest(installs)) for value, installs in named.items()]
+    return Distribution(
+        # Not by the exact numbers: their order would show which of two equal ones is larger.
+        groups=sorted(groups, key=lambda group: (-group.installs, group.value)),
+        folded_installs=about(everyone - sum(named.values())),
+        reported_by=about(everyone),
+    )
+
+
+def used(counts: Counts, unused: str) -> Shown:
+    """Return how many installs have another value than ``unused``."""
+    return about(sum(n for value, n in counts.items() if value not in {unused, ABSENT}))

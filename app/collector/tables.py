@@ -1,0 +1,140 @@
+"""What installs are like: tables with a bar for each value, and one for the rest. Pure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from app.collector.daily import VALUES
+from app.collector.names import OPEN
+from app.collector.phrases import DASH, number, percent
+from app.collector.rounding import FEW, Distribution, Shown
+from app.collector.stats import UNUSED, Stats
+from app.payload import Bucket, all_fields
+
+BUCKETS = get_args(Bucket)
+AT_ONCE = 10
+"""So many lines of a table are shown before a reader asks for more."""
+
+LABELS = {
+    "version": "Version",
+    "edition": "Edition",
+    "deployment": "Deployment",
+    "platform": "Platform",
+    "python_version": "Python",
+    "stack.postgres_version": "Postgres",
+    "counts.orgs": "Organisations",
+    "counts.sites": "Sites",
+    "counts.users": "Users",
+    "counts.scans_last_24h": "Scans in 24 hours",
+    "counts.consents_last_24h": "Consents in 24 hours",
+    "features.tcf_v22_sites": "TCF 2.2",
+    "features.auto_blocking_sites": "Blocks until opt-in",
+    "features.scanner_scheduled_sites": "Scheduled scans",
+    "features.geoip_header_configured": "GeoIP by header",
+    "features.geoip_maxmind_configured": "GeoIP by MaxMind",
+    "features.rate_limit_enabled": "Rate limit",
+    "features.compliance_ee": "Enterprise compliance",
+}
+"""What the page calls each field that is counted."""
+
+RUNTIMES = ("python_version", "stack.postgres_version")
+SIZES = tuple(name for name in VALUES if name.startswith("counts."))
+WHERE = ("deployment", "platform", "edition")
+OTHERS = tuple(name for name in VALUES if name not in {*WHERE, *RUNTIMES, *SIZES, *UNUSED})
+"""The fields that have no section of their own."""
+
+_FORMS: dict[str, object] = {name: field.annotation for name, field in all_fields().items()}
+_YES_OR_NO = {"true": "yes", "false": "no"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: its name, how many installs, and their share in percent."""
+
+    name: str
+    installs: str
+    width: float
+    share: str
+    rest: bool = False
+    note: str = ""
+    """What is said beside the name."""
+    added_up: str = ""
+    """The share of this line and those before it together."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A distribution as a table with bars."""
+
+    caption: str
+    rows: Sequence[Row]
+    """The lines that are shown at once: those of the first values, and that of the rest."""
+    hidden: Sequence[Row] = ()
+    """The lines that are shown when a reader asks for more."""
+    names: str = "Value"
+    """What the names of the lines are."""
+    added_up: str = ""
+    """The name of the column in which the lines are added up; empty where there is none."""
+
+
+def table(caption: str, rows: Sequence[Row], *, names: str = "Value") -> Table:
+    """Return a table of some rows, of which only so many are shown at once."""
+    named, rest = [row for row in rows if not row.rest], [row for row in rows if row.rest]
+    return Table(caption, [*named[:AT_ONCE], *rest], named[AT_ONCE:], names)
+
+
+def of_field(name: str, stats: Stats, more: str = "") -> Table:
+    """Return the table of a field: its values in their natural order, if they have one."""
+    shown, form = stats.values[name], _FORMS[name]
+    caption = f"{LABELS[name]}{more}{base(shown, stats)}"
+    if form is Bucket:
+        return table(caption, shares(shown.in_order(key=BUCKETS.index), bucket))
+    if name in RUNTIMES:
+        label = f"{LABELS[name]} {{}}".format
+        in_order = shown.in_order(key=age_of_runtime, reverse=True)
+        return table(caption, shares(in_order, label, is_open=True))
+    words = _YES_OR_NO.__getitem__ if form is bool else str
+    return table(caption, shares(shown, words, is_open=name in OPEN))
+
+
+def age_of_runtime(version: str) -> tuple[int, ...]:
+    """Return what orders the versions of Python, or of Postgres, by their age."""
+    return tuple(map(int, version.split(".")))
+
+
+def base(shown: Distribution, stats: Stats) -> str:
+    """Say how many installs report a field, if not all: an older schema does not have it."""
+    if shown.reported_by == stats.values["edition"].reported_by:
+        return ""
+    return f" (of {number(shown.reported_by)} installs that report it)"
+
+
+def shares(
+    shown: Distribution, name: Callable[[str], str] = str, *, is_open: bool = False
+) -> list[Row]:
+    """Return a line for each group in the order that they have, and one for the rest."""
+    rows = [row(name(group.value), group.installs, shown.total) for group in shown.groups]
+    if shown.folded_installs or not rows:
+        together = f"other (not listed, or {FEW})" if is_open else "others together"
+        rows.append(row(together, shown.folded_installs, shown.total, is_rest=True))
+    return rows
+
+
+def row(name: str, installs: Shown, total: int, *, is_rest: bool = False) -> Row:
+    """Return a line: the width of its bar is its share, in percent."""
+    if installs is None:
+        return Row(name, FEW, 0, "", is_rest)
+    width = round(100 * installs / total, 1) if total else 0.0
+    return Row(name, number(installs), width, percent(installs, total), is_rest)
+
+
+def bucket(name: str) -> str:
+    """Return the name of a range of sizes."""
+    return name.replace("-", DASH)
+
+
+def leader(shown: Distribution) -> tuple[str, str] | None:
+    """Return the commonest value and its share in words; None if no value is named."""
+    if not shown.groups:
+        return None
+    return shown.groups[0].value, percent(shown.groups[0].installs, shown.total)

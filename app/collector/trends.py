@@ -1,0 +1,372 @@
+"""What changes over time: how many are active, whether they grow and stay, and what they run. Pure.
+
+Each function returns what a section of the page shows; ``stats`` has the numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from itertools import pairwise
+
+from app.collector import chart, tables
+from app.collector.adoption import Adoption
+from app.collector.chart import Axis, Chart, Series
+from app.collector.daily import ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, IN_USE
+from app.collector.names import age
+from app.collector.periods import LATER, Cohort, Growth, Period
+from app.collector.phrases import (
+    DASH,
+    capital,
+    day_and_month,
+    long_date,
+    number,
+    percent,
+    signed,
+    spelled,
+)
+from app.collector.rounding import FEW, FOLD_BELOW, Distribution, Shown, about
+from app.collector.stats import Before, DayOfStats, Stats
+
+MOST = 90
+"""The share, in percent, of the active installs that is worth supporting for sure."""
+HALF = 50
+"""The share, in percent, of the active installs with which a release counts as adopted."""
+TOO_FEW = "There are too few installs for this to be shown."
+LINES = {ACTIVE_2D: "48 hours", ACTIVE_7D: "7 days", ACTIVE_30D: "30 days"}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table of the same numbers as a chart, the latest line first."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+    summary: str = ""
+    """What a reader chooses to see it; empty where it is shown at once."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that answers a question, and what it is."""
+
+    name: str
+    number: str
+    note: str = ""
+    trend: str = ""
+    """``up``, ``down`` or empty."""
+
+
+def headline(stats: Stats) -> str:
+    """Say in one sentence how many are active, and how many more or fewer than a month before."""
+    last = stats.days[-1]
+    active = last.movements[ACTIVE_2D]
+    installs = "No install was" if active == 0 else f"{capital(number(active))} installs were"
+    return f"{installs} active at the end of {long_date(last.day)}{_since_a_month(stats)}."
+
+
+def _since_a_month(stats: Stats) -> str:
+    before = stats.a_month_before
+    active = stats.days[-1].movements[ACTIVE_2D]
+    if before is None or active is None or before.active is None:
+        return ""
+    change = active - before.active
+    if abs(change) < FOLD_BELOW:
+        return f", about as many as on {day_and_month(before.day)}"
+    more = "more" if change > 0 else "fewer"
+    return f", {abs(change):,} {more} than on {day_and_month(before.day)}"
+
+
+def figures(stats: Stats) -> list[Figure]:
+    """Return the numbers that a reader wants first."""
+    last = stats.days[-1]
+    found = [
+        Figure("active", number(last.movements[ACTIVE_2D]), "heard from within 48 hours"),
+        _change(stats),
+        _in_use(last),
+    ]
+    if stats.live:
+        waiting = number(stats.live.not_established)
+        found.append(Figure("not established yet", waiting, "heard from, but on too few days"))
+    return found
+
+
+def _change(stats: Stats) -> Figure:
+    before, active = stats.a_month_before, stats.days[-1].movements[ACTIVE_2D]
+    name = "in 30 days"
+    if before is None:
+        return Figure(name, DASH, "not counted 30 days before")
+    if active is None or before.active is None:
+        return Figure(name, DASH, f"{number(before.active)} on {day_and_month(before.day)}")
+    change = active - before.active
+    was = f"{before.active:,} on {day_and_month(before.day)}"
+    if abs(change) < FOLD_BELOW:
+        return Figure(name, "\N{PLUS-MINUS SIGN}0", f"a change of {FEW}; {was}")
+    if not before.active:
+        return Figure(name, f"+{change:,}", was, "up")
+    return Figure(name, signed(change, before.active), was, "up" if change > 0 else "down")
+
+
+def _in_use(day: DayOfStats) -> Figure:
+    active, in_use = day.movements[ACTIVE_2D], day.movements[IN_USE]
+    whole = about(active) if active else None
+    if whole and in_use:
+        share = percent(in_use, whole)
+        return Figure("in use", share, "of the active installs report a consent")
+    return Figure("in use", DASH, f"{FEW} report a consent")
+
+
+def active(days: Sequence[DayOfStats]) -> tuple[Chart | None, Listing]:
+    """Return the active installs of each day."""
+    drawn = chart.lines(
+        _by_day([each.day for each in days]),
+        [
+            _of_stock(words, f"m{n}", [each.movements[name] for each in days])
+            for n, (name, words) in enumerate(LINES.items())
+        ],
+    )
+    columns = {**LINES, IN_USE: "In use"}
+    rows = [
+        (f"{each.day}", [*(number(each.movements[name]) for name in columns), _dev(each)])
+        for each in reversed(days)
+    ]
+    return drawn, Listing(
+        "Installs heard from within 48 hours, 7 days and 30 days, those in use, and development"
+        " builds, by day",
+        ["Day", *columns.values(), "Development builds"],
+        rows,
+        "Show the numbers by day",
+    )
+
+
+def _dev(day: DayOfStats) -> str:
+    return number(day.dev_builds)
+
+
+def _of_stock(name: str, mark: str, numbers: Sequence[Shown]) -> Series:
+    return Series(name, mark, numbers, [number(each) for each in numbers])
+
+
+def _by_day(days: Sequence[date]) -> Axis:
+    """Return the days as an axis: named are the months that begin, or a few of the days."""
+    months = {
+        n: f"{day:%b %Y}" if day.month == 1 else f"{day:%b}"
+        for n, (before, day) in enumerate(pairwise(days), 1)
+        if before.month != day.month
+    }
+    names = [long_date(day) for day in days]
+    if len(months) > 2:  # noqa: PLR2004 - so many months are enough to know where one is
+        return Axis(names, months)
+    return Axis(names, _some([f"{day.day} {day:%b}" for day in days]))
+
+
+def _some(words: Sequence[str]) -> dict[int, str]:
+    """Return about five of the words that are as far from each other, and the last."""
+    step = max(1, len(words) // 5)
+    return {n: words[n] for n in sorted(range(len(words) - 1, -1, -step))}
+
+
+def growth(stats: Stats) -> str:
+    """Say whether there are more installs than a month before, and how many came and went."""
+    before, active = stats.a_month_before, stats.days[-1].movements[ACTIVE_2D]
+    parts = []
+    if before is None:
+        parts.append("That is not known yet: the first day was counted less than 30 days ago.")
+    elif active is None or before.active is None:
+        parts.append(TOO_FEW)
+    else:
+        parts.append(_verdict(active - before.active, before))
+    if stats.growth and (came := _came_and_went(stats.growth)):
+        parts.append(came)
+    return " ".join(parts)
+
+
+def _verdict(change: int, before: Before) -> str:
+    if abs(change) < FOLD_BELOW:
+        return "No: it is about as large as 30 days before."
+    grown = f"{signed(change, before.active)}" if before.active else f"+{change:,}"
+    return f"{'Yes' if change > 0 else 'No'}: {grown} active installs in 30 days."
+
+
+def _came_and_went(growth: Growth) -> str:
+    if not _is_drawn(growth):
+        return ""
+    last = growth.periods[-1]
+    return (
+        f"{capital(_period(growth, last))}, {number(last.new)} were new, and {number(last.lost)}"
+        " were lost."
+    )
+
+
+def _is_drawn(growth: Growth) -> bool:
+    return any(each.new or each.lost for each in growth.periods)
+
+
+def _period(growth: Growth, period: Period) -> str:
+    """Return a period as the beginning of a sentence."""
+    match growth.by:
+        case "day":
+            return f"on {long_date(period.since)}"
+        case "week":
+            same = period.since.month == period.until.month
+            since = f"{period.since.day}" if same else day_and_month(period.since)
+            return f"in the week from {since} to {long_date(period.until)}"
+        case "month":
+            return f"in {period.since:%B %Y}"
+
+
+def changes(growth: Growth) -> tuple[Chart | None, Listing]:
+    """Return the new and the lost installs of each period."""
+    periods = growth.periods
+    names = [capital(_period(growth, each)) for each in periods]
+    if growth.by == "month":
+        axis = Axis(names, _some([f"{each.since:%b %Y}" for each in periods]))
+    else:
+        axis = Axis(names, _by_day([each.since for each in periods]).ticks)
+    drawn = chart.bars(
+        axis,
+        _of_stock("new", "up", [each.new for each in periods]),
+        _of_stock("lost", "down", [each.lost for each in periods]),
+    )
+    rows = [
+        (_cell(growth, each), [number(each.new), number(each.lost)]) for each in reversed(periods)
+    ]
+    caption = f"New installs, and installs lost after 30 days of silence, by {growth.by}"
+    summary = f"Show the numbers by {growth.by}"
+    return drawn, Listing(caption, [capital(growth.by), "New", "Lost"], rows, summary)
+
+
+def _cell(growth: Growth, period: Period) -> str:
+    return f"{period.since:%Y-%m}" if growth.by == "month" else f"{period.since}"
+
+
+def retention(stats: Stats) -> tuple[str, Listing | None]:
+    """Say how many installs of a month stay, and return the table of all months."""
+    if stats.version:
+        return "Installs move on to other versions: this is shown for all versions together.", None
+    known = [each for each in stats.cohorts if _share_of(each, "30")]
+    if not known:
+        return "No month with 5 or more new installs has been over for 30 days yet.", None
+    last = known[-1]
+    answer = (
+        f"Of the installs established in {last.month:%B %Y}, {_share_of(last, '30')} were active"
+        " 30 days later"
+    )
+    longer = [each for each in known if _share_of(each, "90")]
+    if longer:
+        of = longer[-1]
+        answer += f", and of those of {of.month:%B %Y}, {_share_of(of, '90')} were active after 90"
+    rows = [
+        (
+            f"{each.month:%Y-%m}",
+            [number(each.established), *(_kept(each, str(after), stats.until) for after in LATER)],
+        )
+        for each in reversed(stats.cohorts)
+    ]
+    columns = ["Established in", "Installs", *(f"Active after {after} days" for after in LATER)]
+    caption = "Installs established in a month, and how many of them were active later"
+    return f"{answer}.", Listing(caption, columns, rows)
+
+
+def _share_of(cohort: Cohort, after: str) -> str:
+    retained = cohort.retained.get(after)
+    return percent(retained, cohort.established) if retained and cohort.established else ""
+
+
+def _kept(cohort: Cohort, after: str, until: date | None) -> str:
+    if after in cohort.retained:
+        share = _share_of(cohort, after)
+        return f"{number(cohort.retained[after])} ({share})" if share else FEW
+    ends = (cohort.month + timedelta(days=31)).replace(day=1) + timedelta(days=int(after) - 1)
+    return "not yet" if until and ends > until else "not counted"
+
+
+def versions(stats: Stats) -> tuple[str, tables.Table]:
+    """Say from which version on nearly all installs are, and return the table of all versions."""
+    shown = stats.days[-1].by_version.in_order(key=age, reverse=True)
+    released = dict(stats.releases)
+    newer, rows = 0, tables.shares(shown, is_open=True)
+    for n, group in enumerate(shown.groups):
+        newer += group.installs
+        day = released.get(group.value)
+        note = f"{day:%Y-%m-%d}" if day else ""
+        rows[n] = replace(rows[n], note=note, added_up=percent(newer, shown.total))
+    made = tables.table("Active installs by version, the newest first", rows, names="Version")
+    return _support(shown), replace(made, added_up="Or newer")
+
+
+def _support(shown: Distribution) -> str:
+    """Say which is the newest version with which, and with the newer ones, nearly all are."""
+    if not shown.groups:
+        return TOO_FEW
+    newer = 0
+    for group in shown.groups:
+        newer += group.installs
+        if newer * 100 >= MOST * shown.total:
+            break
+    return f"{group.value} or newer: {percent(newer, shown.total)} of the active installs."
+
+
+def adoption(found: Sequence[Adoption]) -> tuple[str, Chart | None, Listing | None]:
+    """Say how fast releases are adopted, and return their shares by days since each came out."""
+    if not found:
+        return TOO_FEW, None, None
+    shown = range(max(each.days[-1].after for each in found) + 1)
+    series = [_of_release(each, n) for n, each in enumerate(found)]
+    step = next((step for step in _STEPS if len(shown) <= chart.TICKS * step), _STEPS[-1])
+    axis = Axis(
+        ["On the day of the release", *(f"{_days_after(n)} after" for n in shown[1:])],
+        {n: _days_after(n) if n else "release" for n in shown if n % step == 0},
+    )
+    rows = [
+        (
+            _days_after(n),
+            [each.words[n] if n < len(each.words) else DASH for each in series],
+        )
+        for n in shown
+    ]
+    columns = ["After", *(f"{each.version} or newer" for each in found)]
+    listing = Listing(
+        "Share of the active installs that ran a release or a newer one, by days since it came out",
+        columns,
+        rows,
+        "Show the numbers by days since the release",
+    )
+    return _speed(found), chart.lines(axis, series, unit="%"), listing
+
+
+_STEPS = (1, 2, 5, 10, 15, 30)
+
+
+def _days_after(count: int) -> str:
+    return f"{count} day{'' if count == 1 else 's'}"
+
+
+def _of_release(adoption: Adoption, n: int) -> Series:
+    """Return its share by days, up to the last one that is known."""
+    known = {each.after: each for each in adoption.days}
+    days = [known.get(after) for after in range(adoption.days[-1].after + 1)]
+    return Series(
+        f"{adoption.version} or newer",
+        f"m{n}",
+        [round(100 * day.installs / day.of, 2) if day else None for day in days],
+        [percent(day.installs, day.of) if day else DASH for day in days],
+    )
+
+
+def _speed(found: Sequence[Adoption]) -> str:
+    newest = found[0]
+    last = newest.days[-1]
+    share = percent(last.installs, last.of)
+    after = f"{_days(last.after)} after its release" if last.after else "on the day of its release"
+    parts = [f"{newest.version} or newer ran on {share} of the active installs {after}."]
+    for each in found:
+        half = next((day for day in each.days if 100 * day.installs >= HALF * day.of), None)
+        if half and half is not each.days[0]:
+            parts.append(f"{each.version} or newer ran on half of them after {_days(half.after)}.")
+            break
+    return " ".join(parts)
+
+
+def _days(count: int) -> str:
+    return f"{spelled(count)} day{'' if count == 1 else 's'}"

@@ -1,0 +1,342 @@
+"""What the page says, and what it draws, of numbers that are made up."""
+
+import re
+from dataclasses import replace
+from datetime import date, datetime, timedelta
+
+import pytest
+
+from app.collector import phrases, stats
+from app.collector.adoption import Adoption, Release, Share
+from app.collector.daily import ABSENT, VALUES, Filter
+from app.collector.names import OTHER
+from app.collector.page import Templates
+from app.collector.periods import Cohort, Growth, Period
+from app.collector.stats import Before, LiveStats, Recount, Stats, stands_still
+from app.collector.tables import LABELS
+from tests.unit.fleets import AS_OF, FLEET, LAST, Install, told
+
+TEMPLATES = Templates("/static/style.css", established_days=30)
+
+
+def page(answer: Stats) -> str:
+    return TEMPLATES.page(answer)
+
+
+def words(html: str) -> str:
+    """What a reader sees outside of the charts."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"<svg.*?</svg>", " ", html)))
+
+
+def section(answer: Stats, name: str) -> str:
+    """A section of the page, as HTML."""
+    found = re.search(rf'<section id="{name}".*?</section>', page(answer), re.DOTALL)
+    assert found
+    return found[0]
+
+
+def answer_of(answer: Stats, name: str) -> str:
+    """The sentences that answer a section's question."""
+    found = re.search(r'<p class="answer">(.*?)</p>', section(answer, name))
+    assert found
+    return found[1]
+
+
+def test_the_page_says_how_many_installs_report_a_field_where_not_all_do() -> None:
+    fleet = [
+        *[Install("7.0.0", "ce", "docker", "0", "true")] * 1_201,
+        *[Install("7.1.0", "ce", ABSENT, "0", ABSENT)] * 300,
+        *[Install("7.1.0", "ce", "heroku", ABSENT, "true")] * 3,
+    ]
+    html = page(told(fleet))
+    assert "Deployment (of 1,205 installs that report it)" in html
+    assert "Rate limit (of 1,205 installs that report it)" in html
+    assert "Organisations (of 1,500 installs that report it)" in html
+    assert "Edition (of" not in html
+
+
+def test_the_page_says_of_which_moment_its_numbers_are() -> None:
+    said = words(page(told(FLEET)))
+    assert "93 installs were active at the end of 7 May 2026." in said
+    assert "Now: at 8 May 2026 at 00:01 UTC, 93 installs were active" in said
+    assert "and 0 more were not established yet." in said
+    assert "This is a floor, not a census" in said
+
+
+def test_the_first_figures_are_the_active_ones_those_in_use_and_those_not_established() -> None:
+    said = words(page(told([*FLEET, *[Install(comes=0, leaves=5)] * 9])))
+    assert "active 93 heard from within 48 hours" in said
+    assert "in use 42% of the active installs report a consent" in said
+    assert "not established yet 9 heard from, but on too few days" in said
+
+
+def test_the_share_in_use_is_of_the_rounded_number_of_active_installs() -> None:
+    said = words(page(told([*[Install(bucket="1-10")] * 7, *[Install()] * 6])))
+    assert "in use 33% of the active installs report a consent" in said
+
+
+def before(active: int | None) -> Stats:
+    """A fleet of 93, and how many were active a month before."""
+    return replace(told(FLEET), a_month_before=Before(LAST - timedelta(days=30), active))
+
+
+@pytest.mark.parametrize(
+    ("active", "headline", "verdict", "figure"),
+    [
+        (85, ", 8 more than on 7 April.", "Yes: +8 (+9%)", "+8 (+9%)"),
+        (186, ", 93 fewer than on 7 April.", "No: \N{MINUS SIGN}93", "\N{MINUS SIGN}93"),
+        (0, ", 93 more than on 7 April.", "Yes: +93 active installs in 30 days.", "+93"),
+        (97, ", about as many as on 7 April.", "No: it is about as large as 30", "±0"),
+        (89, ", about as many as on 7 April.", "No: it is about as large as 30", "±0"),
+        (None, "at the end of 7 May 2026.", "There are too few installs", "\N{EN DASH}"),
+    ],
+)
+def test_growth_is_the_change_in_30_days_and_a_change_below_5_is_not_shown(
+    active: int | None, headline: str, verdict: str, figure: str
+) -> None:
+    answer = before(active)
+    assert answer_of(answer, "active").endswith(headline)
+    assert answer_of(answer, "growth").startswith(verdict)
+    assert f'<dt>in 30 days</dt><dd class="number">{figure}' in section(answer, "active")
+    assert ('class="up"' in section(answer, "active")) == figure.startswith("+")
+
+
+def test_without_a_day_30_days_before_the_page_says_that_growth_is_not_known() -> None:
+    said = section(told(FLEET), "active")
+    assert "not counted 30 days before" in said
+    assert answer_of(told(FLEET), "growth").startswith("That is not known yet")
+
+
+WEEKS = Growth(
+    "week",
+    [
+        Period(date(2026, 4, 20), date(2026, 4, 26), 25, None),
+        Period(date(2026, 4, 27), date(2026, 5, 3), 40, 10),
+    ],
+)
+MONTHS = Growth("month", [Period(date(2026, 4, 1), date(2026, 4, 30), 15, 5)])
+
+
+def test_growth_is_drawn_by_period_and_listed_with_the_latest_first() -> None:
+    answer = replace(before(85), growth=WEEKS)
+    html = section(answer, "growth")
+    last = "In the week from 27 April to 3 May 2026, 40 were new, and 10 were lost."
+    assert answer_of(answer, "growth").endswith(last)
+    assert "Show the numbers by week" in html
+    assert re.findall(r'<tr><th scope="row">([^<]*)<td>([^<]*)<td>([^<\n]*)', html) == [
+        ("2026-04-27", "40", "10"),
+        ("2026-04-20", "25", "fewer than 5"),
+    ]
+    assert html.count("<label>") == 2
+    assert "In the week from 20 to 26 April 2026: new 25; lost fewer than 5" in html
+    assert "Grey marks are numbers below 5." in html
+    monthly = section(replace(answer, growth=MONTHS), "growth")
+    assert "In April 2026, 15 were new, and 5 were lost." in monthly
+    assert "Grey marks" not in monthly
+
+
+def test_the_larger_side_of_growth_has_the_larger_part_of_the_chart() -> None:
+    html = section(replace(before(85), growth=WEEKS), "growth")
+    ticks = re.findall(r'<text class="y" y="([\d.]+)"[^>]*>([^<]*)', html)
+    assert ticks == [("200.0", "10"), ("160.0", "0")] + [
+        (f"{160 - 40 * n:.1f}", f"{10 * n}") for n in range(1, 5)
+    ]
+
+
+COHORTS = [
+    Cohort(date(2026, 1, 1), 40, {"30": 30, "90": 20}),
+    Cohort(date(2026, 2, 1), 50, {"30": None}),
+    Cohort(date(2026, 3, 1), None, {"30": None}),
+]
+
+
+def test_the_page_shows_how_many_of_a_month_stay_for_30_and_90_days() -> None:
+    answer = replace(told(FLEET), cohorts=COHORTS)
+    assert answer_of(answer, "retention") == (
+        "Of the installs established in January 2026, 75% were active 30 days later, and of those"
+        " of January 2026, 50% were active after 90."
+    )
+    lines = re.findall(
+        r'<tr><th scope="row">([^<]*)((?:<td>[^<\n]*)*)', section(answer, "retention")
+    )
+    assert [(month, cells.split("<td>")[1:]) for month, cells in lines] == [
+        ("2026-03", ["fewer than 5", "fewer than 5", "not yet"]),
+        ("2026-02", ["50", "fewer than 5", "not yet"]),
+        ("2026-01", ["40", "30 (75%)", "20 (50%)"]),
+    ]
+
+
+def test_what_was_not_counted_of_a_month_is_not_shown_as_zero() -> None:
+    answer = replace(told(FLEET), cohorts=[replace(COHORTS[0], retained={"30": 30})])
+    assert "<td>not counted" in section(answer, "retention")
+
+
+def test_retention_is_not_shown_for_a_version() -> None:
+    said = answer_of(told(FLEET, Filter("7.1.0")), "retention")
+    assert said.startswith("Installs move on to other versions")
+    none = answer_of(told(FLEET), "retention")
+    assert none == "No month with 5 or more new installs has been over for 30 days yet."
+
+
+def test_versions_are_listed_with_the_newest_first_and_added_up_to_what_must_be_supported() -> None:
+    fleet = [*[Install("7.0.0")] * 10, *[Install("7.1.0")] * 60, *[Install(OTHER)] * 30]
+    html = section(told(fleet), "versions")
+    rows = re.findall(r'<th scope="row">([^<]*)(?: <span class="when">([^<]*)</span>)?<td', html)
+    assert rows == [
+        ("7.1.0", "2026-05-03"),
+        ("7.0.0", "2026-04-02"),
+        ("other (not listed, or fewer than 5)", ""),
+    ]
+    assert re.findall(r'<td class="n">(\d+%)\n', html) == ["60%", "70%"]
+    assert answer_of(told(fleet), "versions") == "7.0.0 or newer: 70% of the active installs."
+    few = [*[Install("7.0.0")] * 5, *[Install("7.1.0")] * 95]
+    assert answer_of(told(few), "versions") == "7.1.0 or newer: 95% of the active installs."
+
+
+def test_adoption_is_drawn_by_days_since_each_release() -> None:
+    first, second = (Release(version, LAST) for version in ("7.1.0", "7.0.0"))
+    answer = replace(
+        told(FLEET),
+        adoption=[
+            Adoption(*first, [Share(1, 10, 100), Share(2, 20, 100)]),
+            Adoption(*second, [Share(0, 10, 100), Share(2, 60, 100), Share(3, 70, 100)]),
+        ],
+    )
+    html = section(answer, "adoption")
+    assert answer_of(answer, "adoption") == (
+        "7.1.0 or newer ran on 20% of the active installs two days after its release. 7.0.0 or"
+        " newer ran on half of them after two days."
+    )
+    assert "7.1.0 or newer <b>20%</b>" in html
+    assert "2 days after: 7.1.0 or newer 20%; 7.0.0 or newer 60%" in html
+    assert "3 days after: 7.0.0 or newer 70%" in html
+    assert "1 day after: 7.1.0 or newer 10%; 7.0.0 or newer –" in html  # noqa: RUF001 - what the page says
+    paths = dict(re.findall(r'<path class="(m\d)" d="(M\d[^"]*)"/>\n', html))
+    assert paths["m0"].count("L") == 1  # two days
+    assert paths["m1"].count("M") == 2  # a day is missing
+
+
+def test_what_all_but_few_use_is_the_most_used_feature_under_a_filter() -> None:
+    fleet = [
+        *[Install(edition="ee", bucket="1-10", flag="true")] * 60,
+        *[Install(edition="ee", bucket="0", flag="true")] * 3,
+        *[Install()] * 30,
+    ]
+    html = section(told(fleet, Filter(edition="ee")), "features")
+    name, width, installs = re.findall(
+        r'<th scope="row">([^<]*)<td.*?([\d.]+)%" height="12" rx="2"/></svg><td class="n">(\d+)',
+        html,
+    )[0]
+    assert (width, installs) == ("100.0", "65")
+    said = answer_of(told(fleet, Filter(edition="ee")), "features")
+    assert said.startswith(f"Most used is “{name}” (100%)")
+
+
+def test_more_than_ten_lines_of_a_table_are_shown_only_when_a_reader_asks() -> None:
+    answer = told(FLEET)
+    groups = [replace(answer.values["deployment"].groups[0], value=f"d{n}") for n in range(50)]
+    many = replace(answer.values["deployment"], groups=groups, folded_installs=20)
+    html = section(replace(answer, values={**answer.values, "deployment": many}), "where")
+    shown, more = html.split("<summary>Show 40 more</summary>")
+    assert [f"d{n}<td" in shown for n in (0, 9, 10)] == [True, True, False]
+    assert [f"d{n}<td" in more for n in (9, 10, 49)] == [False, True, True]
+    assert "other (not listed, or fewer than 5)" in shown
+    assert "Deployment, continued" in more
+
+
+def test_of_few_installs_nothing_is_drawn_that_could_be_read_as_zero() -> None:
+    html = page(told([Install()] * 3))
+    assert 'class="chart"' not in html
+    assert "Fewer than 5 installs were active" in html
+    assert "Versions, deployments, sizes and features are shown from 5 active installs on." in html
+
+
+def test_an_axis_of_large_numbers_has_short_words() -> None:
+    days = [
+        replace(day, movements=dict.fromkeys(day.movements, 61_234)) for day in told(FLEET).days
+    ]
+    html = section(replace(told(FLEET), days=days), "active")
+    assert re.findall(r'<text class="y"[^>]*>([^<]*)', html) == ["0", "25k", "50k", "75k"]
+
+
+def test_what_is_not_listed_is_named_so_on_the_page() -> None:
+    said = words(page(told([*FLEET, *[Install(word=OTHER)] * 30])))
+    assert "other (not listed, or fewer than 5)" in said
+    few = [Install(bucket=bucket) for bucket in ("1-10", "10-100", "10k+") for _ in range(3)]
+    assert "others together" in words(page(told([*[Install(bucket="0")] * 40, *few])))
+
+
+@pytest.mark.parametrize(
+    ("now", "still"),
+    [
+        ("2026-05-08T00:01", False),
+        ("2026-05-09T00:59", False),
+        ("2026-05-09T01:00", True),
+        ("2026-06-09T00:00", True),
+    ],
+)
+def test_counting_stands_still_when_a_day_is_not_counted_an_hour_after_its_end(
+    now: str,
+    still: bool,  # noqa: FBT001 - pytest's parameter
+) -> None:
+    assert stands_still(LAST, datetime.fromisoformat(f"{now}:00+00:00")) is still
+    said = words(TEMPLATES.page(told(FLEET), stands_still=still))
+    sentence = "Counting stands still: the last day that was counted is 7 May 2026."
+    assert (sentence in said) is still
+
+
+def test_the_page_says_how_far_a_recount_has_come() -> None:
+    recount = Recount(date(2026, 4, 1), date(2026, 3, 24), LAST)
+    said = words(page(replace(told(FLEET), recount=recount)))
+    assert "Earlier days are being counted again: 35% done;" in said
+    assert "the numbers of 1 April to 7 May 2026" in said
+    assert "being counted again" not in words(page(told(FLEET)))
+
+
+def test_before_the_first_day_is_counted_the_page_says_what_is_there() -> None:
+    live = LiveStats(AS_OF, 0, 12)
+    said = words(page(stats.nothing(Filter(), live=live)))
+    assert "No day has been counted yet" in said
+    assert "and 12 more were not established yet." in said
+    assert "A day is counted after its end" in said
+    nobody = words(page(stats.nothing(Filter(), live=LiveStats(AS_OF, 0, 0))))
+    assert "No install has been heard from yet" in nobody
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [
+        (1, "An install is established as soon as it is heard from."),
+        (3, "An install is established when it has been heard from on three different days."),
+    ],
+)
+def test_the_page_says_when_an_install_counts(days: int, said: str) -> None:
+    assert said in Templates("/static/style.css", established_days=days).page(told(FLEET))
+
+
+def test_every_field_that_is_counted_has_a_label_on_the_page() -> None:
+    missing = {"version", "edition", *VALUES} - LABELS.keys()
+    assert not missing, f"name {', '.join(missing)} in LABELS of app/collector/tables.py"
+    assert not LABELS.keys() - {"version", "edition", *VALUES}
+
+
+def test_each_section_has_a_link_of_its_own() -> None:
+    html = page(told(FLEET))
+    names = re.findall(r'<section id="(\w+)" aria-labelledby', html.partition("<footer>")[0])
+    assert len(names) == 9
+    assert re.findall(r'<a class="permalink" href="#(\w+)">', html) == names
+
+
+@pytest.mark.parametrize(
+    ("part", "whole_of_it", "said"),
+    [
+        (0, 9, "0%"),
+        (9, 9, "100%"),
+        (1, 1000, "<1%"),
+        (999, 1000, ">99%"),
+        (1, 3, "33%"),
+        (0, 0, "0%"),
+    ],
+)
+def test_a_share_is_none_or_all_only_where_it_is(part: int, whole_of_it: int, said: str) -> None:
+    assert phrases.percent(part, whole_of_it) == said
