@@ -171,7 +171,7 @@ class Templates:
             requests=view.requests(requests),
         )
 
-    def badge(self, shown: badge.Badge) -> str:
+    def picture(self, shown: badge.Badge) -> str:
         """Return the picture of a badge."""
         return self._templates.get_template("badge.svg").render(
             badge=shown, label=badge.LABEL, padding=badge.PADDING
@@ -423,10 +423,10 @@ def routes(
         return HTMLResponse(found.refusal(refusal.sentence), refusal.status, NEVER)
 
     def picture(told: stats.Stats, _: _Asked, state: _State) -> str:
-        return found.badge(badge.of(told, stands_still=state.stands_still))
+        return found.picture(badge.of(told, stands_still=state.stands_still))
 
     def no_picture(refusal: _RefusalError) -> Response:
-        drawn = found.badge(badge.unavailable(refusal.sentence))
+        drawn = found.picture(badge.unavailable(refusal.sentence))
         return Response(drawn, refusal.status, NEVER, _SVG)
 
     def feed(told: stats.Stats, _: _Asked, state: _State) -> str:

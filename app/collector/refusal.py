@@ -16,7 +16,7 @@ _WORDS = {
     401: ("This page needs a token", "Enter the token of this collector as the password."),
     404: ("Page not found", "There is no page at this address."),
     405: ("Method not allowed", "This address does not accept this kind of request."),
-    429: ("Too many wrong tokens", "Wait {seconds} seconds, then try again."),
+    429: ("Too many wrong tokens", "Wait a few seconds, then try again."),
     500: ("Something went wrong", "The collector failed. Try again later."),
 }
 """The title and the sentence of the page for each status."""
@@ -31,7 +31,6 @@ def of(request: Request, error: Exception, templates: Templates) -> Response:
     if request.scope["path"].startswith(API) or not _prefers_html(request):
         return answer
     title, sentence = _WORDS.get(answer.status_code, _OTHER)
-    sentence = sentence.format(seconds=answer.headers.get("Retry-After"))
     page = HTMLResponse(templates.refusal(sentence, title=title), answer.status_code, NEVER)
     for name, value in answer.headers.items():  # WWW-Authenticate, Retry-After, Allow
         page.headers.setdefault(name, value)

@@ -85,7 +85,9 @@ def create_app(
             *_page(readers, settings),
         ],
         lifespan=lifespan,
-        exception_handlers=dict.fromkeys((*intake.EXPLAINED, Exception), _explain(settings)),
+        exception_handlers=dict.fromkeys(
+            (*intake.EXPLAINED, Exception), _explain(page.templates())
+        ),
     )
     app.router.redirect_slashes = False
     app.heartbeats = heartbeats
@@ -178,9 +180,7 @@ def _given(headers: Headers) -> bytes:
     return b""
 
 
-def _explain(settings: CollectorSettings) -> Callable[[Request, Exception], Awaitable[Response]]:
-    templates = page.templates(private=settings.collector_token is not None)
-
+def _explain(templates: page.Templates) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def explain(request: Request, error: Exception) -> Response:
         # One that is not EXPLAINED, Starlette raises again after this answer, and the server logs
         # it.

@@ -407,14 +407,14 @@ def test_a_browser_without_the_token_is_asked_for_it_and_gets_a_page(nowhere: En
     assert answer.headers["cache-control"] == "no-store"
 
 
-def test_a_browser_with_too_many_wrong_tokens_gets_a_page_with_the_seconds(
+def test_a_browser_with_too_many_wrong_tokens_gets_a_page_that_says_to_wait(
     nowhere: Engine,
 ) -> None:
     app = serve(nowhere, token=TOKEN)
     answer = ask(app, "/", times=11, accept=CHROMIUM, authorization="Bearer wrong")
     assert answer.status_code == 429
-    seconds = answer.headers["retry-after"]
-    assert f"Wait {seconds} seconds, then try again." in answer.text
+    assert int(answer.headers["retry-after"]) > 0
+    assert "Wait a few seconds, then try again." in answer.text
 
 
 def test_a_browser_gets_a_page_when_the_collector_fails(nowhere: Engine) -> None:

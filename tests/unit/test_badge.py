@@ -80,7 +80,7 @@ def test_shields_gets_each_field_in_its_form() -> None:
 
 @given(st.text(st.characters(codec="ascii", categories=("L", "N", "P", "Z")), min_size=1))
 def test_whatever_it_says_no_text_is_wider_than_its_room(message: str) -> None:
-    picture = TEMPLATES.badge(Badge(message, "A title."))
+    picture = TEMPLATES.picture(Badge(message, "A title."))
     root = ET.fromstring(picture)  # noqa: S314 - our own words
     _, label_room, message_room = (float(each.attrib["width"]) for each in root.iter(f"{SVG}rect"))
     label, shown = root.iter(f"{SVG}text")
@@ -95,7 +95,7 @@ def test_whatever_it_says_no_text_is_wider_than_its_room(message: str) -> None:
 
 
 def test_its_title_is_read_out() -> None:
-    picture = TEMPLATES.badge(of(counted(1_234), stands_still=False))
+    picture = TEMPLATES.picture(of(counted(1_234), stands_still=False))
     root = ET.fromstring(picture)  # noqa: S314 - our own words
     title = "Active installs at the end of 12 November 2026: 1,234."
     assert root.attrib["role"] == "img"
@@ -112,7 +112,7 @@ def luminance(color: str) -> float:
 
 @pytest.mark.parametrize("color", [FRESH, GREY])
 def test_its_words_are_legible_on_every_colour_that_it_has(color: str) -> None:
-    picture = TEMPLATES.badge(Badge("1", "A title.", color))
+    picture = TEMPLATES.picture(Badge("1", "A title.", color))
     backgrounds = re.findall(r'fill="#([0-9a-f]{6})"', picture)
     assert len(backgrounds) == 2
     assert color in backgrounds
