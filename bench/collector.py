@@ -133,7 +133,7 @@ def _count(engine: Engine, day: date) -> None:
 
 def _held(connection: Connection, until: date) -> dict[str, Any]:
     """Return what the tables hold, in rows and in bytes with their indexes."""
-    active = daily.movements(connection, until, until, daily.Filter())[until]
+    active = daily.stocks(connection, until, until, daily.Filter())[until]
     tables = {
         name: {
             "rows": connection.scalar(text(f"SELECT count(*) FROM {name}")),  # noqa: S608 - our own words
@@ -150,7 +150,10 @@ def _reading(engine: Engine, until: date) -> dict[str, float]:
     everyone, few = daily.Filter(), daily.Filter(version="0.4.1", edition="ee")
     with engine.connect() as connection:
         asked: dict[str, Callable[[], object]] = {
-            "movements": lambda: daily.movements(connection, since, until, everyone),
+            "movements": lambda: (
+                daily.stocks(connection, since, until, everyone),
+                daily.flows(connection, since, until, everyone),
+            ),
             "versions": lambda: daily.versions(connection, since, until, everyone),
             "values": lambda: daily.values(connection, until, everyone),
             "versions, filtered": lambda: daily.versions(connection, since, until, few),

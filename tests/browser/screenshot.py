@@ -10,15 +10,15 @@ from sqlalchemy import make_url
 
 from app.demo import servers
 from tests.browser.chromium import launch
-from tests.browser.collector import seed
+from tests.browser.fleet import make
+from tests.browser.scenarios import SCENARIOS
 from tests.collector import serving
 from tests.conftest import ROOT
 
-WIDE: ViewportSize = {"width": 1200, "height": 900}
-LAST = "#versions"
-"""The last question that is drawn."""
+WIDE: ViewportSize = {"width": 1400, "height": 900}
+LAST = "#retention"
+"""The question that ends lowest of those that are drawn."""
 MARGIN = 30
-INSTALLS, DAYS = 2000, 150
 
 
 def draw(file: Path) -> None:
@@ -26,7 +26,7 @@ def draw(file: Path) -> None:
     with servers.running(ROOT / ".data" / "screenshot") as running, TemporaryDirectory() as logs:
         url = make_url(running.postgres).set(drivername="postgresql+psycopg")
         address = url.render_as_string(hide_password=False)
-        seed(address, installs=INSTALLS, days=DAYS, until=datetime.now(UTC))
+        make(address, SCENARIOS["600 installs"], datetime.now(UTC))
         with serving(address, Path(logs) / "log") as collector, sync_playwright() as playwright:
             browser = launch(playwright)
             page = browser.new_page(viewport=WIDE, color_scheme="light")

@@ -402,8 +402,8 @@ def test_sigterm_does_not_wait_for_a_slow_caller(own: Collector) -> None:
 def test_migrate_says_what_it_did_and_may_be_repeated(collector_database: str) -> None:
     first = run("release", COLLECTOR_DATABASE_URL=collector_database)
     again = run("release", COLLECTOR_DATABASE_URL=collector_database)
-    assert (first.returncode, first.stdout) == (0, "collector.migrated from=base to=0005\n")
-    assert (again.returncode, again.stdout) == (0, "collector.migrated from=0005 to=0005\n")
+    assert (first.returncode, first.stdout) == (0, "collector.migrated from=base to=0006\n")
+    assert (again.returncode, again.stdout) == (0, "collector.migrated from=0006 to=0006\n")
 
 
 def test_a_database_from_a_later_version_is_refused_in_one_sentence(migrated: str) -> None:

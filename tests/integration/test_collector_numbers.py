@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, NullPool, Row, create_engine, text
+from sqlalchemy import Connection, Engine, NullPool, Row, create_engine, text
 
 from app.collector import daily, names, recount, store
 from app.collector.daily import Filter
@@ -86,8 +86,9 @@ class Ledger:
         yield from ((name, "") for name in self._moved(day, established_on, last))
         if active:
             yield from self._values(body)
-            if established_on == day - 30 * DAY:
-                yield "retained", ""
+            for days, name in ((30, "retained"), (90, "retained_90")):
+                if established_on == day - days * DAY:
+                    yield name, ""
 
     def _moved(self, day: date, established_on: date, last: datetime) -> Iterator[str]:
         silence = end(day) - last
@@ -159,11 +160,21 @@ def counted(collector: Engine, day: date) -> Truth:
         return Counter({Cell(*cell): installs for *cell, installs in rows})
 
 
+def movements(
+    connection: Connection, since: date, until: date, chosen: Filter
+) -> dict[date, dict[str, int]]:
+    """Return the stocks and the flows of each day, as they are read for the page."""
+    found = daily.stocks(connection, since, until, chosen)
+    for day, flows in daily.flows(connection, since, until, chosen).items():
+        found.setdefault(day, {}).update(flows)
+    return found
+
+
 def moved(collector: Engine, day: str) -> dict[str, int]:
     """Return the movements of a day, as they are read for the page, but for ``in_use``."""
     on = date.fromisoformat(day)
     with collector.begin() as connection:
-        found = daily.movements(connection, on, on, Filter()).get(on, {})
+        found = movements(connection, on, on, Filter()).get(on, {})
     return {name: installs for name, installs in found.items() if name != "in_use"}
 
 
@@ -224,10 +235,9 @@ def test_every_number_of_every_day_is_what_the_heartbeats_say(
         assert counted(told, day) == truth
 
     # It is worth little where nothing happens.
-    for metric in daily.MOVEMENTS:
-        assert sum(n for truth in truths.values() for cell, n in truth.items() if cell[0] == metric)
     metrics = {cell.metric for truth in truths.values() for cell in truth}
-    assert metrics == {*daily.MOVEMENTS, *daily.VALUES}
+    after_90_days = {daily.RETAINED_90}
+    assert metrics == {*daily.STOCKS, *daily.FLOWS, *daily.VALUES} - after_90_days
     assert len({cell.version for cell in truths[UNTIL]}) > 3
     assert {cell.edition for cell in truths[UNTIL]} == {"ce", "ee"}
 
@@ -255,13 +265,13 @@ def test_the_numbers_are_read_as_they_are_under_every_filter(
     since = UNTIL - 20 * DAY
     looked_at = Filter(version, edition)
     with told.begin() as connection:
-        movements = daily.movements(connection, since, UNTIL, looked_at)
+        moves = movements(connection, since, UNTIL, looked_at)
         versions = daily.versions(connection, since, UNTIL, looked_at)
         found = dict(daily.values(connection, UNTIL, looked_at))
 
     for day in (day for day in truths if day >= since):
         cells = chosen(day).items()
-        assert movements.get(day, {}) == sums((c.metric, n) for c, n in cells if c.value == "")
+        assert moves.get(day, {}) == sums((c.metric, n) for c, n in cells if c.value == "")
         active = [(c.version, n) for c, n in cells if c.metric == "active_2d"]
         assert versions.get(day, {}) == sums(active)
     cells = chosen(UNTIL).items()
@@ -534,6 +544,33 @@ def test_who_is_still_there_after_thirty_days_is_retained(collector: Engine) -> 
     assert "retained" not in moved(collector, "2026-04-01")
 
 
+def test_who_is_still_there_after_ninety_days_is_retained_then_as_well(collector: Engine) -> None:
+    take(collector, "2026-03-01T02:30:00", heartbeat(1), heartbeat(2))
+    take(collector, "2026-05-30T02:30:00", heartbeat(1, "2026-05-30T02:30:00"))
+    count(collector, "2026-06-01T00:01:00")
+    days = ("2026-05-29", "2026-05-30", "2026-05-31")
+    assert [moved(collector, day).get("retained_90") for day in days] == [None, 1, None]
+
+
+def test_when_a_day_was_counted_first_stays_known_when_it_is_counted_again(
+    collector: Engine,
+) -> None:
+    day = date(2026, 3, 1)
+    take(collector, "2026-03-01T02:30:00", heartbeat(1))
+    count(collector, "2026-03-02T00:01:00")
+    with collector.begin() as connection:
+        first = daily.counted(connection, day, day)[day]
+        assert first.at == one(collector, "SELECT as_of FROM measured")
+        assert first.flows == daily.FLOWS
+        connection.execute(text("UPDATE measured SET metrics = 1"))
+        assert daily.counted(connection, day, day)[day].flows == daily.FLOWS[:-1]
+        recount.request(connection, day)
+    count(collector, "2026-03-02T00:01:00")
+    with collector.begin() as connection:
+        assert daily.counted(connection, day, day) == {day: first}
+    assert one(collector, "SELECT as_of > counted_at FROM measured")
+
+
 def test_in_use_is_who_has_recorded_a_consent(collector: Engine) -> None:
     counts = parse(EXAMPLE).model_dump()["counts"]
     idle = heartbeat(2, counts={**counts, "consents_last_24h": "0"})
@@ -541,7 +578,7 @@ def test_in_use_is_who_has_recorded_a_consent(collector: Engine) -> None:
     count(collector, "2026-03-02T00:01:00")
     day = date(2026, 3, 1)
     with collector.begin() as connection:
-        found = daily.movements(connection, day, day, Filter())[day]
+        found = movements(connection, day, day, Filter())[day]
     assert (found["active_2d"], found["in_use"]) == (2, 1)
 
 
@@ -687,6 +724,34 @@ def test_an_upgrade_from_the_first_tables_knows_each_install_as_it_told_last(
         ).all()
     first, last = moment("2026-03-07T02:30:00"), moment("2026-03-09T02:30:00")
     assert found == [("0.3.0", first, last, 2)] * 2
+
+
+def test_days_that_a_former_release_counted_keep_their_numbers_and_say_what_they_miss(
+    collector_database: str,
+) -> None:
+    day = date(2026, 3, 1)
+    engine = create_engine(collector_database, poolclass=NullPool)
+    with engine.connect() as connection:
+        migrate(connection, "collector", "0005")
+    take(engine, "2026-03-01T02:30:00", heartbeat(1))
+    with engine.begin() as connection:
+        for counted in (
+            "INSERT INTO measured VALUES ('2026-03-01', '2026-03-02 00:01+00')",
+            "INSERT INTO daily VALUES ('2026-03-01', 'active_2d', 'other', 'ce', '', 1)",
+        ):
+            connection.execute(text(counted))
+    before = recorded(engine)
+    with engine.connect() as connection:
+        migrate(connection, "collector")
+    assert recorded(engine) == before
+    with engine.begin() as connection:
+        assert daily.counted(connection, day, day) == {day: daily.Counted(None, 1)}
+        recount.request(connection, day)
+    count(engine, "2026-03-02T00:01:00")
+    with engine.begin() as connection:
+        found = daily.counted(connection, day, day)[day]
+    assert (found.at, found.flows) == (None, daily.FLOWS)
+    assert moved(engine, "2026-03-01")["new"] == 1
 
 
 def test_whoever_is_forgotten_leaves_the_next_numbers_and_no_number_of_the_past(

@@ -15,11 +15,11 @@ import pytest
 from sqlalchemy import Engine, event, text
 from starlette.applications import Starlette
 
-from app.collector import page, recount, stats, store
-from app.collector.daily import MOVEMENTS, VALUES
+from app.collector import exports, page, recount, stats, store
+from app.collector.daily import FLOWS, STOCKS, VALUES
 from app.collector.names import OTHER
+from app.collector.phrases import long_date
 from app.collector.reading import Readers
-from app.collector.view import long_date
 from app.payload import parse
 from migrations import migrate
 from tests.browser.collector import seed
@@ -110,13 +110,15 @@ def test_the_page_answers_with_the_numbers_of_the_document(fleet: Engine) -> Non
     last = told["days"][-1]["movements"]
     said = words(get(fleet, "/").text)
     assert last["active_2d"] > 100
-    ended = f"At the end of {long_date(date.fromisoformat(told['until']))}"
-    assert f"{ended}, {last['active_2d']:,} installs had been heard of within 48 hours" in said
+    ended = long_date(date.fromisoformat(told["until"]))
+    assert f"{last['active_2d']:,} installs were active at the end of {ended}" in said
+    change = last["active_2d"] - told["a_month_before"]["active"]
+    assert f"+{change:,} (" in said
     for number in (last["active_7d"], last["active_30d"]):
         assert f" {number:,} " in said
     live = told["live"]
     assert f"{live['active']:,} installs were active" in said
-    assert f"Not established yet: {shown(live['not_established'])} more." in said
+    assert f"and {shown(live['not_established'])} more were not established yet." in said
 
 
 def test_the_last_day_is_the_last_that_is_over(fleet: Engine) -> None:
@@ -159,6 +161,24 @@ def test_a_recount_is_shown_while_it_runs(fleet: Engine, databases: Databases) -
         assert ask(app, "/v1/stats.json").json()["recount"] is None
 
 
+def over_time(told: Any) -> dict[tuple[str, str, str], int | None]:
+    """What the CSV holds of periods, of months and of releases."""
+    found = {}
+    growth = told["growth"]
+    for period in growth["periods"]:
+        for name in ("new", "lost"):
+            found[period["since"], f"{name}_in_{growth['by']}", ""] = period[name]
+    for cohort in told["cohorts"]:
+        found[cohort["month"], "established", ""] = cohort["established"]
+        for after, installs in cohort["retained"].items():
+            found[cohort["month"], "retained", after] = installs
+    for release in told["adoption"]:
+        for share in release["days"]:
+            day = date.fromisoformat(release["released_on"]) + timedelta(days=share["after"])
+            found[str(day), "or_newer", release["version"]] = share["installs"]
+    return found
+
+
 def test_the_csv_holds_the_numbers_of_the_document(fleet: Engine) -> None:
     told, response = document(fleet), get(fleet, "/v1/stats.csv")
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
@@ -171,6 +191,7 @@ def test_the_csv_holds_the_numbers_of_the_document(fleet: Engine) -> None:
             expected[each["day"], name, ""] = installs
         for version, installs in [*each["versions"].items(), (OTHER, each["other_versions"])]:
             expected[each["day"], "version", version] = installs
+    expected |= over_time(told)
     for name, spread in told["values"].items():
         for group in spread["groups"]:
             expected[told["until"], name, group["value"]] = group["installs"]
@@ -189,7 +210,7 @@ def test_the_document_has_every_day_and_every_value(fleet: Engine) -> None:
     assert (told["since"], told["until"]) == (str(since), str(yesterday()))
     assert [each["day"] for each in told["days"]] == sorted({each["day"] for each in told["days"]})
     assert len(told["days"]) == 30
-    assert {*told["days"][0]["movements"]} == {*MOVEMENTS}
+    assert {*told["days"][0]["movements"]} == {*STOCKS}
     assert told["rounded_to"] == 5
     assert {*told["values"]} == {"edition", *VALUES}
 
@@ -260,7 +281,8 @@ def test_a_version_that_is_not_told_gets_the_answer_of_one_that_does_not_exist(
 
 def _without_choices(answer: str) -> str:
     # What was asked for stands at its own place among the versions.
-    return re.sub(r"<option.*?</option>\s*", "", answer)
+    # The list of releases is the same, and says nothing of installs.
+    return re.sub(r'<option.*?</option>\s*|"releases":\[.*?\]', "", answer)
 
 
 @pytest.mark.parametrize("path", [*FORMS, "/?days=1", "/v1/stats.json?days=1", "/?version=9.9.9"])
@@ -301,13 +323,13 @@ def test_an_answer_is_rendered_once_until_a_day_is_counted(
     fleet: Engine, databases: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered = []
-    document = stats.document
+    document = exports.document
 
     def counted_document(told: stats.Stats) -> dict[str, Any]:
         rendered.append(told)
         return document(told)
 
-    monkeypatch.setattr(stats, "document", counted_document)
+    monkeypatch.setattr(exports, "document", counted_document)
     with copied(fleet, databases) as engine:
         app = serve(engine)
         for query in ("", "?days=90", "?days=90&edition=", "?unknown=1"):
@@ -389,13 +411,13 @@ def test_before_anything_was_heard_of_the_answer_is_kind(empty: Engine, form: st
     response = get(empty, form)
     assert response.status_code == 200
     if form == "/":
-        assert "No install has been heard of yet" in words(response.text)
+        assert "No install has been heard from yet" in words(response.text)
 
 
 def test_when_nothing_was_found_to_count_the_page_is_as_kind(empty: Engine) -> None:
     with empty.begin() as connection:
         connection.execute(text("INSERT INTO measured VALUES (current_date - 1, now())"))
-    assert "No install has been heard of yet" in words(get(empty, "/").text)
+    assert "No install has been heard from yet" in words(get(empty, "/").text)
 
 
 def test_on_the_first_day_the_page_says_that_it_is_counted_after_its_end(empty: Engine) -> None:
@@ -404,7 +426,7 @@ def test_on_the_first_day_the_page_says_that_it_is_counted_after_its_end(empty: 
     said = words(get(empty, "/").text)
     assert "No day has been counted yet" in said
     assert "A day is counted after its end" in said
-    assert "Not established yet: 7 more." in said
+    assert "and 7 more were not established yet." in said
     assert document(empty)["live"]["not_established"] == 7
 
 
@@ -426,7 +448,7 @@ def test_an_answer_takes_one_transaction_that_cannot_write(fleet: Engine, form: 
         event.remove(fleet, "before_cursor_execute", look)
     assert modes == {(True, "REPEATABLE_READ")}
     # The second answer is the first one: only what it depends on is looked at.
-    assert cost.each == [12, 3]
+    assert cost.each == [16, 3]
 
 
 def test_a_crowd_that_asks_within_a_second_costs_the_database_one_look(
@@ -489,11 +511,11 @@ def test_what_takes_too_long_is_given_up(empty: Engine) -> None:
 def test_a_year_of_many_versions_is_less_than_200_kb(empty: Engine) -> None:
     with empty.begin() as connection:
         for statement in YEAR:
-            connection.execute(text(statement), {"metrics": [*MOVEMENTS], "fields": [*VALUES]})
+            connection.execute(text(statement), {"metrics": [*STOCKS, *FLOWS], "fields": [*VALUES]})
     html = get(empty, "/?days=365")
     style = re.search(r"/static/style-[0-9a-f]+\.css", html.text)
     assert style is not None
-    assert html.text.count('<tr><th scope="row">202') == 3 * 365
+    assert html.text.count('<tr><th scope="row">202') == 365 + 52 + 11
     assert len(html.content) + len(get(empty, style[0]).content) < 200_000
 
 

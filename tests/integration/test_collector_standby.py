@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
+from app.collector.phrases import long_date, moment
 from app.collector.reading import BEHIND, Mark, Reached, behind
-from app.collector.view import long_date
 from app.demo import servers
 from tests import replica
 from tests.browser.collector import seed
@@ -147,7 +147,7 @@ def test_the_page_is_read_from_the_standby_and_says_as_of_when_it_is(
             as_of = datetime.fromisoformat(str(told["standby_as_of"]))
             assert began - timedelta(seconds=5) < as_of < began + timedelta(seconds=1)
             assert told["live"]["as_of"] == told["standby_as_of"]  # type: ignore[index]
-            sentence = f"all numbers are as of {as_of:%H:%M} UTC on {long_date(as_of.date())}"
+            sentence = f"all numbers are as of {moment(as_of)}"
             for path in ("/", "/?edition=ce"):
                 assert sentence in said(own, path)
             assert "Counting stands still" not in said(own)

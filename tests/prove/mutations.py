@@ -51,6 +51,8 @@ WEEKS = "integration/test_collector_weeks.py"
 LOAD = "integration/test_collector_load.py"
 KEEPING = "integration/test_collector_keeping.py"
 STATS = "unit/test_stats.py"
+VIEW = "unit/test_view.py"
+PERIODS = "unit/test_periods.py"
 STANDBY = "integration/test_collector_standby.py"
 PAGE = "integration/test_collector_page.py"
 CITE = "integration/test_collector_cite.py"
@@ -1481,7 +1483,7 @@ MUTATIONS = (
     Mutation(
         9,
         "a base is shown from which 1 to 4 installs could be worked out",
-        "app/collector/stats.py",
+        "app/collector/rounding.py",
         "reported_by=about(everyone),",
         "reported_by=everyone,",
         "unit/test_stats.py::test_the_commonest_comes_first_and_the_others_have_no_name",
@@ -1988,7 +1990,7 @@ MUTATIONS = (
     Mutation(
         9,
         "a number of some installs is exact",
-        "app/collector/stats.py",
+        "app/collector/rounding.py",
         "    return None if installs < FOLD_BELOW else _nearest(installs)\n",
         "    return None if installs < FOLD_BELOW else installs\n",
         f"{STATS}::test_a_rounded_number_is_within_2_of_the_true_one",
@@ -1996,10 +1998,42 @@ MUTATIONS = (
     Mutation(
         9,
         "3 and 4 are rounded up",
-        "app/collector/stats.py",
+        "app/collector/rounding.py",
         "    return None if installs < FOLD_BELOW else _nearest(installs)\n",
         "    return _nearest(installs) or None\n",
         f"{STATS}::test_what_is_rounded_is_never_rounded_up_from_less_than_5",
+    ),
+    Mutation(
+        9,
+        "a change from which 1 to 4 installs are known is written on the page",
+        "app/collector/trends.py",
+        '    if abs(change) < FOLD_BELOW:\n        return f", about as many as',
+        '    if change == 0:\n        return f", about as many as',
+        f"{VIEW}::test_growth_is_the_change_in_30_days_and_a_change_below_5_is_not_shown",
+    ),
+    Mutation(
+        9,
+        "a period is shown that is not over",
+        "app/collector/periods.py",
+        "<= span.last + DAY:\n",
+        "<= span.last + DAY + _LONGEST[unit]:\n",
+        f"{PERIODS}::test_weeks_begin_on_monday_and_the_unfinished_one_is_left_out",
+    ),
+    Mutation(
+        9,
+        "who stayed is shown as few where it was not counted",
+        "app/collector/periods.py",
+        "if all(day in counted and name in counted[day].flows for day in days(since, until)):",
+        "if until <= max(counted):",
+        f"{PERIODS}::test_what_a_former_release_did_not_count_is_not_there",
+    ),
+    Mutation(
+        9,
+        "a sum of days is exact",
+        "app/collector/periods.py",
+        "return about(sum(",
+        "return int(sum(",
+        f"{PERIODS}::test_weeks_begin_on_monday_and_the_unfinished_one_is_left_out",
     ),
     Mutation(
         9,
