@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from sqlalchemy import Connection, text
 
-from app.collector import bounded, daily, health, outcomes, recount
+from app.collector import bounded, daily, events, health, outcomes, recount
 from app.collector.daily import ACTIVE_2D
 from app.collector.names import DEVELOPMENT
 from app.settings.collector import CollectorSettings
@@ -23,10 +23,6 @@ PATIENCE_SECONDS = 4.0
 
 SILENT_AFTER = timedelta(hours=26)
 """Each install reports once a day, within a quarter of an hour; the rest is for one retry."""
-WEEK = timedelta(days=7)
-FEWEST_ACTIVE = 20
-"""Of fewer installs a fall of 30 % may be a few operators' holidays."""
-FELL_PERCENT = 30
 REFUSALS = ("invalid", "too large", "rate-limited", "too many ids")
 REFUSED_PERCENT = 5
 FEWEST_REQUESTS = 20
@@ -183,10 +179,10 @@ def _fell(connection: Connection, _: datetime) -> Iterator[Finding]:
     span = daily.span(connection)
     if span is None:
         return
-    before = span.last - WEEK
+    before = span.last - events.WEEK
     active = daily.stocks(connection, before, span.last, daily.Filter())
     then, now = (active.get(day, {}).get(ACTIVE_2D, 0) for day in (before, span.last))
-    if then >= FEWEST_ACTIVE and 100 * (then - now) > FELL_PERCENT * then:
+    if events.fell(then, now):
         yield Finding(
             "fell",
             f"Active installs fell from {then} to {now}"

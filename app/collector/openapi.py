@@ -7,7 +7,10 @@ from typing import Any, get_args
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
+from app.collector.badge import CACHE_SECONDS
 from app.collector.bounded import WITHIN_SECONDS
+from app.collector.events import AT_MOST as MOST_EVENTS
+from app.collector.events import YEAR
 from app.collector.health import EVERY_SECONDS
 from app.collector.holdings import AT_MOST, Held
 from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS, NEWER_SCHEMA_SECONDS
@@ -19,6 +22,7 @@ from app.payload import SCHEMAS as HEARTBEATS
 Described = dict[str, Any]
 
 JSON_TYPE = "application/json"
+SVG, ATOM = "image/svg+xml", "application/atom+xml"
 SCHEMAS = "#/components/schemas/"
 RETRY_AFTER = {
     "Retry-After": {
@@ -85,6 +89,20 @@ NOT_READY = {
     "required": ["ready", "reasons"],
     "additionalProperties": False,
 }
+BADGE = {
+    "description": "What the endpoint badge of shields.io reads.",
+    "type": "object",
+    "properties": {
+        "schemaVersion": {"const": 1},
+        "label": {"type": "string", "minLength": 1},
+        "message": {"type": "string", "minLength": 1},
+        "color": {"type": "string", "pattern": "^[0-9a-f]{6}$"},
+        "isError": {"description": "Whether the number is old.", "type": "boolean"},
+        "cacheSeconds": {"type": "integer", "minimum": CACHE_SECONDS},
+    },
+    "required": ["schemaVersion", "label", "message", "color", "isError", "cacheSeconds"],
+    "additionalProperties": False,
+}
 # What is empty is as if it were not there: a form sends what nobody has filled in.
 FILTERS = [
     {
@@ -145,7 +163,11 @@ def document() -> Described:
         "info": {
             "title": "ConsentOS telemetry collector",
             "version": "1",
-            "description": "Takes heartbeats, and tells how many installs there are.",
+            "description": (
+                "Accepts heartbeats, and shows how many installs there are. A path outside of"
+                " /v1/ may answer an error with an HTML page instead of JSON, if Accept prefers"
+                " text/html."
+            ),
         },
         "paths": {
             "/v1/heartbeat": {"post": _keep()},
@@ -153,6 +175,9 @@ def document() -> Described:
             "/v1/stats.json": {"get": _numbers("json", {JSON_TYPE: _ref("Stats")}, JSON_TYPE)},
             "/v1/stats.csv": {"get": _numbers("csv", {"text/csv": _text()}, "text/plain")},
             "/": {"get": _numbers("page", {"text/html": _text()}, "text/html")},
+            "/badge.svg": {"get": _badge("svg", {SVG: _text()}, SVG)},
+            "/v1/badge.json": {"get": _badge("json", {JSON_TYPE: _ref("Badge")}, JSON_TYPE)},
+            "/feed.atom": {"get": _feed()},
             "/healthz": {"get": _alive()},
             "/readyz": {"get": _ready()},
             "/v1/openapi.json": {
@@ -180,6 +205,7 @@ def document() -> Described:
                 "Ready": READY,
                 "NotReady": NOT_READY,
                 "Stats": stats,
+                "Badge": BADGE,
                 "Error": ERROR,
                 "InstanceId": fields["instance_id"],
                 "SentAt": fields["sent_at"],
@@ -299,34 +325,73 @@ def _may_fail() -> Described:
 
 def _numbers(form: str, content: Described, refusal: str) -> Described:
     """Describe a GET of the numbers in a ``form``, which refuses in the media type ``refusal``."""
-    refused = {refusal: _ref("Error") if refusal == JSON_TYPE else _text()}
+    described = (
+        "The numbers as of the end of the last day that was counted. What is broken down or"
+        f" filtered is rounded to the nearest multiple of {ROUNDED_TO}. A number from 1 to"
+        f" {FOLD_BELOW - 1}, and a rounded one below {FOLD_BELOW}, is null in JSON, “{FEW}”"
+        " elsewhere."
+    )
+    found = _shown(described, content, refusal)
+    wrong = {"description": "The query cannot be understood.", "content": _refused(refusal)}
     return {
+        **found,
         "summary": f"Read the numbers ({form})",
         "operationId": f"read_{form}",
-        "security": [{}, {"basic": []}, {"bearer": []}],
         "parameters": [*FILTERS, KNOWN_ALREADY],
+        "responses": {**found["responses"], "400": wrong},
+    }
+
+
+def _badge(form: str, content: Described, refusal: str) -> Described:
+    """Describe a GET of the badge in a ``form``, which refuses in the media type ``refusal``."""
+    described = (
+        "How many installs were active at the end of the last day that was counted. Where counting"
+        " stands still, it says which day that was, and is grey."
+    )
+    return {
+        **_shown(described, content, refusal),
+        "summary": f"Read the badge ({form})",
+        "operationId": f"read_badge_{form}",
+    }
+
+
+def _feed() -> Described:
+    described = (
+        f"At most {MOST_EVENTS} notable events of the last {YEAR} days, the newest first, as an"
+        " Atom feed: a release reached a share of the active installs, active installs fell, or"
+        " counting stood still."
+    )
+    return {
+        **_shown(described, {ATOM: _text()}, "text/plain"),
+        "summary": "Read the feed",
+        "operationId": "read_feed",
+    }
+
+
+def _shown(description: str, content: Described, refusal: str) -> Described:
+    """Describe a GET of what is shown as of the last day, in whichever form."""
+    return {
+        "security": [{}, {"basic": []}, {"bearer": []}],
+        "parameters": [KNOWN_ALREADY],
         "responses": {
-            "200": {
-                "description": (
-                    "The numbers as of the end of the last day that was counted. What is broken"
-                    f" down or filtered is rounded to the nearest multiple of {ROUNDED_TO}. A"
-                    f" number from 1 to {FOLD_BELOW - 1}, and a rounded one below {FOLD_BELOW}, is"
-                    f" null in JSON, “{FEW}” elsewhere."
-                ),
-                "headers": CACHING,
-                "content": content,
-            },
+            "200": {"description": description, "headers": CACHING, "content": content},
             "304": {"description": "The answer that is known already.", "headers": CACHING},
-            "400": {"description": "The query cannot be understood.", "content": refused},
             "401": {
                 **_error("It needs the token."),
                 "headers": {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}},
             },
             "429": _error("The client has tried too many wrong tokens.", RETRY_AFTER),
             "500": _error("The collector failed."),
-            "503": {"description": "The database is not available.", "content": refused},
+            "503": {
+                "description": "The database is not available.",
+                "content": _refused(refusal),
+            },
         },
     }
+
+
+def _refused(media_type: str) -> Described:
+    return {media_type: _ref("Error") if media_type == JSON_TYPE else _text()}
 
 
 def _alive() -> Described:

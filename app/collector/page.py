@@ -1,4 +1,4 @@
-"""What the collector shows: a page without a script, and the same numbers as JSON and as CSV.
+"""What the collector shows: a page without a script, its numbers as JSON and CSV, badge and feed.
 
 An answer is rendered once, and kept until what it was rendered from changes: whether it has is
 looked at once a second at most, however many ask.
@@ -30,7 +30,9 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from app.collector import (
+    badge,
     daily,
+    events,
     exports,
     outcomes,
     periods,
@@ -74,6 +76,8 @@ time; who asks for more waits."""
 BURST_SECONDS = 0.02
 """What was not asked for within this time may be asked for at once."""
 
+_SVG = "image/svg+xml"
+
 log = logging.getLogger("app.collector")
 
 
@@ -85,6 +89,8 @@ class _Asked(BaseModel):
     days: Literal["30", "90", "365"] = "90"
     version: Version | None = None
     edition: Edition | None = None
+    live: bool = True
+    """Whether the numbers of this moment are shown too; no query changes that."""
 
     @property
     def filter(self) -> daily.Filter:
@@ -96,6 +102,11 @@ class _Asked(BaseModel):
         """The shortest query that asks for the same."""
         return urlencode(self.model_dump(exclude_defaults=True))
 
+
+_LAST_DAY = _Asked(days="30", live=False)
+"""What the badge shows, whatever the query says."""
+_YEAR = _Asked(days="365", live=False)
+"""What the feed is made from, whatever the query says."""
 
 _WRONG = {
     "days": "The number of days has to be 30, 90 or 365.",
@@ -117,12 +128,13 @@ def _unavailable() -> _RefusalError:
 
 
 class Templates:
-    """The HTML of what is shown, and of why nothing is."""
+    """The HTML, SVG and XML of what is shown, and of why nothing is."""
 
-    def __init__(self, style: str, *, established_days: int) -> None:
+    def __init__(self, style: str, *, established_days: int, private: bool = False) -> None:
         """Have every page be styled by what is at the path ``style``.
 
-        An install is established that was heard of on ``established_days`` days.
+        An install is established that was heard of on ``established_days`` days. If the pages are
+        ``private``, they ask not to be indexed.
         """
         self._established_days = established_days
         self._templates = Environment(
@@ -133,7 +145,7 @@ class Templates:
             lstrip_blocks=True,
         )
         self._templates.globals.update(
-            style=style, long_date=phrases.long_date, moment=phrases.moment
+            style=style, long_date=phrases.long_date, moment=phrases.moment, private=private
         )
 
     def page(
@@ -159,9 +171,35 @@ class Templates:
             requests=view.requests(requests),
         )
 
-    def refusal(self, sentence: str) -> str:
+    def picture(self, shown: badge.Badge) -> str:
+        """Return the picture of a badge."""
+        return self._templates.get_template("badge.svg").render(
+            badge=shown, label=badge.LABEL, padding=badge.PADDING
+        )
+
+    def feed(self, told: stats.Stats, *, stands_still: bool) -> str:
+        """Return the Atom feed of what was notable, of all installs and a year."""
+        found = events.of(told, stands_still=stands_still)
+        return self._templates.get_template("feed.xml").render(
+            id=events.FEED, updated=events.updated(told, found), events=found
+        )
+
+    def refusal(self, sentence: str, *, title: str = "Nothing to show") -> str:
         """Return a page that says why there is nothing to show."""
-        return self._templates.get_template("refusal.html").render(sentence=sentence)
+        return self._templates.get_template("refusal.html").render(title=title, sentence=sentence)
+
+
+def _style() -> tuple[str, bytes]:
+    """Return the style's path, which changes with its content, and its content."""
+    style = files("app.collector").joinpath("static", "style.css").read_bytes()
+    return f"/static/style-{hashlib.sha256(style).hexdigest()[:12]}.css", style
+
+
+def templates(
+    *, established_days: int = store.ESTABLISHED_DAYS, private: bool = False
+) -> Templates:
+    """Return the templates, in the style that ``routes`` serves."""
+    return Templates(_style()[0], established_days=established_days, private=private)
 
 
 @dataclass(frozen=True)
@@ -172,16 +210,18 @@ class _State:
     recount: recount.Progress | None
     stands_still: bool
     live: daily.Live | None
-    """None for an answer under a filter."""
+    """None for an answer that does not show it."""
     requests: Mapping[str, int] | None
     """How many requests to keep a heartbeat ended in which way on the day before; None where that
-    cannot be known yet."""
+    cannot be known yet, or is not shown."""
     behind: datetime | None
     """As of when it was read, where that is not now."""
 
-    def under(self, chosen: daily.Filter) -> "_State":
-        """Return what an answer under a filter depends on."""
-        return self if chosen == daily.Filter() else replace(self, live=None)
+    def of(self, asked: _Asked) -> "_State":
+        """Return what the answer to a choice depends on."""
+        if not asked.live:
+            return replace(self, live=None, requests=None)
+        return self if asked.filter == daily.Filter() else replace(self, live=None)
 
 
 @dataclass(frozen=True)
@@ -211,6 +251,8 @@ class _Form:
     media_type: str
     render: _Render
     refuse: Callable[[_RefusalError], Response]
+    asked: _Asked | None = None
+    """What it shows, where the query does not decide that."""
 
 
 class _Answers:
@@ -237,7 +279,7 @@ class _Answers:
         if state is None or time.monotonic() >= self._state_until:
             return None
         found = self._find(render, asked)
-        return found if found and found.state == state.under(asked.filter) else None
+        return found if found and found.state == state.of(asked) else None
 
     def get(self, render: _Render, asked: _Asked) -> _Answer:
         """Return the answer in the form that ``render`` gives it."""
@@ -261,7 +303,7 @@ class _Answers:
         began = time.monotonic()
         whole = self._look(connection, behind)
         self._state, self._state_until = whole, began + LOOK_SECONDS
-        state = whole.under(asked.filter)
+        state = whole.of(asked)
         kept = self._find(render, asked)
         if kept and kept.state == state:
             return kept
@@ -360,17 +402,16 @@ def _read(connection: Connection, state: _State, asked: _Asked) -> stats.Stats:
 def routes(
     readers: Readers, *, established_days: int = store.ESTABLISHED_DAYS, private: bool = False
 ) -> list[Route]:
-    """Return the routes of the page, of its two other forms and of its style.
+    """Return the routes of the page, its two other forms, the badge, the feed, and the style.
 
     If they are ``private``, no cache between here and the reader may keep an answer.
     """
-    style = files("app.collector").joinpath("static", "style.css").read_bytes()
-    style_path = f"/static/style-{hashlib.sha256(style).hexdigest()[:12]}.css"
-    templates = Templates(style_path, established_days=established_days)
+    style_path, style = _style()
+    found = templates(established_days=established_days, private=private)
     desk = _Desk(_Answers(readers), PRIVATE if private else PUBLIC)
 
     def page(told: stats.Stats, asked: _Asked, state: _State) -> str:
-        return templates.page(
+        return found.page(
             told,
             days=asked.days,
             query=asked.query,
@@ -379,12 +420,25 @@ def routes(
         )
 
     def refused(refusal: _RefusalError) -> Response:
-        return HTMLResponse(templates.refusal(refusal.sentence), refusal.status, NEVER)
+        return HTMLResponse(found.refusal(refusal.sentence), refusal.status, NEVER)
+
+    def picture(told: stats.Stats, _: _Asked, state: _State) -> str:
+        return found.picture(badge.of(told, stands_still=state.stands_still))
+
+    def no_picture(refusal: _RefusalError) -> Response:
+        drawn = found.picture(badge.unavailable(refusal.sentence))
+        return Response(drawn, refusal.status, NEVER, _SVG)
+
+    def feed(told: stats.Stats, _: _Asked, state: _State) -> str:
+        return found.feed(told, stands_still=state.stands_still)
 
     forms: dict[str, _Form] = {
         "/": _Form("text/html", page, refused),
         "/v1/stats.json": _Form("application/json", _document, _refused_document),
         "/v1/stats.csv": _Form("text/csv", _lines, _refused_lines),
+        "/badge.svg": _Form(_SVG, picture, no_picture, _LAST_DAY),
+        "/v1/badge.json": _Form("application/json", _badge, _refused_document, _LAST_DAY),
+        "/feed.atom": _Form("application/atom+xml", feed, _refused_lines, _YEAR),
     }
 
     def as_style(_: Request) -> Response:
@@ -398,6 +452,11 @@ def routes(
 
 def _document(told: stats.Stats, _: _Asked, __: _State) -> str:
     return json.dumps(exports.document(told), separators=(",", ":"))
+
+
+def _badge(told: stats.Stats, _: _Asked, state: _State) -> str:
+    shown = badge.of(told, stands_still=state.stands_still)
+    return json.dumps(badge.document(shown), separators=(",", ":"))
 
 
 def _refused_document(refusal: _RefusalError) -> Response:
@@ -445,7 +504,8 @@ class _Desk:
 
         async def answer(request: Request) -> Response:
             try:
-                found = await self._find(form, _asked(request.query_params))
+                asked = form.asked or _asked(request.query_params)
+                found = await self._find(form, asked)
             except _RefusalError as refusal:
                 return form.refuse(refusal)
             headers = {**HEADERS, **self._caching, "ETag": found.etag}

@@ -4,7 +4,7 @@ import base64
 import binascii
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from hmac import compare_digest
 
@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.collector import health, intake, metrics, openapi, page, store
+from app.collector import health, intake, metrics, openapi, page, refusal, store
 from app.collector.health import Health
 from app.collector.holdings import Holdings
 from app.collector.inbox import Inbox
@@ -85,7 +85,9 @@ def create_app(
             *_page(readers, settings),
         ],
         lifespan=lifespan,
-        exception_handlers=dict.fromkeys((*intake.EXPLAINED, Exception), _explain),
+        exception_handlers=dict.fromkeys(
+            (*intake.EXPLAINED, Exception), _explain(page.templates())
+        ),
     )
     app.router.redirect_slashes = False
     app.heartbeats = heartbeats
@@ -178,6 +180,10 @@ def _given(headers: Headers) -> bytes:
     return b""
 
 
-async def _explain(_: Request, error: Exception) -> Response:
-    # One that is not EXPLAINED, Starlette raises again after this answer, and the server logs it.
-    return intake.explain(error)
+def _explain(templates: page.Templates) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def explain(request: Request, error: Exception) -> Response:
+        # One that is not EXPLAINED, Starlette raises again after this answer, and the server logs
+        # it.
+        return refusal.of(request, error, templates)
+
+    return explain

@@ -55,6 +55,9 @@ VIEW = "unit/test_view.py"
 PERIODS = "unit/test_periods.py"
 STANDBY = "integration/test_collector_standby.py"
 PAGE = "integration/test_collector_page.py"
+CITE = "integration/test_collector_cite.py"
+BADGE = "unit/test_badge.py"
+EVENTS = "unit/test_events.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -2120,6 +2123,46 @@ MUTATIONS = (
         "            await asyncio.sleep(max(self._next - now, 0.0))\n",
         "            await asyncio.sleep(0)\n",
         f"{PAGE}::test_a_crowd_that_asks_is_answered_at_a_rate_that_leaves_time_for_heartbeats",
+    ),
+    Mutation(
+        9,
+        "a badge shows an old number as new",
+        "app/collector/badge.py",
+        "    if stands_still:\n",
+        "    if stands_still and not active:\n",
+        f"{BADGE}::test_an_old_number_has_its_day_and_is_grey_and_nobody_can_give_it_another_colour",
+    ),
+    Mutation(
+        9,
+        "a badge gives few installs a number",
+        "app/collector/badge.py",
+        "number(last.movements[ACTIVE_2D])",
+        "number(last.movements[ACTIVE_2D] or 3)",
+        f"{BADGE}::test_it_shows_the_exact_number_or_that_there_are_few",
+    ),
+    Mutation(
+        9,
+        "the feed has a number below 5",
+        "app/collector/events.py",
+        "{number(now)} installs were active",
+        "{_most(now)} installs were active",
+        f"{EVENTS}::test_a_fall_to_fewer_than_5_shows_no_number_of_them",
+    ),
+    Mutation(
+        9,
+        "a page behind the token may be indexed",
+        "app/collector/templates/base.html",
+        "{% if private %}\n",
+        "{% if not private %}\n",
+        f"{CITE}::test_the_page_may_be_indexed_unless_it_needs_a_token",
+    ),
+    Mutation(
+        9,
+        "a browser gets bare JSON for an error",
+        "app/collector/refusal.py",
+        " or not _prefers_html(request):\n",
+        " or _prefers_html(request):\n",
+        f"{CITE}::test_a_browser_gets_a_page_for_a_path_that_is_not_there",
     ),
     Mutation(
         9,
