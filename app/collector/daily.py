@@ -156,11 +156,10 @@ _KEEP = text(
     "INSERT INTO daily (day, metric, version, edition, value, installs)"
     " VALUES (:day, :metric, :version, :edition, :value, :installs)"
 )
-_METRICS = 2
-"""Which metrics a day has that this release has counted: ``RETAINED_90`` since 2."""
 _COUNTED = text(
-    "INSERT INTO measured (day, as_of, metrics) VALUES (:day, now(), :metrics)"
-    " ON CONFLICT (day) DO UPDATE SET as_of = excluded.as_of, metrics = excluded.metrics"
+    "INSERT INTO measured (day, as_of, retention_as_of) VALUES (:day, now(), now())"
+    " ON CONFLICT (day) DO UPDATE"
+    " SET as_of = excluded.as_of, retention_as_of = excluded.retention_as_of"
 )
 # By its date, so that a day is the same however often and however late it is counted.
 _RELEASES = text("SELECT version FROM release WHERE released_on <= :day")
@@ -197,7 +196,7 @@ def count(connection: Connection, day: date, *, replayed: bool) -> None:
     connection.execute(_GONE, {"day": day})
     if cells:
         connection.execute(_KEEP, cells)
-    connection.execute(_COUNTED, {"day": day, "metrics": _METRICS})
+    connection.execute(_COUNTED, {"day": day})
 
 
 class Live(NamedTuple):
@@ -252,15 +251,16 @@ class Span:
 
 
 class Counted(NamedTuple):
-    """When a day was counted first, if that is known, and which metrics it has."""
+    """When a day was counted first, if that is known, and which flows it has."""
 
     at: datetime | None
-    metrics: int
+    has_all: bool = True
+    """Whether it has ``RETAINED_90`` too, which a former release does not count."""
 
     @property
     def flows(self) -> Sequence[str]:
         """Those of ``FLOWS`` that were counted."""
-        return FLOWS if self.metrics >= _METRICS else FLOWS[:-1]
+        return FLOWS if self.has_all else FLOWS[:-1]
 
 
 Counts = dict[str, int]
@@ -277,7 +277,8 @@ _SPAN = text(
     " ORDER BY day DESC LIMIT 1"
 )
 _COUNTED_DAYS = text(
-    "SELECT day, counted_at, metrics FROM measured WHERE day BETWEEN :since AND :until"
+    "SELECT day, counted_at, retention_as_of IS NOT DISTINCT FROM as_of AS has_all FROM measured"
+    " WHERE day BETWEEN :since AND :until"
 )
 _RELEASED = text("SELECT version, released_on FROM release WHERE released_on <= :day")
 _MOVEMENTS = text(
@@ -309,7 +310,7 @@ def span(connection: Connection) -> Span | None:
 def counted(connection: Connection, since: date, until: date) -> dict[date, Counted]:
     """Return when each day was counted first, and which flows it has."""
     rows = connection.execute(_COUNTED_DAYS, {"since": since, "until": until})
-    return {row.day: Counted(row.counted_at, row.metrics) for row in rows}
+    return {row.day: Counted(row.counted_at, row.has_all) for row in rows}
 
 
 def released(connection: Connection, day: date) -> list[tuple[str, date]]:

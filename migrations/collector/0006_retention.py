@@ -8,12 +8,12 @@ down_revision = "0005"
 COLUMNS = """
 ALTER TABLE measured
     ADD COLUMN counted_at timestamptz,
-    ADD COLUMN metrics smallint NOT NULL DEFAULT 1;
+    ADD COLUMN retention_as_of timestamptz;
 ALTER TABLE measured ALTER COLUMN counted_at SET DEFAULT now();
 COMMENT ON COLUMN measured.counted_at IS
     'When the day was counted first; null for a day that was counted before this was stored.';
-COMMENT ON COLUMN measured.metrics IS
-    'Which metrics the day has: 2 since retained_90 is counted, 1 before.';
+COMMENT ON COLUMN measured.retention_as_of IS
+    'The same as as_of if that count had retained_90: a former release does not count it.';
 """
 
 
@@ -25,6 +25,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Remove both columns, and the numbers that only this revision knows."""
     op.execute(
-        "ALTER TABLE measured DROP COLUMN counted_at, DROP COLUMN metrics;"
+        "ALTER TABLE measured DROP COLUMN counted_at, DROP COLUMN retention_as_of;"
         "DELETE FROM daily WHERE metric = 'retained_90'"
     )

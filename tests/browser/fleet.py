@@ -15,7 +15,7 @@ from itertools import islice
 from math import exp, prod, sqrt
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, NullPool, create_engine, inspect, text
+from sqlalchemy import Connection, NullPool, create_engine, text
 
 from app.collector import daily
 from app.collector.daily import ABSENT, VALUES
@@ -48,7 +48,6 @@ EDITIONS = {"ce": 1 - EE, "ee": EE}
 
 GONE_7D, GONE_30D = 7 - 2, 30 - 2
 """How many days an install is still active within 7 and within 30 days after it was within 2."""
-RETAINED_90 = "retained_90"
 
 Weights = Mapping[str, float]
 """Values, and how common each of them is."""
@@ -315,7 +314,7 @@ def _split(numbers: Day, weights: Mapping[Cell, float]) -> dict[str, Counter[Cel
         daily.NEW: new,
         daily.LOST: _apportion(numbers.lost, weights),
         daily.RETAINED: retained,
-        RETAINED_90: _apportion(numbers.retained_90, active - new - retained),
+        daily.RETAINED_90: _apportion(numbers.retained_90, active - new - retained),
         daily.DEV_BUILDS: Counter({(OTHER, "ce"): numbers.dev_builds}),
     }
 
@@ -378,14 +377,10 @@ def _values(
 
 
 def _measure(connection: Connection, days: Sequence[Day]) -> None:
-    """Have each day be counted shortly after its end, in whichever columns the table has."""
-    known = {column["name"] for column in inspect(connection).get_columns("measured")}
-    rows = []
-    for each in days:
-        at = daily.begins(each.day + DAY) + COUNTED_AFTER
-        row = {"day": each.day, "as_of": at, "counted_at": at, "metrics": 2}
-        rows.append({name: value for name, value in row.items() if name in known})
-    _copy(connection, "measured", [*rows[0]], (row.values() for row in rows))
+    """Have each day be counted once, shortly after its end."""
+    columns = ["day", "as_of", "counted_at", "retention_as_of"]
+    moments = ((each.day, daily.begins(each.day + DAY) + COUNTED_AFTER) for each in days)
+    _copy(connection, "measured", columns, ((day, at, at, at) for day, at in moments))
 
 
 def _copy(

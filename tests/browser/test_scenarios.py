@@ -11,7 +11,7 @@ from app.collector import daily
 from app.collector.daily import ABSENT, VALUES
 from app.collector.names import KNOWN, OTHER
 from tests.browser.collector import seed
-from tests.browser.fleet import DAY, RETAINED_90, Cell, make
+from tests.browser.fleet import DAY, Cell, make
 from tests.browser.scenarios import SCENARIOS
 from tests.collector import query
 from tests.conftest import Databases
@@ -75,12 +75,12 @@ def test_an_active_install_is_also_active_within_a_longer_time(numbers: Numbers)
         active = each[daily.ACTIVE_2D]
         assert active <= each[daily.ACTIVE_7D] <= each[daily.ACTIVE_30D]
         assert each[daily.IN_USE] <= active
-        assert each[daily.NEW] + each[daily.RETAINED] + each[RETAINED_90] <= active
+        assert each[daily.NEW] + each[daily.RETAINED] + each[daily.RETAINED_90] <= active
 
 
 def test_no_more_installs_are_retained_than_were_new(numbers: Numbers) -> None:
     for day, each in numbers.metrics.items():
-        for metric, days in ((daily.RETAINED, 30), (RETAINED_90, 90)):
+        for metric, days in ((daily.RETAINED, 30), (daily.RETAINED_90, 90)):
             then = numbers.metrics.get(day - timedelta(days=days))
             new = then[daily.NEW].total() if then else 0
             assert each[metric].total() <= new

@@ -562,7 +562,7 @@ def test_when_a_day_was_counted_first_stays_known_when_it_is_counted_again(
         first = daily.counted(connection, day, day)[day]
         assert first.at == one(collector, "SELECT as_of FROM measured")
         assert first.flows == daily.FLOWS
-        connection.execute(text("UPDATE measured SET metrics = 1"))
+        connection.execute(text("UPDATE measured SET as_of = now()"))
         assert daily.counted(connection, day, day)[day].flows == daily.FLOWS[:-1]
         recount.request(connection, day)
     count(collector, "2026-03-02T00:01:00")
@@ -745,7 +745,7 @@ def test_days_that_a_former_release_counted_keep_their_numbers_and_say_what_they
         migrate(connection, "collector")
     assert recorded(engine) == before
     with engine.begin() as connection:
-        assert daily.counted(connection, day, day) == {day: daily.Counted(None, 1)}
+        assert daily.counted(connection, day, day) == {day: daily.Counted(None, has_all=False)}
         recount.request(connection, day)
     count(engine, "2026-03-02T00:01:00")
     with engine.begin() as connection:

@@ -113,7 +113,7 @@ def count(fleet: list[Install], since: int, until: int, chosen: Filter) -> Numbe
         values={
             field: Counter(each.value(field) for each in active) for field in ("edition", *VALUES)
         },
-        counted={DAYS[n]: Counted(AS_OF, 2) for n in days},
+        counted={DAYS[n]: Counted(AS_OF) for n in days},
         releases=RELEASES,
         versions_of_all=Counter(each.runs(until) for each in everyone),
         editions_of_all=Counter(each.edition for each in everyone),

@@ -86,8 +86,8 @@ def retained(metric: str, after: int, days: Iterable[date]) -> Flows:
     return {day + after * DAY: {metric: 1} for day in days}
 
 
-def cohorts(flows: Flows, *, metrics: int = 2, known: int = 1000) -> list[Cohort]:
-    counted = {LAST - n * DAY: Counted(None, metrics) for n in range(known)}
+def cohorts(flows: Flows, *, has_all: bool = True, known: int = 1000) -> list[Cohort]:
+    counted = {LAST - n * DAY: Counted(None, has_all) for n in range(known)}
     return periods.cohorts(flows, counted, span(known))
 
 
@@ -110,7 +110,7 @@ def test_who_stayed_is_counted_30_and_90_days_after_each_day_of_the_month() -> N
 
 
 def test_what_a_former_release_did_not_count_is_not_there() -> None:
-    found = cohorts(each_day(1), metrics=1)
+    found = cohorts(each_day(1), has_all=False)
     assert {tuple(each.retained) for each in found} == {("30",)}
 
 
