@@ -11,7 +11,7 @@ from app.collector.names import age
 from app.collector.rounding import Distribution
 
 RELEASES = 5
-"""Of so many releases, the newest ones, it is shown how fast they are adopted."""
+"""Adoption is shown for so many of the newest releases."""
 DAYS = 90
 
 

@@ -4,7 +4,7 @@ Every event is made from the numbers of ``stats`` as they are shown, so it revea
 page does not.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Literal
@@ -32,7 +32,7 @@ _NAMES = UUID("6d3f0e3c-2b5b-4c0e-9f38-6c1c5d7a9e41")
 FEED = uuid5(_NAMES, "feed").urn
 
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
-"""A feed has to say when it was updated, and a feed without a day never was."""
+"""What a feed says of its update before the first day is counted."""
 
 Kind = Literal["release", "fall", "standstill"]
 
@@ -46,7 +46,7 @@ class Event:
     title: str
     sentence: str
     updated: datetime
-    """Since when it is known as the sentence has it."""
+    """When the sentence changed last."""
     version: str = ""
 
     @property
@@ -67,7 +67,11 @@ def of(stats: Stats, *, stands_still: bool) -> list[Event]:
     of ``YEAR`` days unless there are fewer.
     """
     certain = _certain(stats)
-    found = [*_releases(certain), *_falls(certain), *_standstills(stats, stands_still=stands_still)]
+    found = [
+        *_releases(certain, dict(stats.releases)),
+        *_falls(certain),
+        *_standstills(stats, stands_still=stands_still),
+    ]
     found.sort(key=lambda event: (event.updated, event.day, event.title), reverse=True)
     return found[:AT_MOST]
 
@@ -93,7 +97,8 @@ def _known(day: DayOfStats) -> datetime:
     return day.counted_at.astimezone(UTC) if day.counted_at else begins(day.day + DAY)
 
 
-def _releases(days: Sequence[DayOfStats]) -> Iterator[Event]:
+def _releases(days: Sequence[DayOfStats], out: Mapping[str, date]) -> Iterator[Event]:
+    """Yield the days on which a release that came out on one of the days is on so many installs."""
     reached: set[str] | None = None
     for each in days:
         total = each.by_version.total
@@ -107,7 +112,8 @@ def _releases(days: Sequence[DayOfStats]) -> Iterator[Event]:
         if reached is None:
             reached = {*shares}  # since when they have had it is not known
         for version in sorted(shares.keys() - reached):
-            yield _release(version, shares[version], each)
+            if version in out and out[version] >= days[0].day:
+                yield _release(version, shares[version], each)
         reached |= shares.keys()
 
 

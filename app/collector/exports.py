@@ -51,9 +51,8 @@ def rows(stats: Stats) -> Iterator[Line]:
         for group in shown.groups:
             yield _line(stats.until, name, group.value, group.installs, _cell(shown.reported_by))
         yield _line(stats.until, name, OTHER, shown.folded_installs, _cell(shown.reported_by))
-    for name, installs in stats.features.items():
-        of = _cell(stats.values[name].reported_by)
-        yield _line(stats.until, name, "used", installs, of)
+    for name, feature in stats.features.items():
+        yield _line(stats.until, name, "used", feature.installs, _cell(feature.of))
     if stats.live:
         yield _line(stats.live.as_of, "live", "active", stats.live.active)
         yield _line(stats.live.as_of, "live", "not_established", stats.live.not_established)

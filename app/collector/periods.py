@@ -27,15 +27,18 @@ HISTORY = timedelta(days=430)
 
 Unit = Literal["day", "week", "month"]
 UNITS: Mapping[Unit, int] = {"day": 1, "week": 7, "month": 30}
-"""By what growth can be shown, the finest first, and about how many days each has."""
+"""The units in which growth can be shown, the shortest first, and about how many days each has."""
 FINE = 90
-"""Of more days than this, none is shown by itself."""
+"""In a range of more days than this, no single days are shown."""
+FEWEST = 3
+"""So many periods are shown even if they are longer than the range."""
 LEGIBLE = 0.9
-"""The share of periods that have a number that is shown, from which on they are fine enough."""
+"""The share of the periods that have to show a number."""
 
 COHORTS = 12
+"""So many months are shown."""
 LATER: Mapping[int, str] = {30: RETAINED, 90: RETAINED_90}
-"""After how many days it is looked at who has stayed, and the count of it."""
+"""The days after which retention is measured, and the flow that has it."""
 
 Flows = Mapping[date, Counts]
 """How many installs were new, lost and retained on each day."""
@@ -55,8 +58,7 @@ class Period:
 class Growth:
     """The whole periods of one kind, in their order: days, weeks from Monday on, or months.
 
-    They are the finest of which few have a number that is too small to be shown. Only one kind is
-    shown, so that no two sums differ by a day.
+    Only one kind is shown, so that no two sums of it differ by a day.
     """
 
     by: Unit
@@ -71,32 +73,34 @@ class Cohort:
     """Its first day."""
     established: Shown
     retained: dict[str, Shown]
-    """By the number of days after; what is not known, or not yet, is not there."""
+    """By the number of days. One that is not over, or was not counted, is missing."""
 
 
-def growth(flows: Flows, span: Span, length: int) -> Growth:
-    """Return the last periods of about so many days in all, in the finest unit that is legible.
+def growth(flows: Flows, counted: Mapping[date, Counted], span: Span, length: int) -> Growth:
+    """Return the last periods of about so many days in all, in the shortest unit that is legible.
 
-    That is the one in which nearly each period has a number that is shown; else it is the month.
+    That is the shortest in which at least ``LEGIBLE`` of the periods show a number; if there is
+    none, the longest of which a period is over.
     """
     found = Growth("month", [])
     for unit, of_unit in UNITS.items():
         if length > FINE and unit == "day":
             continue
-        whole = [*_whole(unit, span)][-(length // of_unit) :]
+        whole = [*_whole(unit, counted, span)][-max(FEWEST, length // of_unit) :]
+        if not whole:
+            break
         found = Growth(unit, [_period(first, last, flows) for first, last in whole])
         shown = [each for each in found.periods if (each.new, each.lost) != (None, None)]
-        if whole and len(shown) >= LEGIBLE * len(whole):
+        if len(shown) >= LEGIBLE * len(whole):
             break
     return found
 
 
-def _whole(unit: Unit, span: Span) -> Iterator[tuple[date, date]]:
+def _whole(unit: Unit, counted: Mapping[date, Counted], span: Span) -> Iterator[tuple[date, date]]:
     """Yield the first and the last day of each period whose days were all counted."""
-    known = max(span.first, span.last - HISTORY)
-    first = _first_day(unit, known)
+    first = _first_day(unit, max(span.first, span.last - HISTORY))
     while (after := _first_day(unit, first + _LONGEST[unit])) <= span.last + DAY:
-        if first >= known:
+        if all(day in counted for day in days(first, after - DAY)):
             yield first, after - DAY
         first = after
 
@@ -126,7 +130,9 @@ def _in_all(flows: Flows, name: str, first: date, last: date) -> Shown:
 
 def cohorts(flows: Flows, counted: Mapping[date, Counted], span: Span) -> list[Cohort]:
     """Return the last months that were over 30 days ago, the oldest first."""
-    months = [(first, last) for first, last in _whole("month", span) if last + MONTH <= span.last]
+    months = [
+        (first, last) for first, last in _whole("month", counted, span) if last + MONTH <= span.last
+    ]
     return [_cohort(first, last, flows, counted) for first, last in months[-COHORTS:]]
 
 

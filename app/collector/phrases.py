@@ -21,7 +21,7 @@ def spelled(count: int) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """Return a share in whole percents, of which neither 0 nor 100 is said unless it is so."""
+    """Return a share in whole percents; 0% and 100% only if the part is nothing or the whole."""
     share = 100 * part / whole if whole else 0.0
     if 0 < share < 1:
         return "<1%"

@@ -1,6 +1,6 @@
 """How a number of installs is shown, so that it names nobody. Pure.
 
-How many installs there are in all is shown as it is, except for 1 to 4. All else, which is what is
+How many installs are active in all is shown as it is, except for 1 to 4. All else, which is what is
 broken down, filtered or added up over days, is rounded to the nearest multiple of ``ROUNDED_TO``,
 so that two such numbers are equal or differ by that much, whatever is between them. Below
 ``FOLD_BELOW`` a rounded number does not even show whether it is zero: otherwise the exact number of
@@ -83,8 +83,3 @@ def distribute(counts: Counts) -> Distribution:
         folded_installs=about(everyone - sum(named.values())),
         reported_by=about(everyone),
     )
-
-
-def used(counts: Counts, unused: str) -> Shown:
-    """Return how many installs have another value than ``unused``."""
-    return about(sum(n for value, n in counts.items() if value not in {unused, ABSENT}))

@@ -11,10 +11,12 @@ from datetime import date, datetime, timedelta
 from app.collector import adoption, daily, periods
 from app.collector.adoption import Adoption, Release
 from app.collector.daily import (
+    ABSENT,
     ACTIVE_2D,
+    ACTIVE_7D,
+    ACTIVE_30D,
     DAY,
     DEV_BUILDS,
-    IN_USE,
     MONTH,
     STOCKS,
     Counted,
@@ -34,13 +36,11 @@ from app.collector.rounding import (
     about,
     distribute,
     fold,
-    used,
 )
 from app.payload import Bucket, all_fields
 
-EXACT = frozenset({*STOCKS, DEV_BUILDS} - {IN_USE})
-"""What is not rounded where it is of all installs: the rest says what installs are like, or adds up
-days."""
+EXACT = frozenset({ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, DEV_BUILDS})
+"""The totals that are not rounded without a filter."""
 
 YEAR = timedelta(days=364)
 """How far back versions are read."""
@@ -83,6 +83,14 @@ class DayOfStats:
         active = self.movements[ACTIVE_2D]
         of = None if active is None else about(active)
         return Distribution(groups, self.other_versions, reported_by=of)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """How many installs use a feature, of those that report it."""
+
+    installs: Shown
+    of: Shown
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,8 @@ class Stats:
     adoption: list[Adoption] = field(default_factory=list)
     """The newest release first; none under a version."""
     values: dict[str, Distribution] = field(default_factory=dict)
-    features: dict[str, Shown] = field(default_factory=dict)
+    """How many installs have which value; of a feature, only those that use it are counted."""
+    features: dict[str, Feature] = field(default_factory=dict)
     releases: list[Release] = field(default_factory=list)
     """The listed releases, the newest first."""
     all_versions: list[str] = field(default_factory=list)
@@ -198,11 +207,11 @@ def nothing(
     )
 
 
-def show(nothing: Stats, numbers: Numbers, span: Span, *, days: int) -> Stats:
-    """Add to ``nothing`` what is shown of the last ``days``: none of these is left out."""
-    chosen = Filter(nothing.version, nothing.edition)
+def show(empty: Stats, numbers: Numbers, span: Span, *, days: int) -> Stats:
+    """Add to ``empty``, which ``nothing`` has made, what is shown of the last ``days``."""
+    chosen = Filter(empty.version, empty.edition)
     known = replace(
-        nothing,
+        empty,
         as_of=span.as_of,
         since=since(span, days),
         until=span.last,
@@ -214,18 +223,43 @@ def show(nothing: Stats, numbers: Numbers, span: Span, *, days: int) -> Stats:
         return known
     return replace(
         known,
-        days=[_of_day(day, numbers, chosen) for day in daily.days(since(span, days), span.last)],
-        a_month_before=_before(numbers, span, chosen),
-        growth=periods.growth(numbers.flows, span, days),
+        days=[
+            _of_day(day, numbers, chosen)
+            for day in daily.days(since(span, days), span.last)
+            if day in numbers.counted
+        ],
+        a_month_before=_before(span.last - MONTH, numbers, chosen),
+        growth=periods.growth(numbers.flows, numbers.counted, span, days),
         cohorts=[] if chosen.version else periods.cohorts(numbers.flows, numbers.counted, span),
         adoption=[] if chosen.version else _adoption(known.releases, numbers, span),
-        values={name: distribute(counts) for name, counts in numbers.values.items()},
+        values=_values(numbers.values),
         features={
-            name: used(numbers.values[name], unused)
+            name: feature(numbers.values[name], unused)
             for name, unused in UNUSED.items()
             if name in numbers.values
         },
     )
+
+
+def _values(values: Mapping[str, Counts]) -> dict[str, Distribution]:
+    """Return the distribution of each field; of a feature that is on or off, ``features`` says all.
+
+    Who does not use a feature is not counted with those that do: whether they are named would show
+    whether they are fewer than 5.
+    """
+    users = {
+        name: {value: n for value, n in counts.items() if value != UNUSED.get(name)}
+        for name, counts in values.items()
+        if UNUSED.get(name) != _IDLE[bool]
+    }
+    return {name: distribute(counts) for name, counts in users.items()}
+
+
+def feature(counts: Counts, unused: str) -> Feature:
+    """Return how many installs have another value than ``unused``, of those that report any."""
+    reported = {value: n for value, n in counts.items() if value != ABSENT}
+    everyone = sum(reported.values())
+    return Feature(about(everyone - reported.get(unused, 0)), about(everyone))
 
 
 def _choices(counts: Counts) -> list[str]:
@@ -246,10 +280,9 @@ def _stock(name: str, counts: Counts, chosen: Filter) -> Shown:
 def _of_day(day: date, numbers: Numbers, chosen: Filter) -> DayOfStats:
     stocks = numbers.stocks.get(day, {})
     versions = distribute(numbers.versions.get(day, {}))
-    counted = numbers.counted.get(day)
     return DayOfStats(
         day=day,
-        counted_at=counted.at if counted else None,
+        counted_at=numbers.counted[day].at,
         movements={name: _stock(name, stocks, chosen) for name in STOCKS},
         dev_builds=_stock(DEV_BUILDS, stocks, chosen),
         versions={group.value: group.installs for group in versions.groups},
@@ -257,9 +290,8 @@ def _of_day(day: date, numbers: Numbers, chosen: Filter) -> DayOfStats:
     )
 
 
-def _before(numbers: Numbers, span: Span, chosen: Filter) -> Before | None:
-    day = span.last - MONTH
-    if day < span.first:
+def _before(day: date, numbers: Numbers, chosen: Filter) -> Before | None:
+    if day not in numbers.counted:
         return None
     return Before(day, _stock(ACTIVE_2D, numbers.stocks.get(day, {}), chosen))
 

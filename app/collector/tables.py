@@ -77,16 +77,21 @@ class Table:
     """The name of the column in which the lines are added up; empty where there is none."""
 
 
-def table(caption: str, rows: Sequence[Row], *, names: str = "Value") -> Table:
-    """Return a table of some rows, of which only so many are shown at once."""
-    named, rest = [row for row in rows if not row.rest], [row for row in rows if row.rest]
-    return Table(caption, [*named[:AT_ONCE], *rest], named[AT_ONCE:], names)
+def table(caption: str, rows: Sequence[Row], *, names: str = "Value", at_once: str = "") -> Table:
+    """Return a table of some rows, of which only so many are shown at once.
+
+    The row whose name is ``at_once`` is one of them, wherever it is.
+    """
+    shown = [row for n, row in enumerate(rows) if n < AT_ONCE or row.rest or row.name == at_once]
+    return Table(caption, shown, [row for row in rows if row not in shown], names)
 
 
 def of_field(name: str, stats: Stats, more: str = "") -> Table:
     """Return the table of a field: its values in their natural order, if they have one."""
     shown, form = stats.values[name], _FORMS[name]
-    caption = f"{LABELS[name]}{more}{base(shown, stats)}"
+    # Of a feature only its users are counted: how many they are is said where they are.
+    of = "" if name in UNUSED else base(shown.reported_by, stats.values["edition"].reported_by)
+    caption = f"{LABELS[name]}{more}{of}"
     if form is Bucket:
         return table(caption, shares(shown.in_order(key=BUCKETS.index), bucket))
     if name in RUNTIMES:
@@ -102,11 +107,11 @@ def age_of_runtime(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
 
 
-def base(shown: Distribution, stats: Stats) -> str:
+def base(reported_by: Shown, everyone: Shown) -> str:
     """Say how many installs report a field, if not all: an older schema does not have it."""
-    if shown.reported_by == stats.values["edition"].reported_by:
+    if reported_by == everyone:
         return ""
-    return f" (of {number(shown.reported_by)} installs that report it)"
+    return f" (of {number(reported_by)} installs that report it)"
 
 
 def shares(

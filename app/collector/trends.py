@@ -24,13 +24,15 @@ from app.collector.phrases import (
     signed,
     spelled,
 )
-from app.collector.rounding import FEW, FOLD_BELOW, Distribution, Shown, about
-from app.collector.stats import DayOfStats, Stats
+from app.collector.rounding import FEW, FOLD_BELOW, ROUNDED_TO, Distribution, Shown, about
+from app.collector.stats import Before, DayOfStats, Stats
 
 MOST = 90
-"""The share, in percent, of the active installs that is worth supporting for sure."""
+"""The share of the active installs, in percent, that the answer has to cover."""
+FEWEST_FOR_A_SHARE = 50
+"""Of fewer installs no share is written: each number may be 2 away from the true one."""
 HALF = 50
-"""The share, in percent, of the active installs with which a release counts as adopted."""
+"""The share of the active installs, in percent, that counts as adopted."""
 TOO_FEW = "There are too few installs for this to be shown."
 LINES = {ACTIVE_2D: "48 hours", ACTIVE_7D: "7 days", ACTIVE_30D: "30 days"}
 
@@ -60,19 +62,37 @@ class Figure:
 def headline(stats: Stats) -> str:
     """Say in one sentence how many are active, and how many more or fewer than a month before."""
     last = stats.days[-1]
-    active = last.movements[ACTIVE_2D]
-    installs = "No install was" if active == 0 else f"{capital(number(active))} installs were"
+    active, which = last.movements[ACTIVE_2D], _which(stats)
+    if active == 0:
+        installs = f"No install{which} was"
+    elif active and which:
+        installs = f"About {active:,} installs{which} were"
+    else:
+        installs = f"{capital(number(active))} installs{which} were"
     return f"{installs} active at the end of {long_date(last.day)}{_since_a_month(stats)}."
 
 
+def _which(stats: Stats) -> str:
+    version = f" of version {stats.version}" if stats.version else ""
+    edition = f" in the {stats.edition} edition" if stats.edition else ""
+    return f"{version}{edition}"
+
+
 def _since_a_month(stats: Stats) -> str:
-    before, change = stats.a_month_before, stats.change
-    if before is None or change is None:
+    before, change = stats.a_month_before, _clear_change(stats)
+    if before is None or not change:
         return ""
-    if abs(change) < FOLD_BELOW:
-        return f", about as many as on {day_and_month(before.day)}"
-    more = "more" if change > 0 else "fewer"
-    return f", {abs(change):,} {more} than on {day_and_month(before.day)}"
+    return f", {abs(change):,} {'more' if change > 0 else 'fewer'} than on {_day(before)}"
+
+
+def _day(before: Before) -> str:
+    return day_and_month(before.day)
+
+
+def _clear_change(stats: Stats) -> int | None:
+    """Return the change in a month; 0 if it is too small to be shown, or may be due to rounding."""
+    change, least = stats.change, FOLD_BELOW if _which(stats) == "" else ROUNDED_TO + 1
+    return change if change is None or abs(change) >= least else 0
 
 
 def figures(stats: Stats) -> list[Figure]:
@@ -85,19 +105,20 @@ def figures(stats: Stats) -> list[Figure]:
     ]
     if stats.live:
         waiting = number(stats.live.not_established)
-        found.append(Figure("not established yet", waiting, "heard from, but on too few days"))
+        note = "live: heard from, on too few days so far"
+        found.append(Figure("not established yet", waiting, note))
     return found
 
 
 def _change(stats: Stats) -> Figure:
-    before, change, name = stats.a_month_before, stats.change, "in 30 days"
+    before, change, name = stats.a_month_before, _clear_change(stats), "in 30 days"
     if before is None:
         return Figure(name, DASH, "not counted 30 days before")
-    was = f"{number(before.active)} on {day_and_month(before.day)}"
+    was = f"{number(before.active)} on {_day(before)}"
     if change is None:
         return Figure(name, DASH, was)
-    if abs(change) < FOLD_BELOW:
-        return Figure(name, "\N{PLUS-MINUS SIGN}0", f"a change of {FEW}; {was}")
+    if change == 0:
+        return Figure(name, "no clear change", was)
     return Figure(name, signed(change, before.active), was, "up" if change > 0 else "down")
 
 
@@ -143,7 +164,7 @@ def _of_stock(name: str, mark: str, numbers: Sequence[Shown]) -> Series:
 def _by_day(days: Sequence[date]) -> Axis:
     """Return the days as an axis: named are the months that begin, or a few of the days."""
     months = {
-        n: f"{day:%b %Y}" if day.month == 1 else f"{day:%b}"
+        n: _month(day)
         for n, (before, day) in enumerate(pairwise(days), 1)
         if before.month != day.month
     }
@@ -151,6 +172,10 @@ def _by_day(days: Sequence[date]) -> Axis:
     if len(months) > 2:  # noqa: PLR2004 - so many months are enough to know where one is
         return Axis(names, months)
     return Axis(names, _some([f"{day.day} {day:%b}" for day in days]))
+
+
+def _month(day: date) -> str:
+    return f"{day:%b %Y}" if day.month == 1 else f"{day:%b}"
 
 
 def _some(words: Sequence[str]) -> dict[int, str]:
@@ -166,13 +191,16 @@ def growth(stats: Stats) -> str:
 
 
 def _verdict(stats: Stats) -> str:
-    before, change = stats.a_month_before, stats.change
+    before, now, change = stats.a_month_before, stats.days[-1].movements[ACTIVE_2D], stats.change
     if before is None:
         return "That is not known yet: the first day was counted less than 30 days ago."
-    if change is None:
+    if before.active is None and now is None:
         return TOO_FEW
-    if abs(change) < FOLD_BELOW or 100 * abs(change) < (before.active or 0):
-        return "No: it is about as large as 30 days before."
+    if change is None:
+        more = "Yes" if before.active is None else "No"
+        return f"{more}: from {number(before.active)} active installs to {number(now)} in 30 days."
+    if not _clear_change(stats) or 100 * abs(change) < (before.active or 0):
+        return f"No clear change: {number(now)} active, and {number(before.active)} 30 days before."
     grown = signed(change, before.active)
     return f"{'Yes' if change > 0 else 'No'}: {grown} active installs in 30 days."
 
@@ -205,7 +233,7 @@ def changes(growth: Growth) -> tuple[Chart | None, Listing]:
     periods = growth.periods
     names = [capital(_period(growth, each)) for each in periods]
     if growth.by == "month":
-        axis = Axis(names, _some([f"{each.since:%b %Y}" for each in periods]))
+        axis = Axis(names, _some([_month(each.since) for each in periods]))
     else:
         axis = Axis(names, _by_day([each.since for each in periods]).ticks)
     drawn = chart.bars(
@@ -229,40 +257,42 @@ def retention(stats: Stats) -> tuple[str, Listing | None]:
     """Say how many installs of a month stay, and return the table of all months."""
     if stats.version:
         return "Installs move on to other versions: this is shown for all versions together.", None
-    known = [each for each in stats.cohorts if _share_of(each, "30")]
-    if not known:
+    known = [each for each in stats.cohorts if each.established]
+    after = {days: [each for each in known if str(days) in each.retained] for days in LATER}
+    parts = [_stayed(months[-1], days) for days, months in after.items() if months]
+    if not parts:
         return "No month with 5 or more new installs has been over for 30 days yet.", None
-    last = known[-1]
-    answer = (
-        f"Of the installs established in {last.month:%B %Y}, {_share_of(last, '30')} were active"
-        " 30 days later"
-    )
-    longer = [each for each in known if _share_of(each, "90")]
-    if longer:
-        of = longer[-1]
-        answer += f", and of those of {of.month:%B %Y}, {_share_of(of, '90')} were active after 90"
     rows = [
         (
             f"{each.month:%Y-%m}",
-            [number(each.established), *(_kept(each, str(after), stats.until) for after in LATER)],
+            [number(each.established), *(_kept(each, days, stats.until) for days in LATER)],
         )
         for each in reversed(stats.cohorts)
     ]
-    columns = ["Established in", "Installs", *(f"Active after {after} days" for after in LATER)]
+    columns = ["Established in", "Installs", *(f"Active after {days} days" for days in LATER)]
     caption = "Installs established in a month, and how many of them were active later"
-    return f"{answer}.", Listing(caption, columns, rows)
+    return f"{capital('; '.join(parts))}.", Listing(caption, columns, rows)
 
 
-def _share_of(cohort: Cohort, after: str) -> str:
-    retained = cohort.retained.get(after)
-    return percent(retained, cohort.established) if retained and cohort.established else ""
+def _stayed(cohort: Cohort, days: int) -> str:
+    of = f"of the {number(cohort.established)} installs established in {cohort.month:%B %Y}"
+    retained = cohort.retained[str(days)]
+    kept = number(retained) + (f" ({share})" if (share := _share_of(cohort, retained)) else "")
+    return f"{of}, {kept} were active {days} days later"
 
 
-def _kept(cohort: Cohort, after: str, until: date | None) -> str:
-    if after in cohort.retained:
-        share = _share_of(cohort, after)
-        return f"{number(cohort.retained[after])} ({share})" if share else FEW
-    ends = (cohort.month + timedelta(days=31)).replace(day=1) + timedelta(days=int(after) - 1)
+def _share_of(cohort: Cohort, retained: Shown) -> str:
+    """Return a share in words; none of so few that rounding would make it wrong."""
+    whole = cohort.established or 0
+    return percent(retained, whole) if retained and whole >= FEWEST_FOR_A_SHARE else ""
+
+
+def _kept(cohort: Cohort, days: int, until: date | None) -> str:
+    if str(days) in cohort.retained:
+        retained = cohort.retained[str(days)]
+        share = _share_of(cohort, retained)
+        return f"{number(retained)}\N{NO-BREAK SPACE}({share})" if share else number(retained)
+    ends = (cohort.month + timedelta(days=31)).replace(day=1) + timedelta(days=days - 1)
     return "not yet" if until and ends > until else "not counted"
 
 
@@ -276,20 +306,28 @@ def versions(stats: Stats) -> tuple[str, tables.Table]:
         day = released.get(group.value)
         note = f"{day:%Y-%m-%d}" if day else ""
         rows[n] = replace(rows[n], note=note, added_up=percent(newer, shown.total))
-    made = tables.table("Active installs by version, the newest first", rows, names="Version")
-    return _support(shown), replace(made, added_up="Or newer")
+    answer, oldest = _support(shown)
+    caption = "Active installs by version, the newest first"
+    made = tables.table(caption, rows, names="Version", at_once=oldest)
+    return answer, replace(made, added_up="Or newer")
 
 
-def _support(shown: Distribution) -> str:
-    """Say which is the newest version with which, and with the newer ones, nearly all are."""
+def _support(shown: Distribution) -> tuple[str, str]:
+    """Return the answer, and the newest version such that it and newer ones have ``MOST``.
+
+    That is ``MOST`` of the installs whose version is named.
+    """
     if not shown.groups:
-        return TOO_FEW
-    newer = 0
+        return TOO_FEW, ""
+    named, newer = sum(group.installs for group in shown.groups), 0
     for group in shown.groups:
         newer += group.installs
-        if newer * 100 >= MOST * shown.total:
+        if newer * 100 >= MOST * named:
             break
-    return f"{group.value} or newer: {percent(newer, shown.total)} of the active installs."
+    answer = f"{group.value} or newer: {percent(newer, shown.total)} of the active installs."
+    if rest := shown.folded_installs:
+        answer += f" The version of {percent(rest, shown.total)} is not shown."
+    return answer, group.value
 
 
 def adoption(found: Sequence[Adoption]) -> tuple[str, Chart | None, Listing | None]:

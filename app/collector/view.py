@@ -45,7 +45,6 @@ class Question:
     title: str
     answer: str
     figures: Sequence[Figure] = ()
-    notes: Sequence[str] = ()
     chart: Chart | None = None
     chart_note: str = ""
     tables: Sequence[Table] = ()
@@ -292,40 +291,42 @@ def _sizes(stats: Stats) -> Question:
 
 
 def _features(stats: Stats) -> Question:
-    bases = {name: stats.values[name].reported_by for name in UNUSED}
     share = {
-        name: installs / base
-        for name, installs in stats.features.items()
-        if installs is not None and (base := bases[name])
+        name: feature.installs / feature.of
+        for name, feature in stats.features.items()
+        if feature.installs and feature.of
     }
-    in_order = sorted(UNUSED, key=lambda name: (-share.get(name, -1), name))
+    in_order = sorted(UNUSED, key=lambda name: (-share.get(name, 0), name))
+    everyone = stats.values["edition"].reported_by
     rows = [
         tables.row(
-            f"{LABELS[name]}{tables.base(stats.values[name], stats)}",
-            stats.features[name],
-            bases[name] or 0,
+            f"{LABELS[name]}{tables.base(stats.features[name].of, everyone)}",
+            stats.features[name].installs,
+            stats.features[name].of or 0,
         )
         for name in in_order
     ]
     details = [
         tables.of_field(name, stats, ": on how many sites")
         for name in UNUSED
-        if UNUSED[name] == "0"
+        if name in stats.values
     ]
     return Question(
         "features",
         "Which features are used?",
-        _most_and_least([name for name in in_order if name in share], share),
+        _most_and_least(in_order, share),
         tables=[tables.table("Active installs that use a feature", rows, names="Feature")],
         details=details,
     )
 
 
 def _most_and_least(in_order: Sequence[str], share: Mapping[str, float]) -> str:
-    if not in_order:
+    shown = [name for name in in_order if name in share]
+    if not shown:
         return TOO_FEW
-    most, least = in_order[0], in_order[-1]
-    return (
-        f"Most used is “{LABELS[most]}” ({percent(share[most], 1)}), and least"
-        f" “{LABELS[least]}” ({percent(share[least], 1)})."
-    )
+    answer = f"Most used is “{LABELS[shown[0]]}” ({percent(share[shown[0]], 1)})"
+    few = len(in_order) - len(shown)
+    if few:
+        features = "feature is" if few == 1 else "features are"
+        return f"{answer}; {spelled(few)} {features} used by fewer than 5 each."
+    return f"{answer}, and least “{LABELS[shown[-1]]}” ({percent(share[shown[-1]], 1)})."

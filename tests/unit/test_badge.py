@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.collector import badge
 from app.collector.badge import FRESH, GREY, Badge, document, of
-from app.collector.daily import ACTIVE_2D, Filter, Span
+from app.collector.daily import ACTIVE_2D, Counted, Filter, Span
 from app.collector.page import Templates
 from app.collector.rounding import FOLD_BELOW
 from app.collector.stats import Numbers, Stats, nothing, show
@@ -27,6 +27,7 @@ def counted(active: int) -> Stats:
         versions_of_all={},
         editions_of_all={},
         stocks={DAY: {ACTIVE_2D: active}},
+        counted={DAY: Counted(None)},
     )
     at = datetime(2026, 11, 13, 0, 1, tzinfo=UTC)
     return show(nothing(Filter()), numbers, Span(DAY, DAY, at), days=1)

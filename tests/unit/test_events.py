@@ -5,13 +5,15 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import chain
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.collector import events
-from app.collector.daily import ACTIVE_2D, DAY, Filter, Span, begins
+from app.collector.adoption import Release
+from app.collector.daily import ACTIVE_2D, DAY, Counted, Filter, Span, begins
 from app.collector.events import AT_MOST, YEAR, Event, fell, of
 from app.collector.names import OTHER
 from app.collector.page import Templates
@@ -29,7 +31,14 @@ def counted(days: Days, *, last: date = LAST) -> Stats:
     """What is shown of days with so many active installs of each version, each known in time."""
     each = {last - DAY * ago: dict(versions) for ago, versions in enumerate(reversed(days))}
     active = {day: {ACTIVE_2D: sum(versions.values())} for day, versions in each.items()}
-    numbers = Numbers(versions=each, versions_of_all={}, editions_of_all={}, stocks=active)
+    numbers = Numbers(
+        versions=each,
+        versions_of_all={},
+        editions_of_all={},
+        releases=[Release(version, min(each)) for version in {*chain(*each.values())} - {OTHER}],
+        stocks=active,
+        counted={day: Counted(None) for day in each},
+    )
     span = Span(min(each), last, begins(last + DAY))
     return show(nothing(Filter()), numbers, span, days=len(days))
 
@@ -340,4 +349,14 @@ def test_the_feed_is_xml_with_each_event(fleet: Days, stands_still: bool) -> Non
     ]
     assert [each.text for each in feed.findall(f"{ATOM}entry/{ATOM}content")] == [
         each.sentence for each in found
+    ]
+
+
+def test_a_release_that_rises_because_others_leave_is_no_event() -> None:
+    days = [{"1.0.0": 100, "0.5.0": 8}, {"1.0.0": 60, "0.5.0": 8}]
+    shown = counted(days)
+    assert [each.version for each in of(shown, stands_still=False) if each.version] == ["0.5.0"]
+    old = [Release(version, LAST - timedelta(days=400)) for version in ("1.0.0", "0.5.0")]
+    assert of(replace(shown, releases=old), stands_still=False) == [
+        each for each in of(shown, stands_still=False) if not each.version
     ]

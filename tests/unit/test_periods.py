@@ -25,8 +25,13 @@ def each_day(new: int, lost: int = 0, days: int = 1000) -> Flows:
     return {LAST - n * DAY: {NEW: new, LOST: lost} for n in range(days)}
 
 
+def counted(days: int, *, has_all: bool = True) -> dict[date, Counted]:
+    """Each of so many days."""
+    return {LAST - n * DAY: Counted(None, has_all) for n in range(days)}
+
+
 def growth(flows: Flows, *, known: int = 1000, length: int = 90) -> Growth:
-    return periods.growth(flows, span(known), length)
+    return periods.growth(flows, counted(known), span(known), length)
 
 
 def test_of_many_a_day_each_day_is_shown() -> None:
@@ -49,6 +54,8 @@ def test_of_few_a_week_each_month_is_shown() -> None:
     assert found.by == "month"
     assert found.periods[-1] == Period(date(2026, 4, 1), date(2026, 4, 30), 15, None)
     assert [each.since for each in found.periods] == [date(2026, month, 1) for month in (2, 3, 4)]
+    short = growth({LAST - n * DAY: {NEW: 1} for n in range(0, 1000, 2)}, length=30)
+    assert short == found
 
 
 def test_of_hardly_any_the_months_have_no_number() -> None:
@@ -68,8 +75,24 @@ def test_of_a_year_no_single_days_are_shown() -> None:
 def test_a_period_of_which_a_day_was_not_counted_is_left_out() -> None:
     week_and_half = growth(each_day(2), known=14)  # since Friday, 24 April
     assert [each.since for each in week_and_half.periods] == [date(2026, 4, 27)]
-    assert growth(each_day(2), known=10).by == "month"
-    assert growth(each_day(2), known=10).periods == []
+    assert growth(each_day(2), known=10).by == "day"  # no week is over
+
+
+def test_a_period_with_a_gap_is_left_out() -> None:
+    known = counted(1000)
+    del known[date(2026, 4, 14)]
+    found = periods.growth(each_day(2), known, span(1000), 90)
+    assert date(2026, 4, 13) not in [each.since for each in found.periods]
+    assert len(found.periods) == 12
+
+
+def test_of_a_month_with_a_gap_nobody_knows_who_stayed() -> None:
+    known = counted(1000)
+    del known[date(2026, 2, 14)]
+    found = {each.month.month: each for each in periods.cohorts(each_day(1), known, span(1000))}
+    assert 2 not in found
+    assert found[1].retained.keys() == {"90"}  # 14 February is 30 days after a day of January
+    assert found[11].retained.keys() == {"30"}
 
 
 @pytest.mark.parametrize(("folded", "by"), [(9, "day"), (10, "week")])
@@ -87,8 +110,7 @@ def retained(metric: str, after: int, days: Iterable[date]) -> Flows:
 
 
 def cohorts(flows: Flows, *, has_all: bool = True, known: int = 1000) -> list[Cohort]:
-    counted = {LAST - n * DAY: Counted(None, has_all) for n in range(known)}
-    return periods.cohorts(flows, counted, span(known))
+    return periods.cohorts(flows, counted(known, has_all=has_all), span(known))
 
 
 def test_a_month_is_shown_once_it_has_been_over_for_30_days() -> None:

@@ -31,8 +31,8 @@ from app.collector.daily import (
 )
 from app.collector.names import OTHER
 from app.collector.page import Templates
-from app.collector.rounding import Distribution, Group, about, distribute, fold, used
-from app.collector.stats import LiveStats, Recount, Stats, show
+from app.collector.rounding import Distribution, Group, about, distribute, fold
+from app.collector.stats import Feature, LiveStats, Recount, Stats, feature, show
 from tests.unit.fleets import AS_OF, DAYS, EDITIONS, FLEET, LAST, LISTED, Install, count, told
 
 FILTERS = [
@@ -259,6 +259,7 @@ def test_every_share_width_and_line_follows_from_the_numbers_beside_it(
         for rows, by_base in bars(section):
             whole = sum(installs for installs, _, _ in rows)
             bases = {each.reported_by for each in answer.values.values()}
+            bases |= {each.of for each in answer.features.values()}
             for installs, width, share in rows:
                 wholes = bases if by_base else {max(whole, n or 0) for n in bases}
                 assert (width, share) in {
@@ -294,9 +295,9 @@ def test_two_fleets_with_the_same_rounded_numbers_look_the_same(
         show(stats.nothing(chosen), each, Span(DAYS[0], DAYS[5], AS_OF), days=90)
         for each in (counts, replace(counts, values=values))
     ]
-    assert answers[0].values == answers[1].values
     assert answers[0].features == answers[1].features or data
     if answers[0].features == answers[1].features:
+        assert answers[0].values == answers[1].values
         assert page(answers[0]) == page(answers[1])
 
 
@@ -397,11 +398,22 @@ def test_a_group_is_named_if_it_has_5_and_is_on_a_list(counts: Counts) -> None:
 def test_a_feature_is_used_by_those_that_report_another_value_than_unused(
     counts: Counts, shown: int | None
 ) -> None:
-    assert used(counts, "false") == shown
+    assert feature(counts, "false").installs == shown
+
+
+def test_who_does_not_use_a_feature_is_not_counted_with_those_that_do() -> None:
+    # 16 installs, exactly: if "0" was named, or missing, it would be known how many the others are.
+    fleet = [*[Install(bucket="0")] * 4, *[Install(bucket="1-10")] * 12]
+    answer = told(fleet)
+    field = "features.tcf_v22_sites"
+    assert answer.features[field] == Feature(10, 15)
+    assert answer.values[field] == Distribution([Group("1-10", 10)], None, 10)
+    assert answer.features["features.rate_limit_enabled"] == Feature(15, 15)
+    assert "features.rate_limit_enabled" not in answer.values
 
 
 def test_a_feature_is_used_by_all_whose_sites_use_it_however_many_they_are() -> None:
-    assert used({"0": 6, "1-10": 50, "10-100": 3, "10k+": 4}, "0") == 55
+    assert feature({"0": 6, "1-10": 50, "10-100": 3, "10k+": 4}, "0") == Feature(55, 65)
 
 
 def test_totals_are_exact_without_a_filter_and_all_else_is_rounded() -> None:
@@ -492,7 +504,7 @@ def test_the_document_has_its_documented_shape() -> None:
         "other_versions": None,
     }
     assert document["a_month_before"] is None
-    assert document["growth"]["by"] == "month"
+    assert document["growth"]["by"] == "day"  # no week is over
     assert document["releases"][0] == {"version": "8.0.0-rc.7", "released_on": "2026-05-05"}
     assert document["adoption"][0]["version"] == "7.1.0"
     assert document["adoption"][0]["days"][-1] == {"after": 4, "installs": 50, "of": 95}
@@ -501,7 +513,7 @@ def test_the_document_has_its_documented_shape() -> None:
         "folded_installs": None,
         "reported_by": 95,
     }
-    assert document["features"]["features.rate_limit_enabled"] == 40
+    assert document["features"]["features.rate_limit_enabled"] == {"installs": 40, "of": 95}
 
 
 def test_the_csv_says_the_same_as_the_document() -> None:

@@ -66,7 +66,7 @@ def test_the_first_figures_are_the_active_ones_those_in_use_and_those_not_establ
     said = words(page(told([*FLEET, *[Install(comes=0, leaves=5)] * 9])))
     assert "active 93 heard from within 48 hours" in said
     assert "in use 42% of the active installs report a consent" in said
-    assert "not established yet 9 heard from, but on too few days" in said
+    assert "not established yet 9 live: heard from, on too few days so far" in said
 
 
 def test_the_share_in_use_is_of_the_rounded_number_of_active_installs() -> None:
@@ -85,9 +85,24 @@ def before(active: int | None) -> Stats:
         (85, ", 8 more than on 7 April.", "Yes: +8 (+9%)", "+8 (+9%)"),
         (186, ", 93 fewer than on 7 April.", "No: \N{MINUS SIGN}93", "\N{MINUS SIGN}93"),
         (0, ", 93 more than on 7 April.", "Yes: +93 active installs in 30 days.", "+93</dd>"),
-        (97, ", about as many as on 7 April.", "No: it is about as large as 30", "±0"),
-        (89, ", about as many as on 7 April.", "No: it is about as large as 30", "±0"),
-        (None, "at the end of 7 May 2026.", "There are too few installs", "\N{EN DASH}"),
+        (
+            97,
+            "at the end of 7 May 2026.",
+            "No clear change: 93 active, and 97 30",
+            "no clear change",
+        ),
+        (
+            89,
+            "at the end of 7 May 2026.",
+            "No clear change: 93 active, and 89 30",
+            "no clear change",
+        ),
+        (
+            None,
+            "at the end of 7 May 2026.",
+            "Yes: from fewer than 5 active installs to 93",
+            "\N{EN DASH}",
+        ),
     ],
 )
 def test_growth_is_the_change_in_30_days_and_a_change_below_5_is_not_shown(
@@ -96,7 +111,10 @@ def test_growth_is_the_change_in_30_days_and_a_change_below_5_is_not_shown(
     answer = before(active)
     assert answer_of(answer, "active").endswith(headline)
     assert answer_of(answer, "growth").startswith(verdict)
-    assert f'<dt>in 30 days</dt><dd class="number">{figure}' in section(answer, "active")
+    assert re.search(
+        rf'<dt>in 30 days</dt><dd class="number[ few]*">{re.escape(figure)}',
+        section(answer, "active"),
+    )
     assert ('class="up"' in section(answer, "active")) == figure.startswith("+")
 
 
@@ -104,7 +122,7 @@ def test_a_change_of_less_than_one_percent_is_no_growth() -> None:
     answer = before(85)
     movements: dict[str, int | None] = dict.fromkeys(answer.days[-1].movements, 60_300)
     days = [*answer.days[:-1], replace(answer.days[-1], movements=movements)]
-    for was, verdict in ((60_000, "No: it is about as large"), (59_000, "Yes: +1,300 (+2%)")):
+    for was, verdict in ((60_000, "No clear change: 60,300 active"), (59_000, "Yes: +1,300 (+2%)")):
         month = Before(LAST - timedelta(days=30), was)
         larger = replace(answer, days=days, a_month_before=month)
         assert answer_of(larger, "growth").startswith(verdict)
@@ -156,8 +174,9 @@ def test_the_larger_side_of_growth_has_the_larger_part_of_the_chart() -> None:
 
 
 COHORTS = [
-    Cohort(date(2026, 1, 1), 40, {"30": 30, "90": 20}),
-    Cohort(date(2026, 2, 1), 50, {"30": None}),
+    Cohort(date(2025, 12, 1), 80, {"30": 60, "90": 40}),
+    Cohort(date(2026, 1, 1), 40, {"30": 30, "90": None}),
+    Cohort(date(2026, 2, 1), 50, {"30": 25}),
     Cohort(date(2026, 3, 1), None, {"30": None}),
 ]
 
@@ -165,17 +184,25 @@ COHORTS = [
 def test_the_page_shows_how_many_of_a_month_stay_for_30_and_90_days() -> None:
     answer = replace(told(FLEET), cohorts=COHORTS)
     assert answer_of(answer, "retention") == (
-        "Of the installs established in January 2026, 75% were active 30 days later, and of those"
-        " of January 2026, 50% were active after 90."
+        "Of the 50 installs established in February 2026, 25 (50%) were active 30 days later; of"
+        " the 40 installs established in January 2026, fewer than 5 were active 90 days later."
     )
-    lines = re.findall(
-        r'<tr><th scope="row">([^<]*)((?:<td>[^<\n]*)*)', section(answer, "retention")
-    )
-    assert [(month, cells.split("<td>")[1:]) for month, cells in lines] == [
+    rows = section(answer, "retention")
+    lines = re.findall(r'<tr><th scope="row">([^<]*)((?:<td>[^<\n]*)*)', rows)
+    shown = [(month, cells.replace("\xa0", " ").split("<td>")[1:]) for month, cells in lines]
+    assert shown == [
         ("2026-03", ["fewer than 5", "fewer than 5", "not yet"]),
-        ("2026-02", ["50", "fewer than 5", "not yet"]),
-        ("2026-01", ["40", "30 (75%)", "20 (50%)"]),
+        ("2026-02", ["50", "25 (50%)", "not yet"]),
+        ("2026-01", ["40", "30", "fewer than 5"]),
+        ("2025-12", ["80", "60 (75%)", "40 (50%)"]),
     ]
+
+
+def test_a_month_of_which_hardly_anybody_stayed_is_shown() -> None:
+    answer = replace(told(FLEET), cohorts=[Cohort(date(2026, 2, 1), 40, {"30": None})])
+    assert answer_of(answer, "retention") == (
+        "Of the 40 installs established in February 2026, fewer than 5 were active 30 days later."
+    )
 
 
 def test_what_was_not_counted_of_a_month_is_not_shown_as_zero() -> None:
@@ -200,9 +227,49 @@ def test_versions_are_listed_with_the_newest_first_and_added_up_to_what_must_be_
         ("other (not listed, or fewer than 5)", ""),
     ]
     assert re.findall(r'<td class="n">(\d+%)\n', html) == ["60%", "70%"]
-    assert answer_of(told(fleet), "versions") == "7.0.0 or newer: 70% of the active installs."
+    assert answer_of(told(fleet), "versions") == (
+        "7.0.0 or newer: 70% of the active installs. The version of 30% is not shown."
+    )
     few = [*[Install("7.0.0")] * 5, *[Install("7.1.0")] * 95]
     assert answer_of(told(few), "versions") == "7.1.0 or newer: 95% of the active installs."
+
+
+def test_the_version_that_is_the_answer_is_shown_at_once() -> None:
+    shown = told(FLEET)
+    last = replace(shown.days[-1], versions={f"1.{minor}.0": 10 for minor in range(30)})
+    answer = replace(shown, days=[*shown.days[:-1], last])
+    assert answer_of(answer, "versions").startswith("1.3.0 or newer: 90%")
+    at_once, more = section(answer, "versions").split("<summary>Show 19 more</summary>")
+    assert [f'"row">1.{minor}.0<' in at_once for minor in (29, 20, 19, 3)] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert '"row">1.3.0<' not in more
+
+
+def test_a_fall_to_few_is_no_growth() -> None:
+    few = told([Install()] * 3)
+    answer = replace(few, a_month_before=Before(LAST - timedelta(days=30), 93))
+    said = "No: from 93 active installs to fewer than 5 in 30 days."
+    assert answer_of(answer, "growth").startswith(said)
+    nobody = replace(few, a_month_before=Before(LAST - timedelta(days=30), None))
+    assert answer_of(nobody, "growth").startswith("There are too few installs")
+
+
+def test_under_a_filter_a_change_that_rounding_can_make_is_no_growth() -> None:
+    filtered = told(FLEET, Filter(edition="ce"))
+    for was, verdict in ((70, "No clear change"), (65, "Yes: +10 (+15%)")):
+        answer = replace(filtered, a_month_before=Before(LAST - timedelta(days=30), was))
+        assert answer_of(answer, "growth").startswith(verdict)
+    assert answer_of(answer, "active").startswith("About 75 installs in the ce edition were active")
+
+
+def test_of_features_that_few_use_it_is_said_how_many_there_are() -> None:
+    fleet = [*[Install(flag="true")] * 20, *[Install(bucket="1-10", flag="true")] * 3]
+    said = answer_of(told(fleet), "features")
+    assert said.endswith("; three features are used by fewer than 5 each.")
 
 
 def test_adoption_is_drawn_by_days_since_each_release() -> None:
