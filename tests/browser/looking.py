@@ -26,6 +26,7 @@ PAGES = [
     ("600 installs", "/?version=0.17.1"),
     ("600 installs", "/?version=99.9.9"),
     ("600 installs", "/?days=7"),
+    ("600 installs", "/nothing"),
     ("60,000 installs", "/"),
     ("one version", "/"),
     ("80 versions", "/"),
@@ -35,8 +36,8 @@ PAGES = [
     ("falling", "/"),
     ("edition", "/?edition=ee"),
 ]
-"""A scenario and a path for each kind of page. The collector refuses the one that asks for 7 days,
-and of the version that nobody runs it shows nothing."""
+"""A scenario and a path for each kind of page. Nobody runs version 99.9.9, 7 days cannot be chosen,
+and the path ``/nothing`` has no page."""
 
 
 @contextmanager

@@ -260,7 +260,7 @@ def test_numbers_that_are_not_shown_are_not_drawn_as_zero(
     with looking(chromium, collectors["3 installs"], path) as page:
         assert page.locator(".plot, svg[role=img]").count() == 0
         assert page.locator("#active .number").first.inner_text() == "fewer than 5"
-        assert section(page, "active").count("ewer than 5 installs were active") == 2
+        assert section(page, "active").lower().count("fewer than 5 installs") == 2
 
 
 def test_a_line_has_a_point_for_each_day(chromium: Browser, collector: Collector) -> None:
