@@ -38,7 +38,12 @@ def collectors(
 ) -> Iterator[Collectors]:
     """A collector of each scenario."""
     with ExitStack() as running:
-        yield Collectors(databases, tmp_path_factory.mktemp("logs"), running)
+        found = Collectors(databases, tmp_path_factory.mktemp("logs"), running)
+        yield found
+        for each in found.values():  # all at once: each needs a second to end
+            each.process.terminate()
+        for each in found.values():
+            each.process.wait(10)
 
 
 @pytest.fixture(scope="session")
