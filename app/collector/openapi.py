@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from app.collector.badge import CACHE_SECONDS
 from app.collector.bounded import WITHIN_SECONDS
+from app.collector.contents import HEARTBEAT, SCHEMA
 from app.collector.events import AT_MOST as MOST_EVENTS
 from app.collector.events import YEAR
 from app.collector.health import EVERY_SECONDS
@@ -180,6 +181,8 @@ def document() -> Described:
             "/feed.atom": {"get": _feed()},
             "/healthz": {"get": _alive()},
             "/readyz": {"get": _ready()},
+            HEARTBEAT: {"get": _contents("page", "text/html")},
+            SCHEMA: {"get": _contents("schema", "application/schema+json")},
             "/v1/openapi.json": {
                 "get": {
                     "summary": "Read this description",
@@ -339,6 +342,22 @@ def _numbers(form: str, content: Described, refusal: str) -> Described:
         "operationId": f"read_{form}",
         "parameters": [*FILTERS, KNOWN_ALREADY],
         "responses": {**found["responses"], "400": wrong},
+    }
+
+
+def _contents(form: str, media_type: str) -> Described:
+    return {
+        "summary": f"Read what a heartbeat contains ({form})",
+        "operationId": f"read_contents_{form}",
+        "parameters": [KNOWN_ALREADY],
+        "responses": {
+            "200": {
+                "description": "The fields, and what happens to them. It needs no token.",
+                "content": {media_type: _text()} if form == "page" else {media_type: {}},
+            },
+            "304": {"description": "The answer that is known already."},
+            "500": _error("The collector failed."),
+        },
     }
 
 

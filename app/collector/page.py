@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -184,6 +184,17 @@ class Templates:
             id=events.FEED, updated=events.updated(told, found), events=found
         )
 
+    def heartbeat(
+        self, fields: Sequence[tuple[str, str]], *, retention_days: int, schema: str
+    ) -> str:
+        """Return the page of what a heartbeat contains: the names and purposes of its fields.
+
+        Its JSON Schema is at the path ``schema``; it is stored for ``retention_days``, 0 for good.
+        """
+        return self._templates.get_template("heartbeat.html").render(
+            fields=fields, retention_days=retention_days, schema=schema
+        )
+
     def refusal(self, sentence: str, *, title: str = "Nothing to show") -> str:
         """Return a page that says why there is nothing to show."""
         return self._templates.get_template("refusal.html").render(title=title, sentence=sentence)
@@ -309,7 +320,7 @@ class _Answers:
             return kept
         told = _read(connection, state, asked)
         body = render(told, asked, state).encode()
-        answer = _Answer(state, body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+        answer = _Answer(state, body, etag(body))
         # There are more versions that do not exist than can be kept.
         if told.days or asked.filter == daily.Filter():
             self._keep(render, asked, answer)
@@ -509,9 +520,7 @@ class _Desk:
             except _RefusalError as refusal:
                 return form.refuse(refusal)
             headers = {**HEADERS, **self._caching, "ETag": found.etag}
-            if _has(request.headers.get("if-none-match", ""), found.etag):
-                return Response(status_code=304, headers=headers)
-            return Response(found.body, headers=headers, media_type=form.media_type)
+            return respond(request, found.body, headers, form.media_type)
 
         return answer
 
@@ -530,6 +539,18 @@ def _asked(query: Mapping[str, str]) -> _Asked:
     except ValidationError as error:
         wrong = str(error.errors()[0]["loc"][0])
         raise _RefusalError(400, _WRONG[wrong]) from None
+
+
+def etag(body: bytes) -> str:
+    """Return the ETag of an answer."""
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+
+
+def respond(request: Request, body: bytes, headers: Mapping[str, str], media_type: str) -> Response:
+    """Return an answer, or 304 where the request says that it has the one with this ``ETag``."""
+    if _has(request.headers.get("if-none-match", ""), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type=media_type)
 
 
 def _has(etags: str, etag: str) -> bool:

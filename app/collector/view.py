@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from app.collector import tables, trends
+from app.collector import events, tables, trends
 from app.collector.chart import Chart
 from app.collector.daily import ACTIVE_2D, ACTIVE_30D
+from app.collector.events import Event
 from app.collector.names import age
 from app.collector.phrases import (
     capital,
@@ -29,6 +30,16 @@ from app.collector.tables import LABELS, Table
 from app.collector.trends import TOO_FEW, Figure, Listing
 
 RANGES = (30, 90, 365)
+EVENTS = 5
+"""So many events are on the page; the feed has more."""
+CELLS = (
+    ("active",),
+    ("growth", "retention"),
+    ("versions", "adoption"),
+    ("where", "runtimes"),
+    ("sizes", "features"),
+)
+"""The questions that stand above each other on a wide screen."""
 
 _MOSTLY = {
     "deployment": "deployed as {} ({})",
@@ -66,7 +77,10 @@ class View:
     versions: list[str]
     """What can be chosen, and what was."""
     editions: list[str]
-    questions: list[Question]
+    cells: list[list[Question]]
+    """The questions in their order; those that stand above each other are together."""
+    events: list[Event]
+    """What happened lately, the newest first."""
     live: str
     state: Literal["no install", "no day", "too few", "numbers"]
     established: str
@@ -87,7 +101,8 @@ def of(stats: Stats, *, stands_still: bool, established_days: int) -> View:
         few=state == "numbers" and not stats.days[-1].movements[ACTIVE_2D],
         versions=_choices(stats.all_versions, stats.version, age)[::-1],
         editions=_choices(stats.all_editions, stats.edition, str),
-        questions=_questions(stats) if state == "numbers" else [],
+        cells=_cells(_questions(stats)) if state == "numbers" else [],
+        events=_events(stats, stands_still=stands_still) if state == "numbers" else [],
         live=_live(stats.live) if stats.live else "",
         state=state,
         established=_established(established_days),
@@ -180,6 +195,18 @@ def _filtered(stats: Stats) -> str:
     if stats.since is None or stats.until is None:
         return f"{those}."
     return f"{those}, from {long_date(stats.since)} to {long_date(stats.until)}."
+
+
+def _events(stats: Stats, *, stands_still: bool) -> list[Event]:
+    """Return the last events of all installs; of some of them nothing is known."""
+    if stats.version or stats.edition:
+        return []
+    return events.of(stats, stands_still=stands_still)[:EVENTS]
+
+
+def _cells(questions: Sequence[Question]) -> list[list[Question]]:
+    found = ([each for each in questions if each.name in names] for names in CELLS)
+    return [cell for cell in found if cell]
 
 
 def _questions(stats: Stats) -> list[Question]:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.collector import health, intake, metrics, openapi, page, refusal, store
+from app.collector import contents, health, intake, metrics, openapi, page, refusal, store
 from app.collector.health import Health
 from app.collector.holdings import Holdings
 from app.collector.inbox import Inbox
@@ -77,17 +77,17 @@ def create_app(
         for each in (engine, writing):
             each.dispose()
 
+    templates = page.templates(private=settings.collector_token is not None)
     app = _Application(
         routes=[
             *intake.routes(heartbeats, inbox, holdings, limiter),
             Route("/v1/openapi.json", _describe),
             *health.routes(state),
+            *contents.routes(templates, settings.collector_retention_days),
             *_page(readers, settings),
         ],
         lifespan=lifespan,
-        exception_handlers=dict.fromkeys(
-            (*intake.EXPLAINED, Exception), _explain(page.templates())
-        ),
+        exception_handlers=dict.fromkeys((*intake.EXPLAINED, Exception), _explain(templates)),
     )
     app.router.redirect_slashes = False
     app.heartbeats = heartbeats

@@ -1,0 +1,37 @@
+"""What a heartbeat contains and what happens to it, for whoever sends one: a page and a schema."""
+
+import json
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app.collector.page import HEADERS, Templates, etag, respond
+from app.payload import NEWEST, all_fields, json_schema
+
+HEARTBEAT, SCHEMA = "/heartbeat", "/v1/heartbeat.schema.json"
+FOR_AN_HOUR = {**HEADERS, "Cache-Control": "public, max-age=3600"}
+
+
+def routes(templates: Templates, retention_days: int) -> list[Route]:
+    """Return the routes of both, which need no token: they contain no number of installs.
+
+    Heartbeats are stored for ``retention_days``; 0 is for good.
+    """
+    purposes = [(name, field.description or "") for name, field in all_fields().items()]
+    page = templates.heartbeat(purposes, retention_days=retention_days, schema=SCHEMA)
+    schema = json.dumps(json_schema(NEWEST), indent=2)
+
+    return [
+        _static(HEARTBEAT, page.encode(), "text/html"),
+        _static(SCHEMA, schema.encode(), "application/schema+json"),
+    ]
+
+
+def _static(path: str, body: bytes, media_type: str) -> Route:
+    headers = {**FOR_AN_HOUR, "ETag": etag(body)}
+
+    async def answer(request: Request) -> Response:
+        return respond(request, body, headers, media_type)
+
+    return Route(path, answer)
