@@ -72,4 +72,5 @@ def document(collector: Collector, query: str = "") -> Any:
 
 def section(page: Page, name: str) -> str:
     """Return the text of a section."""
-    return page.locator(f"#{name}").inner_text()
+    found: str = page.locator(f"#{name}").inner_text()
+    return found
