@@ -18,7 +18,9 @@ from starlette.routing import Route
 
 from app.collector import page, store, web
 from app.collector.daily import begins
+from app.collector.names import OTHER
 from app.collector.phrases import long_date
+from app.payload import all_fields, json_schema
 from app.settings.collector import CollectorSettings
 from migrations import migrate
 from tests.collector import NOWHERE, serving
@@ -80,6 +82,12 @@ def yesterday() -> date:
     return datetime.now(UTC).date() - timedelta(days=1)
 
 
+RELEASED = text(
+    "INSERT INTO release VALUES (:version, :day) ON CONFLICT (version) DO UPDATE"
+    " SET released_on = least(release.released_on, excluded.released_on)"
+)
+
+
 def counted(
     engine: Engine, last: date, *days: dict[str, int], late: timedelta = timedelta(0)
 ) -> None:
@@ -93,6 +101,8 @@ def counted(
                 {"day": day, "at": at},
             )
             for version, installs in versions.items():
+                if version != OTHER:
+                    connection.execute(RELEASED, {"version": version, "day": day})
                 connection.execute(
                     text(
                         "INSERT INTO daily (day, metric, version, edition, value, installs)"
@@ -477,3 +487,21 @@ def test_the_page_names_its_other_forms_and_describes_itself(empty: Engine) -> N
     assert f'<meta property="og:title" content="{title}">' in html
     assert f'<meta property="og:description" content="{description}">' in html
     assert '<meta property="og:type" content="website">' in html
+
+
+def test_who_sends_a_heartbeat_can_read_what_is_in_it_without_a_token(nowhere: Engine) -> None:
+    app = serve(nowhere, token=TOKEN)
+    shown = ask(app, "/heartbeat")
+    assert shown.status_code == 200
+    for name in all_fields():
+        assert f"<code>{name}</code>" in shown.text
+    assert "the time of receipt, for 400 days." in shown.text
+    assert "TELEMETRY_ENABLED=false" in shown.text
+    assert '<meta name="robots" content="noindex">' in shown.text
+    schema = ask(app, "/v1/heartbeat.schema.json")
+    assert schema.json() == json_schema()
+    assert schema.headers["content-type"] == "application/schema+json"
+    for answer in (shown, schema):
+        assert answer.headers["cache-control"] == "public, max-age=3600"
+        again = ask(app, answer.url.path, if_none_match=answer.headers["etag"])
+        assert (again.status_code, again.content) == (304, b"")

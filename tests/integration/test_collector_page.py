@@ -20,6 +20,7 @@ from app.collector.daily import FLOWS, STOCKS, VALUES
 from app.collector.names import OTHER
 from app.collector.phrases import long_date
 from app.collector.reading import Readers
+from app.collector.stats import UNUSED
 from app.payload import parse
 from migrations import migrate
 from tests.browser.collector import seed
@@ -196,8 +197,8 @@ def test_the_csv_holds_the_numbers_of_the_document(fleet: Engine) -> None:
         for group in spread["groups"]:
             expected[told["until"], name, group["value"]] = group["installs"]
         expected[told["until"], name, OTHER] = spread["folded_installs"]
-    for name, installs in told["features"].items():
-        expected[told["until"], name, "used"] = installs
+    for name, feature in told["features"].items():
+        expected[told["until"], name, "used"] = feature["installs"]
     assert rows == {
         name: "fewer than 5" if installs is None else str(installs)
         for name, installs in expected.items()
@@ -212,7 +213,9 @@ def test_the_document_has_every_day_and_every_value(fleet: Engine) -> None:
     assert len(told["days"]) == 30
     assert {*told["days"][0]["movements"]} == {*STOCKS}
     assert told["rounded_to"] == 5
-    assert {*told["values"]} == {"edition", *VALUES}
+    on_or_off = {name for name, unused in UNUSED.items() if unused == "false"}
+    assert {*told["values"]} == {"edition", *VALUES} - on_or_off
+    assert {*told["features"]} == {*UNUSED}
 
 
 def test_days_before_the_first_count_are_not_shown_as_zero(fleet: Engine) -> None:

@@ -2007,8 +2007,8 @@ MUTATIONS = (
         9,
         "a change from which 1 to 4 installs are known is written on the page",
         "app/collector/trends.py",
-        '    if abs(change) < FOLD_BELOW:\n        return f", about as many as',
-        '    if change == 0:\n        return f", about as many as',
+        "return change if change is None or abs(change) >= least else 0",
+        "return change",
         f"{VIEW}::test_growth_is_the_change_in_30_days_and_a_change_below_5_is_not_shown",
     ),
     Mutation(
@@ -2034,6 +2034,14 @@ MUTATIONS = (
         "return about(sum(",
         "return int(sum(",
         f"{PERIODS}::test_weeks_begin_on_monday_and_the_unfinished_one_is_left_out",
+    ),
+    Mutation(
+        9,
+        "who does not use a feature is counted with those that do",
+        "app/collector/stats.py",
+        "if value != UNUSED.get(name)}",
+        "if value}",
+        f"{STATS}::test_who_does_not_use_a_feature_is_not_counted_with_those_that_do",
     ),
     Mutation(
         9,

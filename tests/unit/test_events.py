@@ -360,3 +360,12 @@ def test_a_release_that_rises_because_others_leave_is_no_event() -> None:
     assert of(replace(shown, releases=old), stands_still=False) == [
         each for each in of(shown, stands_still=False) if not each.version
     ]
+
+
+@pytest.mark.parametrize(("later", "falls"), [(6, 1), (7, 2)])
+def test_a_fall_whose_week_begins_on_the_day_of_the_former_fall_is_another(
+    later: int, falls: int
+) -> None:
+    many, fewer, few = {"1.0.0": 400}, {"1.0.0": 200}, {"1.0.0": 100}
+    shown = counted([*[many] * 10, fewer, *[many] * (later - 1), few])
+    assert len(told(shown, "fall")) == falls

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 from itertools import pairwise, product
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
 from app.collector import exports, phrases, rounding, stats
-from app.collector.adoption import Adoption
+from app.collector.adoption import Adoption, Release
 from app.collector.daily import (
     ABSENT,
     ACTIVE_2D,
@@ -25,6 +25,7 @@ from app.collector.daily import (
     IN_USE,
     STOCKS,
     VALUES,
+    Counted,
     Counts,
     Filter,
     Span,
@@ -32,7 +33,7 @@ from app.collector.daily import (
 from app.collector.names import OTHER
 from app.collector.page import Templates
 from app.collector.rounding import Distribution, Group, about, distribute, fold
-from app.collector.stats import Feature, LiveStats, Recount, Stats, feature, show
+from app.collector.stats import Before, Feature, LiveStats, Numbers, Recount, Stats, feature, show
 from tests.unit.fleets import AS_OF, DAYS, EDITIONS, FLEET, LAST, LISTED, Install, count, told
 
 FILTERS = [
@@ -464,6 +465,42 @@ def test_live_numbers_are_not_shown_under_a_filter() -> None:
     assert told(FLEET).live == LiveStats(AS_OF, 93, 0)
     assert told(FLEET, Filter(edition="ce")).live is None
     assert stats.nothing(Filter(edition="ce"), live=LiveStats(AS_OF, 93, 0)).live is None
+
+
+def over_a_year(*, known: int) -> Stats:
+    """What is shown of the last 30 days of a year, of which so many days were counted."""
+    days = [LAST - timedelta(days=n) for n in range(known)]
+    numbers = Numbers(
+        versions={day: {"7.0.0": 50} for day in days},
+        versions_of_all={},
+        editions_of_all={},
+        releases=[Release("7.0.0", LAST - timedelta(days=300))],
+        stocks={day: {ACTIVE_2D: 50} for day in days},
+        counted={day: Counted(None) for day in days},
+    )
+    span = Span(days[-1], LAST, AS_OF)
+    return show(stats.nothing(Filter()), numbers, span, days=30)
+
+
+def test_adoption_is_shown_of_a_year_whatever_the_range() -> None:
+    (found,) = over_a_year(known=365).adoption
+    assert [day.after for day in found.days] == [*range(91)]
+
+
+def test_a_month_before_is_shown_from_the_day_on_on_which_it_was_counted() -> None:
+    before = [over_a_year(known=known).a_month_before for known in (30, 31)]
+    assert before == [None, Before(LAST - timedelta(days=30), 50)]
+
+
+def test_each_day_is_in_the_csv_once_and_a_share_has_its_own_day() -> None:
+    lines = [
+        row for row in exports.rows(over_a_year(known=365)) if row[1] in {ACTIVE_2D, "or_newer"}
+    ]
+    assert len({row[:3] for row in lines}) == len(lines)
+    adopted = [row[0] for row in lines if row[1] == "or_newer"]
+    first = LAST - timedelta(days=300)
+    assert adopted == [str(first + timedelta(days=n)) for n in range(91)]
+    assert (str(LAST - timedelta(days=30)), ACTIVE_2D, "", "50", "") in lines
 
 
 def test_every_feature_has_a_value_that_means_unused() -> None:

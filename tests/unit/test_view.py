@@ -210,6 +210,20 @@ def test_what_was_not_counted_of_a_month_is_not_shown_as_zero() -> None:
     assert "<td>not counted" in section(answer, "retention")
 
 
+def test_90_days_of_a_month_are_not_over_until_those_of_its_last_day_are() -> None:
+    january = [Cohort(date(2026, 1, 1), 50, {"30": 25})]
+    for until, said in ((date(2026, 4, 30), "not yet"), (date(2026, 5, 1), "not counted")):
+        answer = replace(told(FLEET), cohorts=january, until=until)
+        assert f"<td>{said}" in section(answer, "retention")
+
+
+def test_the_latest_month_is_the_answer() -> None:
+    months = [Cohort(date(2026, month, 1), 50, {"30": 25, "90": 20 + month}) for month in (1, 2)]
+    said = answer_of(replace(told(FLEET), cohorts=months), "retention")
+    assert said.count("February 2026") == 2
+    assert "22 (44%)" in said
+
+
 def test_retention_is_not_shown_for_a_version() -> None:
     said = answer_of(told(FLEET, Filter("7.1.0")), "retention")
     assert said.startswith("Installs move on to other versions")
@@ -293,6 +307,40 @@ def test_adoption_is_drawn_by_days_since_each_release() -> None:
     paths = dict(re.findall(r'<path class="(m\d)" d="(M\d[^"]*)"/>\n', html))
     assert paths["m0"].count("L") == 1  # two days
     assert paths["m1"].count("M") == 2  # a day is missing
+
+
+def test_how_fast_half_was_reached_is_not_said_where_counting_began_later() -> None:
+    release = Release("7.0.0", LAST)
+    began_late = Adoption(*release, [Share(10, 60, 100), Share(11, 60, 100)])
+    said = answer_of(replace(told(FLEET), adoption=[began_late]), "adoption")
+    assert said == "7.0.0 or newer ran on 60% of the active installs 11 days after its release."
+
+
+def test_an_edition_that_is_chosen_is_no_answer_to_where_it_runs() -> None:
+    everyone, some = told(FLEET), told(FLEET, Filter(edition="ce"))
+    assert "edition" in answer_of(everyone, "where")
+    assert "edition" not in answer_of(some, "where")
+
+
+def test_the_last_tick_below_a_chart_is_never_left_out() -> None:
+    months = [date(2025, month, 1) for month in range(1, 13)]
+    year = Growth("month", [Period(day, day, 10, 5) for day in months])
+    html = section(replace(before(85), growth=year), "growth")
+    ticks = re.findall(r'<text class="x ([\w ]+)"[^>]*>([^<]*)', html)
+    assert ticks[-1] == ("last", "Dec")
+    assert [words for role, words in ticks if "minor" not in role] == ["Apr", "Aug", "Dec"]
+
+
+def test_the_page_lists_the_last_notable_days_of_all_installs() -> None:
+    days = told(FLEET).days
+    early, late = ({"7.0.0": 90, "7.1.0": n} for n in (5, 50))
+    risen = [
+        *(replace(each, versions=early) for each in days[:-1]),
+        replace(days[-1], versions=late),
+    ]
+    html = section(replace(told(FLEET), days=risen), "active")
+    assert '<time datetime="2026-05-07">2026-05-07</time> 7.1.0 reached 10%' in html
+    assert "Notable days" not in section(told(FLEET, Filter(edition="ce")), "active")
 
 
 def test_what_all_but_few_use_is_the_most_used_feature_under_a_filter() -> None:
