@@ -18,7 +18,8 @@ def routes(templates: Templates, retention_days: int) -> list[Route]:
 
     Heartbeats are stored for ``retention_days``; 0 is for good.
     """
-    purposes = [(name, field.description or "") for name, field in all_fields().items()]
+    # What stands between back quotes is code: every other part.
+    purposes = {name: (field.description or "").split("`") for name, field in all_fields().items()}
     page = templates.heartbeat(purposes, retention_days=retention_days, schema=SCHEMA)
     schema = json.dumps(json_schema(NEWEST), indent=2)
 

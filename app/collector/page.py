@@ -185,14 +185,15 @@ class Templates:
         )
 
     def heartbeat(
-        self, fields: Sequence[tuple[str, str]], *, retention_days: int, schema: str
+        self, purposes: Mapping[str, Sequence[str]], *, retention_days: int, schema: str
     ) -> str:
-        """Return the page of what a heartbeat contains: the names and purposes of its fields.
+        """Return the page of what a heartbeat contains: the purpose of each field, by its name.
 
-        Its JSON Schema is at the path ``schema``; it is stored for ``retention_days``, 0 for good.
+        Every other part of a purpose is code. A heartbeat's JSON Schema is at the path ``schema``;
+        it is stored for ``retention_days``, 0 for good.
         """
         return self._templates.get_template("heartbeat.html").render(
-            fields=fields, retention_days=retention_days, schema=schema
+            purposes=purposes, retention_days=retention_days, schema=schema
         )
 
     def refusal(self, sentence: str, *, title: str = "Nothing to show") -> str:

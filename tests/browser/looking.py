@@ -27,6 +27,7 @@ PAGES = [
     ("600 installs", "/?version=99.9.9"),
     ("600 installs", "/?days=7"),
     ("600 installs", "/nothing"),
+    ("600 installs", "/heartbeat"),
     ("60,000 installs", "/"),
     ("one version", "/"),
     ("80 versions", "/"),

@@ -15,7 +15,7 @@ from tests.browser.scenarios import SCENARIOS
 from tests.collector import serving
 from tests.conftest import ROOT
 
-WIDE: ViewportSize = {"width": 1400, "height": 900}
+WIDE: ViewportSize = {"width": 1440, "height": 900}
 LAST = "#retention"
 """The question that ends lowest of those that are drawn."""
 MARGIN = 30
