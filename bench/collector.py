@@ -55,7 +55,10 @@ _HEARD_OF = text(
     """
 )
 _RELEASED = text("INSERT INTO release (version, released_on) VALUES (:version, :day)")
-_BYTES = text("SELECT pg_total_relation_size(CAST(:name AS regclass))")
+_BYTES = text(
+    "SELECT CAST(sum(pg_total_relation_size(relid)) AS bigint)"
+    " FROM pg_partition_tree(CAST(:name AS regclass))"
+)
 
 console = Console(highlight=False, soft_wrap=True)
 
