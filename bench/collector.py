@@ -55,9 +55,15 @@ _HEARD_OF = text(
     """
 )
 _RELEASED = text("INSERT INTO release (version, released_on) VALUES (:version, :day)")
+# A partitioned table has no bytes of its own, and a table that is none has no partition tree.
 _BYTES = text(
-    "SELECT CAST(sum(pg_total_relation_size(relid)) AS bigint)"
-    " FROM pg_partition_tree(CAST(:name AS regclass))"
+    """
+    SELECT pg_total_relation_size(named.id) + coalesce((
+        SELECT CAST(sum(pg_total_relation_size(relid)) AS bigint)
+        FROM pg_partition_tree(named.id)
+    ), 0)
+    FROM (SELECT CAST(:name AS regclass) AS id) AS named
+    """
 )
 
 console = Console(highlight=False, soft_wrap=True)
