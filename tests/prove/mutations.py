@@ -2013,11 +2013,11 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a period is shown that is not over",
+        "a period is shown of which a day was not counted",
         "app/collector/periods.py",
-        "<= span.last + DAY:\n",
-        "<= span.last + DAY + _LONGEST[unit]:\n",
-        f"{PERIODS}::test_weeks_begin_on_monday_and_the_unfinished_one_is_left_out",
+        "if all(day in counted for day in days(first, after - DAY)):",
+        "if first in counted:",
+        f"{PERIODS}::test_a_period_with_a_gap_is_left_out",
     ),
     Mutation(
         9,
