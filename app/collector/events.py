@@ -16,9 +16,6 @@ from app.collector.rounding import FOLD_BELOW, Shown
 from app.collector.stats import LATE, DayOfStats, Stats, stands_still
 
 WEEK = timedelta(days=7)
-YEAR = 365
-"""An event is in the feed for so many days."""
-
 REACHED_PERCENT = 10
 """A release that has this share of the active installs for the first time is an event."""
 FELL_PERCENT = 30
@@ -63,8 +60,8 @@ def fell(then: int, now: int) -> bool:
 def of(stats: Stats, *, stands_still: bool) -> list[Event]:
     """Return the events on the days of ``stats``, the newest first.
 
-    Where counting ``stands_still``, that is one of them. ``stats`` has to be of all installs, and
-    of ``YEAR`` days unless there are fewer.
+    Where counting ``stands_still``, that is one of them. ``stats`` has to be of all installs. What
+    may have begun before its first day is left out.
     """
     certain = _certain(stats)
     found = [
@@ -140,7 +137,7 @@ def _falls(days: Sequence[DayOfStats]) -> Iterator[Event]:
     last: date | None = None
     for run in _runs(days, has_fallen):
         first, before = run[0], week_before[run[0].day]
-        if before is days[0] and len(days) >= YEAR:
+        if before is days[0]:
             continue  # it may have begun before these days
         if last is None or before.day >= last:  # or else it is the same fall
             last = first.day

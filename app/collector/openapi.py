@@ -11,7 +11,6 @@ from app.collector.badge import CACHE_SECONDS
 from app.collector.bounded import WITHIN_SECONDS
 from app.collector.contents import HEARTBEAT, SCHEMA
 from app.collector.events import AT_MOST as MOST_EVENTS
-from app.collector.events import YEAR
 from app.collector.health import EVERY_SECONDS
 from app.collector.holdings import AT_MOST, Held
 from app.collector.intake import MAX_BODY_BYTES, MAX_DETAILS, NEWER_SCHEMA_SECONDS
@@ -376,7 +375,7 @@ def _badge(form: str, content: Described, refusal: str) -> Described:
 
 def _feed() -> Described:
     described = (
-        f"At most {MOST_EVENTS} notable events of the last {YEAR} days, the newest first, as an"
+        f"At most {MOST_EVENTS} notable events of the last 365 days, the newest first, as an"
         " Atom feed: a release reached a share of the active installs, active installs fell, or"
         " counting stood still."
     )

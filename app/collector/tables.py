@@ -44,7 +44,6 @@ OTHERS = tuple(name for name in VALUES if name not in {*WHERE, *RUNTIMES, *SIZES
 """The fields that have no section of their own."""
 
 _FORMS: dict[str, object] = {name: field.annotation for name, field in all_fields().items()}
-_YES_OR_NO = {"true": "yes", "false": "no"}
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,7 @@ def of_field(name: str, stats: Stats, more: str = "") -> Table:
         label = f"{LABELS[name]} {{}}".format
         in_order = shown.in_order(key=age_of_runtime, reverse=True)
         return table(caption, shares(in_order, label, is_open=True))
-    words = _YES_OR_NO.__getitem__ if form is bool else str
-    return table(caption, shares(shown, words, is_open=name in OPEN))
+    return table(caption, shares(shown, is_open=name in OPEN))
 
 
 def age_of_runtime(version: str) -> tuple[int, ...]:

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import NullPool, create_engine
+from sqlalchemy import Engine, NullPool, create_engine
 
+from app.collector import store
 from migrations import migrate
 from tests.collector import Collector, serving
 
@@ -16,6 +17,16 @@ def migrated(collector_database: str) -> str:
     with create_engine(collector_database, poolclass=NullPool).connect() as connection:
         migrate(connection, "collector")
     return collector_database
+
+
+@pytest.fixture
+def empty(empty_database: str) -> Iterator[Engine]:
+    """The tables of a collector that has counted no day."""
+    engine = store.connect(empty_database)
+    with engine.connect() as connection:
+        migrate(connection, "collector")
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from app.collector.names import OTHER
 from app.collector.phrases import long_date
 from app.payload import all_fields, json_schema
 from app.settings.collector import CollectorSettings
-from migrations import migrate
 from tests.collector import NOWHERE, serving
 
 TOKEN = "opensesame-opensesame"  # noqa: S105 - for these tests
@@ -58,16 +57,6 @@ def serve(engine: Engine, *, token: str | None = None) -> Starlette:
     """Return a collector that has answered nothing yet, and counts nothing by itself."""
     given = {} if token is None else {"COLLECTOR_TOKEN": token}
     return web.create_app(engine, CollectorSettings.model_validate(given))
-
-
-@pytest.fixture
-def empty(empty_database: str) -> Iterator[Engine]:
-    """A collector that has counted no day."""
-    engine = store.connect(empty_database)
-    with engine.connect() as connection:
-        migrate(connection, "collector")
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
@@ -253,7 +242,7 @@ def test_with_a_token_an_answer_is_for_those_who_know_it(empty: Engine, path: st
 
 @pytest.mark.parametrize("path", [*CITED, "/"])
 def test_the_host_that_a_caller_names_is_in_no_answer(empty: Engine, path: str) -> None:
-    counted(empty, yesterday(), *[{"1.0.0": 100}] * 7, {"1.0.0": 20, "2.0.0": 20})
+    counted(empty, yesterday(), *[{"1.0.0": 100}] * 8, {"1.0.0": 20, "2.0.0": 20})
     app = serve(empty)
     plain = ask(app, path)
     other = ask(app, path, host="evil.example", x_forwarded_host="evil.example")
@@ -279,7 +268,7 @@ def test_without_its_database_an_answer_says_so_in_its_own_form(nowhere: Engine,
 
 
 def test_the_feed_has_what_rfc_4287_requires(empty: Engine) -> None:
-    fell = [*[{"1.0.0": 100}] * 7, {"1.0.0": 35, "2.0.0": 20}]
+    fell = [*[{"1.0.0": 100}] * 8, {"1.0.0": 35, "2.0.0": 20}]
     counted(empty, yesterday() - timedelta(days=3), *fell)
     answer = ask(serve(empty), "/feed.atom")
     feed = ET.fromstring(answer.content)  # noqa: S314 - our own words
@@ -315,7 +304,7 @@ def test_the_feed_has_what_rfc_4287_requires(empty: Engine) -> None:
 
 def test_an_entry_keeps_its_id_while_days_are_added(empty: Engine) -> None:
     before = yesterday() - timedelta(days=2)
-    counted(empty, before, *[{"1.0.0": 100}] * 7, {"1.0.0": 30, "2.0.0": 30})
+    counted(empty, before, *[{"1.0.0": 100}] * 8, {"1.0.0": 30, "2.0.0": 30})
     standing, *first = entries(ask(serve(empty), "/feed.atom"))
     counted(empty, yesterday(), *[{"1.0.0": 25, "2.0.0": 30}] * 2)
     later = entries(ask(serve(empty), "/feed.atom"))

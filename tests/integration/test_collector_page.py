@@ -22,7 +22,6 @@ from app.collector.phrases import long_date
 from app.collector.reading import Readers
 from app.collector.stats import UNUSED
 from app.payload import parse
-from migrations import migrate
 from tests.browser.collector import seed
 from tests.collector import of
 from tests.conftest import Databases
@@ -59,16 +58,6 @@ def fleet(databases: Databases) -> Iterator[Engine]:
         engine = store.connect(url)
         yield engine
         engine.dispose()
-
-
-@pytest.fixture
-def empty(empty_database: str) -> Iterator[Engine]:
-    """A collector that has not counted yet."""
-    engine = store.connect(empty_database)
-    with engine.connect() as connection:
-        migrate(connection, "collector")
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
