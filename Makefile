@@ -14,9 +14,9 @@ help: ## Show this list
 
 setup: .venv/.made ## Make .venv from the lock; does nothing when it is up to date
 
-.venv/.made: requirements-dev.txt
-.venv-bench/.made: requirements-bench.txt
-.venv-browser/.made: requirements-browser.txt
+.venv/.made: requirements/dev.txt
+.venv-bench/.made: requirements/bench.txt
+.venv-browser/.made: requirements/browser.txt
 
 %/.made: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found."; exit 1; }
@@ -28,10 +28,10 @@ setup: .venv/.made ## Make .venv from the lock; does nothing when it is up to da
 	@touch $@
 
 demo: setup ## See one heartbeat leave, on embedded Postgres and Valkey; under 20 seconds
-	@$(BIN)/python -m app.demo
+	@$(BIN)/python -m demo
 
 up: setup ## The demo, which stays until Ctrl-C
-	@$(BIN)/python -m app.demo --stay
+	@$(BIN)/python -m demo --stay
 
 test: setup ## Run the tests, on embedded Postgres and Valkey
 	@$(BIN)/pytest --ignore tests/faults --ignore tests/browser
@@ -81,9 +81,9 @@ LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --universal --no-emit-in
 
 lock: setup ## Lock the newest versions that pyproject.toml allows
 	@$(LOCK) --upgrade --output-file requirements.txt
-	@$(LOCK) --upgrade --group dev --output-file requirements-dev.txt
-	@$(LOCK) --upgrade --group bench --constraint requirements-dev.txt --output-file requirements-bench.txt
-	@$(LOCK) --upgrade --group browser --constraint requirements-dev.txt --output-file requirements-browser.txt
+	@$(LOCK) --upgrade --group dev --output-file requirements/dev.txt
+	@$(LOCK) --upgrade --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
+	@$(LOCK) --upgrade --group browser --constraint requirements/dev.txt --output-file requirements/browser.txt
 
 clean: ## Remove what the targets made
 	@rm -rf .venv .venv-bench .venv-browser .data .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.status import Status
 from sqlalchemy import text
 
-from app.demo import servers
 from bench import counting, fleet, footprint, latency, report, startup
 from bench.rig import Rig, RigError, rig, rounded
+from demo import servers
 
 Say = Callable[[str], None]
 

@@ -1,6 +1,6 @@
 """A collector of ten thousand installs: what it takes, counts, holds and shows.
 
-``python -m bench.collector`` has a simulated fleet (``app.demo.fleet``) send for ninety days to a
+``python -m bench.collector`` has a simulated fleet (``demo.fleet``) send for ninety days to a
 collector of each size, measures, writes bench/results/collector.json and prints it as a table.
 """
 
@@ -20,9 +20,9 @@ from rich.console import Console
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
 from app.collector import daily, store
-from app.demo import servers
-from app.demo.fleet import Arrival, Fleet, releases
 from bench.rig import ROOT, RigError, rounded, with_driver
+from demo import servers
+from demo.fleet import Arrival, Fleet, releases
 from migrations import migrate
 
 DATA = ROOT / ".data" / "bench-collector"

@@ -26,8 +26,8 @@ from uuid import uuid4
 import psutil
 from sqlalchemy import Engine, NullPool, create_engine, text
 
-from app.demo import servers
 from bench.rig import DATA, ROOT, RigError, rounded, with_driver
+from demo import servers
 
 BESIDE = "c1ea5e7"
 """The last revision whose server parsed requests with h11."""

@@ -21,11 +21,11 @@ from typing import Any
 from rich.console import Console
 from sqlalchemy import Engine, NullPool, create_engine, text
 
-from app.demo import servers
-from app.demo.fleet import Fleet
 from bench.collector import _count, _has_counted, _hear_of, begin
 from bench.ingest import _free_port, _listens, _make_durable, _requests, _wait_for, running
 from bench.rig import ROOT, RigError, rounded, with_driver
+from demo import servers
+from demo.fleet import Fleet
 
 DATA = ROOT / ".data" / "bench-pages"
 RESULT = ROOT / "bench" / "results" / "pages.json"

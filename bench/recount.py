@@ -15,9 +15,9 @@ from rich.console import Console
 from sqlalchemy import Engine, NullPool, create_engine, text
 
 from app.collector import daily, recount
-from app.demo import servers
-from app.demo.fleet import Fleet
 from bench.rig import ROOT, rounded, timed, vacuum, with_driver
+from demo import servers
+from demo.fleet import Fleet
 from migrations import migrate
 
 DATA = ROOT / ".data" / "bench-recount"

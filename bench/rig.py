@@ -19,8 +19,8 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, text
 
 from app import database
-from app.demo import consentos, servers
 from app.settings import Settings
+from demo import consentos, servers
 from migrations import migrate
 
 ROOT = Path(__file__).parents[1]

@@ -20,11 +20,11 @@ from rich.console import Console
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
 from app.collector import daily, store, weeks
-from app.demo import servers
 from app.payload import Heartbeat, parse
 from bench.ingest import HEARTBEAT
 from bench.recount import migrate_to
 from bench.rig import ROOT, rounded, timed, vacuum, with_driver
+from demo import servers
 
 DATA = ROOT / ".data" / "bench-weeks"
 RESULT = ROOT / "bench" / "results" / "weeks.json"

@@ -17,13 +17,13 @@ from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 import tests.guard.sitecustomize  # noqa: F401 - cuts the tests off from the network
 from app import database, grants, sender
-from app.demo import consentos, servers
 from app.pipeline import Pipeline
 from app.settings import Settings
+from demo import consentos, servers
 from migrations import migrate
-from tests.command import with_password
-from tests.processes import Processes
-from tests.receiver import Receiver, receiving
+from tests.support.command import with_password
+from tests.support.processes import Processes
+from tests.support.receiver import Receiver, receiving
 
 ROOT = Path(__file__).parents[1]
 RUNNER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 SUBSET = (
     "tests/integration/test_migrations.py",

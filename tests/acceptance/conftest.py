@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import Engine
 
-from tests.database import run
+from tests.support.database import run
 
 
 @pytest.fixture

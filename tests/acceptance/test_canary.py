@@ -6,10 +6,10 @@ import sys
 import pytest
 from sqlalchemy import Engine
 
-from app.demo import consentos
-from tests.database import count, one
-from tests.processes import ROOT, Processes, minimal
-from tests.receiver import Receiver
+from demo import consentos
+from tests.support.database import count, one
+from tests.support.processes import ROOT, Processes, minimal
+from tests.support.receiver import Receiver
 
 MARKER = "CANARY"
 

@@ -12,8 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from app.demo.servers import MARKER
-from tests.processes import ROOT, minimal
+from demo.servers import MARKER
+from tests.support.processes import ROOT, minimal
 
 
 def left_running(directory: Path) -> list[psutil.Process]:
@@ -39,7 +39,7 @@ def elsewhere(tmp_path: Path) -> Path:
 
 def start(directory: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "app.demo", *options],
+        [sys.executable, "-m", "demo", *options],
         cwd=directory,
         env=minimal({"PYTHONPATH": str(directory), **environment}),
         stdout=subprocess.PIPE,

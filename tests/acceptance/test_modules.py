@@ -5,9 +5,9 @@ import json
 import pytest
 from sqlalchemy import Engine
 
-from tests.command import python
-from tests.database import outbox_row
-from tests.processes import Processes
+from tests.support.command import python
+from tests.support.database import outbox_row
+from tests.support.processes import Processes
 
 BOOT = {
     "worker": "import dramatiq.cli; from workers import broker; broker.connect();"
@@ -30,7 +30,7 @@ NEVER = {
     "uvicorn",
     "app.cli",
     "app.report",
-    "app.demo",
+    "demo",
     "app.collector",
 }
 ONLY_TO_WORK = {"sqlalchemy", "psycopg", "httpx", "tenacity"}

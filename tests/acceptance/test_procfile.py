@@ -10,10 +10,10 @@ from sqlalchemy import Engine
 from app import __version__, database
 from app.payload import parse
 from app.pipeline import Pipeline
-from tests.command import python
-from tests.database import CONSENTOS_0005, attempts, count, outbox_row, run
-from tests.processes import HONCHO, READY, WAYS, Processes, line
-from tests.receiver import Receiver
+from tests.support.command import python
+from tests.support.database import CONSENTOS_0005, attempts, count, outbox_row, run
+from tests.support.processes import HONCHO, READY, WAYS, Processes, line
+from tests.support.receiver import Receiver
 
 either_way = pytest.mark.parametrize("way", WAYS)
 """Has a test be about each way to run an install."""

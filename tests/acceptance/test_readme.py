@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import make_url
 
 from app import __version__, database
-from app.demo import consentos
-from tests.command import PASSWORD
+from demo import consentos
 from tests.conftest import Databases
-from tests.processes import ROOT, Process, Processes
+from tests.support.command import PASSWORD
+from tests.support.processes import ROOT, Process, Processes
 
 README = (ROOT / "README.md").read_text()
 OWN_MACHINE = README.partition("**On a machine of your own**")[2]
@@ -120,7 +120,7 @@ def test_on_a_machine_of_ones_own_each_line_works_as_it_is_written(
     commands = filled_in(INSTALL, role, consentos_url, redis_url)
     shell = typed(machine, checkout, commands)
     shell.wait_for("telemetry.notice")
-    (locked,) = re.findall(r"(?m)^honcho==\S+", (ROOT / "requirements-dev.txt").read_text())
+    (locked,) = re.findall(r"(?m)^honcho==\S+", (ROOT / "requirements/dev.txt").read_text())
     installed = (checkout / "pip.calls").read_text().splitlines()
     assert installed == [
         "install --require-hashes -r requirements.txt",

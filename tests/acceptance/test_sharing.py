@@ -11,11 +11,11 @@ from redis import Redis
 from sqlalchemy import Engine, make_url
 
 from tests.conftest import Databases
-from tests.database import outbox_row
-from tests.faults.steps import ready
-from tests.processes import WAYS, Processes, namespace
-from tests.proxy import proxying
-from tests.receiver import Receiver
+from tests.support.database import outbox_row
+from tests.support.processes import WAYS, Processes, namespace
+from tests.support.proxy import proxying
+from tests.support.receiver import Receiver
+from tests.support.steps import ready
 
 OTHERS = 3
 SOON = 10

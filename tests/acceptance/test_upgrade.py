@@ -21,14 +21,14 @@ import httpx
 import pytest
 from sqlalchemy import Engine
 
-from tests.collector import Collector, query, run, serving
 from tests.conftest import ROLE, Clock
-from tests.database import count, one
-from tests.database import run as change
-from tests.faults.steps import until_worked_off
-from tests.processes import GUARD, ROOT, Process, Processes, line, minimal
-from tests.receiver import Receiver
-from tests.unit.published import EXAMPLE
+from tests.support.collector import Collector, query, run, serving
+from tests.support.database import count, one
+from tests.support.database import run as change
+from tests.support.processes import GUARD, ROOT, Process, Processes, line, minimal
+from tests.support.published import EXAMPLE
+from tests.support.receiver import Receiver
+from tests.support.steps import until_worked_off
 
 FIELD = "scans_failed_last_24h"
 RECIPE = (

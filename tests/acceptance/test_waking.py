@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from app.demo.servers import Servers
-from tests.faults.steps import ahead, eventually, ready, until_worked_off
-from tests.processes import Process, Processes
+from demo.servers import Servers
+from tests.support.processes import Process, Processes
+from tests.support.steps import ahead, eventually, ready, until_worked_off
 from workers.broker import IDLE_SECONDS
 
 SOON_AFTER_A_MINUTE = "2026-05-02T12:00:05Z"

@@ -5,7 +5,7 @@ from datetime import date, datetime, timedelta
 from sqlalchemy import Connection, NullPool, create_engine, text
 
 from app.collector import daily, recount, store
-from app.demo.fleet import Fleet, releases
+from demo.fleet import Fleet, releases
 from migrations import migrate
 
 SEED = 7

@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, sync_playwright
 from tests.browser.chromium import launch
 from tests.browser.fleet import make
 from tests.browser.scenarios import SCENARIOS
-from tests.collector import Collector, serving
 from tests.conftest import Databases
+from tests.support.collector import Collector, serving
 
 
 class Collectors(dict[str, Collector]):

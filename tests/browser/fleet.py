@@ -20,8 +20,8 @@ from sqlalchemy import Connection, NullPool, create_engine, text
 from app.collector import daily
 from app.collector.daily import ABSENT, VALUES
 from app.collector.names import OTHER
-from app.demo.fleet import DEPLOYMENTS, POSTGRES, PYTHONS
 from app.payload import Bucket, all_fields
+from demo.fleet import DEPLOYMENTS, POSTGRES, PYTHONS
 from migrations import migrate
 
 SEED = 7

@@ -21,12 +21,12 @@ from typing import Literal
 from playwright.sync_api import Browser, Page, sync_playwright
 from sqlalchemy import make_url
 
-from app.demo import servers
+from demo import servers
 from tests.browser.chromium import launch
 from tests.browser.fleet import make
 from tests.browser.scenarios import SCENARIOS
-from tests.collector import Collector, serving
 from tests.conftest import ROOT, Databases
+from tests.support.collector import Collector, serving
 
 PATHS: Mapping[str, Sequence[str]] = {
     "600 installs": ("/", "/?days=30", "/?days=365", "/?edition=ee", "/nothing"),

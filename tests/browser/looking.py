@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from playwright.sync_api import Browser, Page, ViewportSize
 
-from tests.collector import Collector
+from tests.support.collector import Collector
 
 Scheme = Literal["light", "dark"]
 

@@ -8,12 +8,12 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import FloatRect, ViewportSize, sync_playwright
 from sqlalchemy import make_url
 
-from app.demo import servers
+from demo import servers
 from tests.browser.chromium import launch
 from tests.browser.fleet import make
 from tests.browser.scenarios import SCENARIOS
-from tests.collector import serving
 from tests.conftest import ROOT
+from tests.support.collector import serving
 
 WIDE: ViewportSize = {"width": 1440, "height": 900}
 LAST = "#retention"

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, ViewportSize
 
 from app.collector.phrases import DASH, long_date, number, percent
 from tests.browser.looking import PHONE, WIDE, document, looking, section
-from tests.collector import Collector
+from tests.support.collector import Collector
 
 NARROW: ViewportSize = {"width": 320, "height": 740}
 LINES = {"48 hours": "active_2d", "7 days": "active_7d", "30 days": "active_30d"}

@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from tests.browser.looking import PAGES, PHONE, WIDE, Scheme, looking
-from tests.collector import Collector
+from tests.support.collector import Collector
 
 WIDTHS = (320, 390, 768, 1100, 1440, 2560)
 TEXT_SIZES = (100, 200)

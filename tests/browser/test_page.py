@@ -12,7 +12,7 @@ from app.collector.phrases import DASH, number, percent
 from app.collector.tables import bucket
 from app.collector.trends import FEWEST_FOR_A_SHARE
 from tests.browser.looking import PAGES, document, looking, section
-from tests.collector import Collector
+from tests.support.collector import Collector
 
 SECTIONS = [
     *("active", "growth", "retention", "versions", "adoption", "where", "runtimes", "sizes"),

@@ -13,8 +13,8 @@ from app.collector.names import KNOWN, OTHER
 from tests.browser.collector import seed
 from tests.browser.fleet import DAY, Cell, make
 from tests.browser.scenarios import SCENARIOS
-from tests.collector import query
 from tests.conftest import Databases
+from tests.support.collector import query
 
 COUNTED = "counted from heartbeats"
 

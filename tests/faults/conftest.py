@@ -9,14 +9,14 @@ import redis
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from app.demo import servers
 from app.pipeline import Pipeline
+from demo import servers
 from tests.conftest import ROLE, Clock
-from tests.database import run
-from tests.faults.breakable import Server
-from tests.faults.relay import Relay, relaying
-from tests.faults.steps import DAY_BEGINS
-from tests.processes import Processes
+from tests.support.breakable import Server
+from tests.support.database import run
+from tests.support.processes import Processes
+from tests.support.relay import Relay, relaying
+from tests.support.steps import DAY_BEGINS
 
 
 @pytest.fixture

@@ -13,12 +13,14 @@ import pytest
 import redis
 from sqlalchemy import Engine, text
 
-from app.demo.servers import Servers
+from demo.servers import Servers
 from tests.conftest import Clock
-from tests.database import count
-from tests.faults.breakable import Server
-from tests.faults.relay import Relay
-from tests.faults.steps import (
+from tests.support.breakable import Server
+from tests.support.database import count
+from tests.support.processes import WAYS, Process, Processes
+from tests.support.receiver import Receiver, answer, late
+from tests.support.relay import Relay
+from tests.support.steps import (
     DAY_BEGINS,
     MORE_THAN_A_LEASE,
     TOMORROW_BEGINS,
@@ -29,8 +31,6 @@ from tests.faults.steps import (
     standing_at,
     without_harm,
 )
-from tests.processes import WAYS, Process, Processes
-from tests.receiver import Receiver, answer, late
 from workers.broker import QUEUE
 from workers.scheduler import MOST_WAITING
 

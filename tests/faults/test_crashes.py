@@ -10,10 +10,12 @@ import pytest
 from sqlalchemy import Engine
 
 from app import database
-from tests.command import command
 from tests.conftest import Clock
-from tests.database import count, one, outbox_row
-from tests.faults.steps import (
+from tests.support.command import command
+from tests.support.database import count, one, outbox_row
+from tests.support.processes import HONCHO, WAYS, Process, Processes, Stopped
+from tests.support.receiver import Receiver, answer, stay_silent
+from tests.support.steps import (
     DAY_BEGINS,
     MORE_THAN_A_BACKOFF,
     MORE_THAN_A_LEASE,
@@ -32,8 +34,6 @@ from tests.faults.steps import (
     until_worked_off,
     without_harm,
 )
-from tests.processes import HONCHO, WAYS, Process, Processes, Stopped
-from tests.receiver import Receiver, answer, stay_silent
 
 OTHER_SESSIONS = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"

@@ -16,10 +16,12 @@ from app.database import PATIENCE
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.database import attempts, count, one, outbox_row, run
-from tests.faults.breakable import Server
-from tests.faults.relay import Relay
-from tests.faults.steps import (
+from tests.support.breakable import Server
+from tests.support.database import attempts, count, one, outbox_row, run
+from tests.support.processes import Process, Processes
+from tests.support.receiver import Receiver, answer
+from tests.support.relay import Relay
+from tests.support.steps import (
     DAY_BEGINS,
     bodies,
     do,
@@ -34,8 +36,6 @@ from tests.faults.steps import (
     without_harm,
     worked_off,
 )
-from tests.processes import Process, Processes
-from tests.receiver import Receiver, answer
 
 SETTLE = "OLD.lease_token IS NOT NULL AND NEW.lease_token IS NULL"
 """What the end of a lease looks like to a trigger."""

@@ -4,10 +4,10 @@ import pytest
 from sqlalchemy import Engine
 
 from app.pipeline import Pipeline
-from tests.database import one, outbox_row, run
-from tests.faults.breakable import Server
-from tests.faults.steps import outcomes
-from tests.receiver import Receiver
+from tests.support.breakable import Server
+from tests.support.database import one, outbox_row, run
+from tests.support.receiver import Receiver
+from tests.support.steps import outcomes
 
 
 @pytest.mark.usefixtures("pending")

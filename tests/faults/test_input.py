@@ -9,11 +9,11 @@ from sqlalchemy import Engine
 
 from app import database
 from migrations import migrate
-from tests.command import commands, commands_each_in
-from tests.database import CONSENTOS_0005, count, one, run
-from tests.faults.steps import ready
-from tests.processes import Processes
-from tests.receiver import Receiver
+from tests.support.command import commands, commands_each_in
+from tests.support.database import CONSENTOS_0005, count, one, run
+from tests.support.processes import Processes
+from tests.support.receiver import Receiver
+from tests.support.steps import ready
 
 CANARY = "s3cret-CANARY"
 """Stands in what may not be repeated. It is a secret's look-alike, and in no other text."""

@@ -11,11 +11,11 @@ import pytest
 import redis
 import trustme
 
-from tests.command import PASSWORD
-from tests.faults.breakable import Server
-from tests.faults.steps import eventually, without_harm
-from tests.processes import Process, Processes
-from tests.proxy import proxying
+from tests.support.breakable import Server
+from tests.support.command import PASSWORD
+from tests.support.processes import Process, Processes
+from tests.support.proxy import proxying
+from tests.support.steps import eventually, without_harm
 
 A_MINUTE = 60
 LONGER_THAN_A_MINUTE = 70

@@ -9,8 +9,10 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.conftest import Clock
-from tests.database import attempts, count, one, outbox_row, waiting_for_locks
-from tests.faults.steps import (
+from tests.support.database import attempts, count, one, outbox_row, waiting_for_locks
+from tests.support.processes import Process, Processes, Stopped
+from tests.support.receiver import Receiver, answer, late
+from tests.support.steps import (
     DAY_BEGINS,
     MORE_THAN_A_LEASE,
     come_near_half_past_two,
@@ -22,8 +24,6 @@ from tests.faults.steps import (
     until_worked_off,
     without_harm,
 )
-from tests.processes import Process, Processes, Stopped
-from tests.receiver import Receiver, answer, late
 
 
 @contextmanager

@@ -20,8 +20,10 @@ from app import sender
 from app.pipeline import Pipeline
 from app.retry import Outcome
 from tests.conftest import Clock
-from tests.database import attempts, one, outbox_row, run
-from tests.faults.steps import (
+from tests.support.database import attempts, one, outbox_row, run
+from tests.support.processes import Processes
+from tests.support.receiver import Receiver, answer, receiving, stay_silent
+from tests.support.steps import (
     MORE_THAN_A_BACKOFF,
     do,
     eventually,
@@ -31,8 +33,6 @@ from tests.faults.steps import (
     until_worked_off,
     without_harm,
 )
-from tests.processes import Processes
-from tests.receiver import Receiver, answer, receiving, stay_silent
 
 DEADLINE = 1.0
 BODY = b'{"telemetry_schema":1}'

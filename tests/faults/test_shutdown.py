@@ -17,9 +17,11 @@ from sqlalchemy import Engine
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.database import attempts, one, outbox_row, run
-from tests.faults.breakable import Server
-from tests.faults.steps import (
+from tests.support.breakable import Server
+from tests.support.database import attempts, one, outbox_row, run
+from tests.support.processes import HONCHO, READY, WAYS, Process, Processes, line
+from tests.support.receiver import Receiver, answer, stay_silent
+from tests.support.steps import (
     MORE_THAN_A_BACKOFF,
     eventually,
     left,
@@ -29,8 +31,6 @@ from tests.faults.steps import (
     without_harm,
     worked_off,
 )
-from tests.processes import HONCHO, READY, WAYS, Process, Processes, line
-from tests.receiver import Receiver, answer, stay_silent
 
 CONTAINER = ["unshare", "--pid", "--fork", "--kill-child"]
 """Starts a command as the first process of a process namespace, as a container does."""

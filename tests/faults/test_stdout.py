@@ -10,11 +10,11 @@ from signal import SIGTERM, Signals
 import pytest
 from sqlalchemy import Engine
 
-from tests.database import outbox_row
-from tests.faults.steps import eventually, without_harm
-from tests.pipe import Pipe
-from tests.processes import READY, Process, Processes, line
-from tests.receiver import Receiver, stay_silent
+from tests.support.database import outbox_row
+from tests.support.pipe import Pipe
+from tests.support.processes import READY, Process, Processes, line
+from tests.support.receiver import Receiver, stay_silent
+from tests.support.steps import eventually, without_harm
 
 pytestmark = pytest.mark.usefixtures("pending")
 

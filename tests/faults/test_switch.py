@@ -11,8 +11,10 @@ from sqlalchemy import Engine
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.database import attempts, count, one, outbox_row, run
-from tests.faults.steps import (
+from tests.support.database import attempts, count, one, outbox_row, run
+from tests.support.processes import Process, Processes
+from tests.support.receiver import Receiver, answer, stay_silent
+from tests.support.steps import (
     MORE_THAN_A_LEASE,
     TODAY,
     TOMORROW,
@@ -25,8 +27,6 @@ from tests.faults.steps import (
     outcomes,
     without_harm,
 )
-from tests.processes import Process, Processes
-from tests.receiver import Receiver, answer, stay_silent
 
 OFF = {"TELEMETRY_ENABLED": "false"}
 DO_NOT_TRACK = {"DO_NOT_TRACK": "1"}

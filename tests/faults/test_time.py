@@ -15,8 +15,10 @@ from sqlalchemy import Engine
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.database import attempts, count, one, outbox_row, run
-from tests.faults.steps import (
+from tests.support.database import attempts, count, one, outbox_row, run
+from tests.support.processes import Process, Processes
+from tests.support.receiver import Receiver, answer, late
+from tests.support.steps import (
     DAY_BEGINS,
     MORE_THAN_A_BACKOFF,
     MORE_THAN_A_LEASE,
@@ -32,8 +34,6 @@ from tests.faults.steps import (
     without_harm,
     worked_off,
 )
-from tests.processes import Process, Processes
-from tests.receiver import Receiver, answer, late
 
 THREE_DAYS_LATER = "2026-05-05T09:00:00Z"
 JUST_AFTER_HALF_PAST_TWO = "2026-05-02T02:30:02Z"

@@ -8,7 +8,7 @@ from sqlalchemy import Engine, NullPool, create_engine
 
 from app.collector import store
 from migrations import migrate
-from tests.collector import Collector, serving
+from tests.support.collector import Collector, serving
 
 
 @pytest.fixture

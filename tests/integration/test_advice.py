@@ -10,9 +10,9 @@ from sqlalchemy.exc import DBAPIError
 from app import advice, log
 from app.pipeline import Pipeline
 from migrations import host
-from tests.command import command
 from tests.conftest import ROLE, Clock
-from tests.database import run
+from tests.support.command import command
+from tests.support.database import run
 
 NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00:00Z')"
 GRANT = "run `python -m app grants --role ROLE --apply`"

@@ -8,9 +8,9 @@ from sqlalchemy import Engine, inspect, make_url
 
 from app import database
 from app.payload import json_schema
-from tests.command import PASSWORD, Ended, command, commands
-from tests.database import CONSENTOS_0005, run
-from tests.processes import ROOT
+from tests.support.command import PASSWORD, Ended, command, commands
+from tests.support.database import CONSENTOS_0005, run
+from tests.support.processes import ROOT
 
 COMMANDS = (
     *("status", "preview", "audit", "schema"),

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import Engine
 
 from app.pipeline import Pipeline
-from tests.command import command, commands
 from tests.conftest import Clock
-from tests.database import attempts, one, run
-from tests.receiver import Receiver, answer
+from tests.support.command import command, commands
+from tests.support.database import attempts, one, run
+from tests.support.receiver import Receiver, answer
 
 ODD = '{"telemetry_schema" : 1,\t"b":  [ 2,1 ], "a": "\\u0000 [red]\\u00e9[/]", "a": 1e2}'
 

@@ -14,12 +14,12 @@ from sqlalchemy import Engine
 
 from app import outbox
 from app.pipeline import Pipeline
-from tests.collector import JSON, Collector
-from tests.command import command, commands, commands_each_in
 from tests.conftest import Clock
-from tests.database import count, one, outbox_row, run
-from tests.processes import ROOT, Processes, minimal
-from tests.receiver import Receiver
+from tests.support.collector import JSON, Collector
+from tests.support.command import command, commands, commands_each_in
+from tests.support.database import count, one, outbox_row, run
+from tests.support.processes import ROOT, Processes, minimal
+from tests.support.receiver import Receiver
 
 DAY = "2026-05-02"
 STATE = "SELECT state FROM telemetry_outbox"

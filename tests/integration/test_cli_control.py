@@ -14,12 +14,12 @@ from app.delivery import lease
 from app.outbox import Claim
 from app.pipeline import Pipeline
 from app.schedule import running_day
-from tests.command import command, commands
 from tests.conftest import Clock
-from tests.database import attempts, count, one, outbox_row, run, waiting_for_locks
-from tests.faults.steps import days, eventually, locked, standing_at, without_harm
-from tests.processes import Processes
-from tests.receiver import Receiver, answer
+from tests.support.command import command, commands
+from tests.support.database import attempts, count, one, outbox_row, run, waiting_for_locks
+from tests.support.processes import Processes
+from tests.support.receiver import Receiver, answer
+from tests.support.steps import days, eventually, locked, standing_at, without_harm
 
 TODAY, TOMORROW = "2026-05-02", "2026-05-03"
 OFF = {"TELEMETRY_ENABLED": "false"}

@@ -17,11 +17,11 @@ from sqlalchemy import Engine
 
 from app import __version__
 from app.models import STATES
-from tests.command import Ended, command, commands
 from tests.conftest import Clock
-from tests.database import one, run
-from tests.processes import ROOT, minimal
-from tests.receiver import Receiver
+from tests.support.command import Ended, command, commands
+from tests.support.database import one, run
+from tests.support.processes import ROOT, minimal
+from tests.support.receiver import Receiver
 
 DAYS = 45
 

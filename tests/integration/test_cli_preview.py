@@ -7,10 +7,10 @@ from sqlalchemy import Engine, inspect
 
 from app.payload import fields, flat, parse
 from app.pipeline import Pipeline
-from tests.command import command, commands
 from tests.conftest import Clock
-from tests.database import count, outbox_row, run
-from tests.receiver import Receiver, answer
+from tests.support.command import command, commands
+from tests.support.database import count, outbox_row, run
+from tests.support.receiver import Receiver, answer
 
 NIL = "00000000-0000-0000-0000-000000000000"
 

@@ -25,14 +25,14 @@ from app.holding import PAGE
 from app.payload import parse
 from app.pipeline import Pipeline
 from app.settings import Settings
-from tests.collector import Collector, query
-from tests.command import Ended, command, commands, commands_each_in
 from tests.conftest import Clock
-from tests.database import count, run
 from tests.integration.test_cli_verify import ID, NOTICED, at, body_of, put
-from tests.processes import ROOT, minimal
-from tests.proxy import proxying
-from tests.receiver import Receiver, answer, stay_silent
+from tests.support.collector import Collector, query
+from tests.support.command import Ended, command, commands, commands_each_in
+from tests.support.database import count, run
+from tests.support.processes import ROOT, minimal
+from tests.support.proxy import proxying
+from tests.support.receiver import Receiver, answer, stay_silent
 
 FIRST, SECOND, THIRD = "2026-05-01", "2026-05-02", "2026-05-03"
 NAMED = "http://collector.invalid/v1/heartbeat"

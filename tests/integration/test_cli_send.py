@@ -4,10 +4,10 @@ import pytest
 from sqlalchemy import Engine
 
 from app.pipeline import Pipeline
-from tests.command import PASSWORD, command
 from tests.conftest import Clock
-from tests.database import count, one, outbox_row, run
-from tests.receiver import Receiver, answer
+from tests.support.command import PASSWORD, command
+from tests.support.database import count, one, outbox_row, run
+from tests.support.receiver import Receiver, answer
 
 STATES = "SELECT array_agg(state ORDER BY day) FROM telemetry_outbox"
 

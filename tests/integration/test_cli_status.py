@@ -5,10 +5,10 @@ from sqlalchemy import Engine
 
 from app import __version__
 from app.pipeline import Pipeline
-from tests.command import PASSWORD, Ended, command, commands
 from tests.conftest import Clock
-from tests.database import one, outbox_row, run
-from tests.receiver import Receiver, answer
+from tests.support.command import PASSWORD, Ended, command, commands
+from tests.support.database import one, outbox_row, run
+from tests.support.receiver import Receiver, answer
 
 UNREACHABLE = f"postgresql://operator:{PASSWORD}@127.0.0.1:1/consentos"
 NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00:00Z')"

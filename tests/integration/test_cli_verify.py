@@ -16,12 +16,12 @@ from app.delivery import lease
 from app.payload import NEWEST
 from app.pipeline import Pipeline
 from app.verification import NOT_FROZEN, Problem
-from tests.command import Ended, command, commands, commands_each_in
 from tests.conftest import Clock
-from tests.database import run
-from tests.processes import Processes
-from tests.receiver import Receiver, answer
-from tests.unit.published import EXAMPLE
+from tests.support.command import Ended, command, commands, commands_each_in
+from tests.support.database import run
+from tests.support.processes import Processes
+from tests.support.published import EXAMPLE
+from tests.support.receiver import Receiver, answer
 
 NOTICED = "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')"
 ID = UUID("0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99")

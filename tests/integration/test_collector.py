@@ -24,7 +24,8 @@ from app.collector import intake, store, web
 from app.collector.__main__ import server
 from app.payload import NEWEST
 from app.settings.collector import CollectorSettings
-from tests.collector import (
+from tests.conftest import Databases
+from tests.support.collector import (
     BODY,
     EXAMPLE,
     JSON,
@@ -37,7 +38,6 @@ from tests.collector import (
     run,
     serving,
 )
-from tests.conftest import Databases
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from app.collector import check, daily, recount, store
 from app.collector.daily import begins
 from app.collector.outcomes import BUSIEST
 from app.payload import parse
-from tests.collector import EXAMPLE, NOWHERE, Collector, changed, of, query, serving
-from tests.processes import ROOT
+from tests.support.collector import EXAMPLE, NOWHERE, Collector, changed, of, query, serving
+from tests.support.processes import ROOT
 
 VERSION = str(EXAMPLE["version"])
 

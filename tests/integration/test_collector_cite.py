@@ -22,7 +22,7 @@ from app.collector.names import OTHER
 from app.collector.phrases import long_date
 from app.payload import all_fields, json_schema
 from app.settings.collector import CollectorSettings
-from tests.collector import NOWHERE, serving
+from tests.support.collector import NOWHERE, serving
 
 TOKEN = "opensesame-opensesame"  # noqa: S105 - for these tests
 BADGES = ("/badge.svg", "/v1/badge.json")

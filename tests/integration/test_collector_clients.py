@@ -20,7 +20,7 @@ from app.collector.__main__ import server
 from app.collector.connections import Connections, Stage, at_most
 from app.collector.outcomes import BUSIEST
 from app.settings.collector import CollectorSettings
-from tests.collector import (
+from tests.support.collector import (
     BODY,
     INSTANCE,
     Collector,

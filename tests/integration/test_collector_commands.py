@@ -23,12 +23,12 @@ from app.collector.__main__ import cli, main
 from app.collector.suspects import Selector
 from app.payload import parse
 from migrations import migrate
-from tests import attack
-from tests.attack import TODAY
-from tests.collector import NOWHERE, changed, query
 from tests.conftest import Databases
 from tests.guard import __path__ as guard
-from tests.processes import ROOT
+from tests.support import attack
+from tests.support.attack import TODAY
+from tests.support.collector import NOWHERE, changed, query
+from tests.support.processes import ROOT
 
 YESTERDAY = TODAY.date() - timedelta(days=1)
 FIRST = YESTERDAY - timedelta(days=attack.DAYS - 1)

@@ -20,7 +20,7 @@ from app.collector.inbox import Inbox, UnavailableError
 from app.collector.outcomes import Outcomes
 from app.payload import parse
 from migrations import migrate
-from tests.collector import BODY, INSTANCE, Collector, changed, of, query, serving
+from tests.support.collector import BODY, INSTANCE, Collector, changed, of, query, serving
 
 ROUNDS = 100
 SENT_AT = parse(BODY).sent_at

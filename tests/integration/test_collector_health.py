@@ -20,7 +20,17 @@ from app.collector import bounded, daily, health, recount, store
 from app.collector.outcomes import OUTCOMES
 from app.payload import parse
 from migrations import known, migrate
-from tests.collector import BODY, NOWHERE, Collector, changed, command, of, query, run, serving
+from tests.support.collector import (
+    BODY,
+    NOWHERE,
+    Collector,
+    changed,
+    command,
+    of,
+    query,
+    run,
+    serving,
+)
 
 QUICK = """
 from app.collector import health, inbox, keeping

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from app.collector import daily, keeping, store, weeks
 from app.collector.outcomes import Outcomes
 from app.payload import parse
-from tests.collector import BODY, Collector, of, query, serving
+from tests.support.collector import BODY, Collector, of, query, serving
 
 
 def until(what: Callable[[], object], seconds: float = 10) -> None:

@@ -19,11 +19,21 @@ from sqlalchemy.exc import OperationalError
 
 from app.collector import inbox, store
 from app.collector.inbox import Inbox, RefusedError, UnavailableError
-from app.demo import servers
 from app.payload import Heartbeat, parse
 from app.settings.collector import CollectorSettings
-from tests.collector import BODY, INSTANCE, JSON, Collector, changed, head, of, query, serving
-from tests.faults.breakable import Server
+from demo import servers
+from tests.support.breakable import Server
+from tests.support.collector import (
+    BODY,
+    INSTANCE,
+    JSON,
+    Collector,
+    changed,
+    head,
+    of,
+    query,
+    serving,
+)
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,12 @@ from sqlalchemy import Connection, Engine, NullPool, Row, create_engine, text
 
 from app.collector import daily, names, recount, store
 from app.collector.daily import Filter
-from app.demo.fleet import Batch, Fleet, by_minute
 from app.payload import NEWEST, Heartbeat, parse
+from demo.fleet import Batch, Fleet, by_minute
 from migrations import migrate
 from tests.conftest import Databases
-from tests.database import one
-from tests.unit.published import EXAMPLE
+from tests.support.database import one
+from tests.support.published import EXAMPLE
 
 DAY, HOUR, SECOND = timedelta(days=1), timedelta(hours=1), timedelta(seconds=1)
 UNTIL = date(2026, 5, 31)

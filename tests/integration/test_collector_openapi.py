@@ -25,8 +25,8 @@ from app.collector import openapi, store, web
 from app.payload import SCHEMA_VERSION, SCHEMAS, parse
 from app.settings.collector import CollectorSettings
 from migrations import migrate
-from tests.collector import BODY, NOWHERE, Collector, changed, of, query, serving
 from tests.conftest import Databases
+from tests.support.collector import BODY, NOWHERE, Collector, changed, of, query, serving
 
 
 def no_server_error_but_for_what_is_meant(

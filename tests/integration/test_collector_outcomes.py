@@ -15,7 +15,7 @@ from app.collector import intake, store
 from app.collector.limit import Busiest
 from app.collector.outcomes import BUSIEST, OUTCOMES, Outcomes
 from app.payload import NEWEST, SCHEMA_VERSION
-from tests.collector import BODY, INSTANCE, Collector, changed, head, of, query, serving
+from tests.support.collector import BODY, INSTANCE, Collector, changed, head, of, query, serving
 
 NEWER = changed(telemetry_schema=SCHEMA_VERSION + 1, invented="opensesame")
 

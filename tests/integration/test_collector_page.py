@@ -23,9 +23,9 @@ from app.collector.reading import Readers
 from app.collector.stats import UNUSED
 from app.payload import parse
 from tests.browser.collector import seed
-from tests.collector import of
 from tests.conftest import Databases
-from tests.database import counted
+from tests.support.collector import of
+from tests.support.database import counted
 
 FORMS = ("/", "/v1/stats.json", "/v1/stats.csv")
 NOBODY = {"active": 0, "not_established": 0}

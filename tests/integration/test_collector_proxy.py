@@ -19,8 +19,8 @@ import httpx
 import pytest
 import trustme
 
-from tests.collector import BODY, JSON, Collector, answer, head, of, query, serving
-from tests.processes import ROOT
+from tests.support.collector import BODY, JSON, Collector, answer, head, of, query, serving
+from tests.support.processes import ROOT
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 CONFIGURATION = ROOT / "deploy" / "collector" / "nginx.conf"

@@ -20,7 +20,8 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from app.collector import daily, store
 from app.payload import parse
 from migrations import migrate
-from tests.collector import (
+from tests.conftest import Databases
+from tests.support.collector import (
     BODY,
     EXAMPLE,
     INSTANCE,
@@ -33,7 +34,6 @@ from tests.collector import (
     run,
     serving,
 )
-from tests.conftest import Databases
 
 TOKEN = "op\u00e9n:sesame:please"  # noqa: S105 - for these tests
 CLOSED = ("/", "/v1/stats.json", "/v1/stats.csv")

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, event
 
 from app.collector import check, daily, outcomes, recount, releases, store, suspects, weeks
 from app.payload import parse
-from tests.collector import BODY, INSTANCE, of
+from tests.support.collector import BODY, INSTANCE, of
 
 DAY = timedelta(days=1)
 NOW = datetime.now(UTC)

@@ -16,8 +16,8 @@ import pytest
 from uvicorn.protocols.http import httptools_impl
 
 from app.collector.connections import MAX_HEAD_BYTES
-from tests.collector import Collector, of, query, run, serving
 from tests.conftest import Databases
+from tests.support.collector import Collector, of, query, run, serving
 
 LINE = b"POST /v1/heartbeat HTTP/1.1"
 HOST = b"Host: collector"

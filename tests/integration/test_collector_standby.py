@@ -15,13 +15,13 @@ from sqlalchemy import create_engine, make_url, text
 
 from app.collector.phrases import long_date, moment
 from app.collector.reading import BEHIND, Mark, Reached, behind
-from app.demo import servers
-from tests import replica
+from demo import servers
 from tests.browser.collector import seed
-from tests.collector import BODY, INSTANCE, Collector, query, run, serving
 from tests.conftest import ROOT, RUNNER
-from tests.faults.breakable import Server
-from tests.replica import Replica
+from tests.support import replica
+from tests.support.breakable import Server
+from tests.support.collector import BODY, INSTANCE, Collector, query, run, serving
+from tests.support.replica import Replica
 
 QUICK = """
 from datetime import timedelta

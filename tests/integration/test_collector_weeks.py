@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from app.collector import daily, store, weeks
 from app.payload import parse
 from migrations import migrate
-from tests.collector import BODY, INSTANCE, changed, of, query, serving
-from tests.processes import ROOT
+from tests.support.collector import BODY, INSTANCE, changed, of, query, serving
+from tests.support.processes import ROOT
 
 DAY = timedelta(days=1)
 NOW = datetime.now(UTC).replace(microsecond=0)

@@ -7,12 +7,12 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import Engine, make_url, text
 
-from app.demo.servers import Servers
 from app.pipeline import Pipeline
 from app.settings import Settings
+from demo.servers import Servers
 from tests.conftest import ROLE
-from tests.database import one
-from tests.faults.relay import relaying
+from tests.support.database import one
+from tests.support.relay import relaying
 
 
 @pytest.fixture

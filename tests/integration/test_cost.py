@@ -9,8 +9,8 @@ from sqlalchemy import Engine, text
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.database import Cost, counted, one, outbox_row, run
-from tests.faults.steps import DAY_BEGINS, TOMORROW_BEGINS, eventually
+from tests.support.database import Cost, counted, one, outbox_row, run
+from tests.support.steps import DAY_BEGINS, TOMORROW_BEGINS, eventually
 
 
 @pytest.fixture(autouse=True)

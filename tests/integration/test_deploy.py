@@ -9,10 +9,10 @@ import yaml
 from sqlalchemy import Engine, make_url, text
 
 from app.pipeline import Pipeline
-from tests.command import command
 from tests.conftest import Clock
-from tests.database import attempts, count, one, run
-from tests.processes import ROOT
+from tests.support.command import command
+from tests.support.database import attempts, count, one, run
+from tests.support.processes import ROOT
 
 NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00:00Z')"
 CONNECTION_REFUSED = "http://127.0.0.1:1/v1/heartbeat"

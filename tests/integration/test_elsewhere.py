@@ -9,10 +9,10 @@ from app import outbox
 from app.delivery import RECORD_LOST, SENT_ELSEWHERE, lease
 from app.pipeline import Pipeline
 from app.settings import Settings
-from tests.command import command
 from tests.conftest import Clock
-from tests.database import attempts, count, one, outbox_row, run
-from tests.receiver import Receiver, answer
+from tests.support.command import command
+from tests.support.database import attempts, count, one, outbox_row, run
+from tests.support.receiver import Receiver, answer
 
 STAMP = "UPDATE instance SET last_telemetry_at = CAST(:at AS timestamptz)"
 

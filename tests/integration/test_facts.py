@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from app import database, facts
-from app.demo import consentos
-from app.demo.consentos import Truth
 from app.payload import Census, Counts, bucket
+from demo import consentos
+from demo.consentos import Truth
 from tests.conftest import Databases
-from tests.database import plan_of, run
+from tests.support.database import plan_of, run
 
 HOST = ("organisations", "users", "site_groups", "sites", "site_configs", "site_group_configs",
         "org_configs", "scan_jobs", "consent_records", "api_keys")  # fmt: skip

@@ -9,11 +9,11 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from app import database, facts, log
-from app.demo.consentos import Truth
 from app.pipeline import CollectError, Pipeline
-from tests.command import command
+from demo.consentos import Truth
 from tests.conftest import ROLE, Clock, Databases
-from tests.database import count, one, run
+from tests.support.command import command
+from tests.support.database import count, one, run
 
 # As docs/ and the specification of the host list them.
 READ = {

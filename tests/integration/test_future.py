@@ -7,11 +7,11 @@ from sqlalchemy import Engine
 
 from app import outbox, report
 from app.pipeline import Pipeline
-from tests.command import command
 from tests.conftest import Clock
-from tests.database import attempts, one, outbox_row, run
-from tests.faults.steps import days
-from tests.receiver import Receiver, answer
+from tests.support.command import command
+from tests.support.database import attempts, one, outbox_row, run
+from tests.support.receiver import Receiver, answer
+from tests.support.steps import days
 
 NOTICE = "INSERT INTO telemetry_notice VALUES (1, CAST(:at AS timestamptz))"
 INSTANCE = (

@@ -10,15 +10,15 @@ from sqlalchemy import Engine, make_url, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from app import database, delivery, grants, log, report
-from app.demo import consentos
 from app.pipeline import CollectError, Pipeline
 from app.settings import Settings
-from tests.command import command
+from demo import consentos
 from tests.conftest import ROLE, Clock, Databases
-from tests.database import one, run
-from tests.faults.steps import DAY_BEGINS, TOMORROW_BEGINS
 from tests.integration.test_facts_access import READ
-from tests.receiver import Receiver, answer
+from tests.support.command import command
+from tests.support.database import one, run
+from tests.support.receiver import Receiver, answer
+from tests.support.steps import DAY_BEGINS, TOMORROW_BEGINS
 
 NEW_ROLE = f"{ROLE}_made"
 

@@ -11,13 +11,13 @@ from sqlalchemy import Engine, text
 from app import database, grants
 from app.pipeline import Pipeline
 from migrations import Migrated, MigrationRefusedError, migrate, repair
-from tests.command import command
 from tests.conftest import ROLE, Databases
-from tests.database import CONSENTOS_0005, count, one, run, waiting_for_locks
-from tests.faults.steps import eventually
 from tests.integration.test_migrations import HEAD, describe_all, relations
-from tests.processes import ROOT
-from tests.receiver import Receiver
+from tests.support.command import command
+from tests.support.database import CONSENTOS_0005, count, one, run, waiting_for_locks
+from tests.support.processes import ROOT
+from tests.support.receiver import Receiver
+from tests.support.steps import eventually
 
 REVISIONS = ("0001", HEAD)
 """Each revision that a released version has left in a database."""

@@ -7,10 +7,10 @@ from sqlalchemy import Engine
 
 from app.pipeline import Pipeline
 from app.settings import Settings
-from tests.command import command
 from tests.conftest import Clock
-from tests.database import one, outbox_row, run
-from tests.receiver import Receiver
+from tests.support.command import command
+from tests.support.database import one, outbox_row, run
+from tests.support.receiver import Receiver
 
 STALE = (
     "ConsentOS's database has changed from revision 0009 to 0010, and APP_VERSION is still 0.2.0:"

@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import Engine, inspect, text
 
 from app import database
-from app.demo import consentos
 from app.models import METADATA
+from demo import consentos
 from migrations import MigrationRefusedError, migrate
 from tests.conftest import Databases
-from tests.database import CONSENTOS_0005, count, one, run
+from tests.support.database import CONSENTOS_0005, count, one, run
 
 OWN = {"instance", "telemetry_notice", "telemetry_outbox", "telemetry_attempt"}
 VERSIONS = "telemetry_alembic_version"

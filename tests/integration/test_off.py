@@ -6,8 +6,8 @@ from sqlalchemy import Engine, text
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.database import count, one, outbox_row, run
-from tests.receiver import Receiver
+from tests.support.database import count, one, outbox_row, run
+from tests.support.receiver import Receiver
 
 SWITCHES = [
     {"TELEMETRY_ENABLED": "false"},

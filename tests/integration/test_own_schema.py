@@ -12,11 +12,11 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, MetaData, make_url, text
 
 from app import database
-from app.demo import consentos
-from tests.command import PASSWORD, command
-from tests.database import one, run
-from tests.processes import ROOT, Processes
-from tests.receiver import Receiver
+from demo import consentos
+from tests.support.command import PASSWORD, command
+from tests.support.database import one, run
+from tests.support.processes import ROOT, Processes
+from tests.support.receiver import Receiver
 
 _, _, SECTION = (
     (ROOT / "docs" / "operate.md").read_text().partition("\n## Beside ConsentOS's own migrations\n")

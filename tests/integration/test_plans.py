@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from app import outbox
-from tests.database import counted, plan_of, run
+from tests.support.database import counted, plan_of, run
 
 YEARS = 10
 

@@ -17,11 +17,11 @@ from app import sender
 from app.pipeline import Pipeline
 from app.retry import Outcome
 from app.settings import Settings
-from tests.command import command
 from tests.conftest import Clock
-from tests.database import outbox_row, run
-from tests.proxy import LOGIN, Proxy, proxying
-from tests.receiver import Receiver
+from tests.support.command import command
+from tests.support.database import outbox_row, run
+from tests.support.proxy import LOGIN, Proxy, proxying
+from tests.support.receiver import Receiver
 
 NAMED = "http://collector.invalid/v1/heartbeat"
 """Only a proxy leads there: nobody else knows the name."""

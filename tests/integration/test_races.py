@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from app import instance, outbox
 from app.pipeline import Pipeline
 from app.settings import Settings
-from tests.database import count, one, run
-from tests.receiver import Receiver
+from tests.support.database import count, one, run
+from tests.support.receiver import Receiver
 
 Result = TypeVar("Result")
 

@@ -14,9 +14,9 @@ from app.outbox import claim
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.database import attempts, count, one, outbox_row, run
-from tests.faults.steps import eventually
-from tests.receiver import Receiver, answer
+from tests.support.database import attempts, count, one, outbox_row, run
+from tests.support.receiver import Receiver, answer
+from tests.support.steps import eventually
 
 DAY_BEGINS = "2026-05-02T02:30:00Z"
 

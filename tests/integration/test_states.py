@@ -14,7 +14,7 @@ from app import outbox
 from app.models import STATES
 from app.outbox import Claim
 from app.retry import Delivered, Rejected, RetryAt
-from tests.database import outbox_row, run
+from tests.support.database import outbox_row, run
 
 TOKEN = UUID(int=1)
 NEVER_HELD = UUID(int=2)

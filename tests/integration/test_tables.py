@@ -12,7 +12,7 @@ from app import database
 from app.models import FINAL, STATES
 from migrations import migrate
 from tests.conftest import Databases
-from tests.database import CONSENTOS_0005, run
+from tests.support.database import CONSENTOS_0005, run
 
 ROW_ID = "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99"
 MOMENT = "2026-05-02T02:30:00Z"

@@ -18,8 +18,8 @@ from cryptography.x509.oid import NameOID
 
 from app import sender
 from app.retry import Outcome
-from tests.proxy import proxying
-from tests.receiver import Receiver, answer
+from tests.support.proxy import proxying
+from tests.support.receiver import Receiver, answer
 
 BODY = b'{"telemetry_schema":1}'
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)

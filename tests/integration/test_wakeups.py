@@ -11,12 +11,12 @@ from sqlalchemy import Engine
 
 from app import wakeups
 from app.settings import Settings
-from tests.command import PASSWORD, command
 from tests.conftest import Clock
-from tests.database import one, run
-from tests.faults.steps import eventually
-from tests.processes import ROOT, Processes
-from tests.receiver import Receiver
+from tests.support.command import PASSWORD, command
+from tests.support.database import one, run
+from tests.support.processes import ROOT, Processes
+from tests.support.receiver import Receiver
+from tests.support.steps import eventually
 
 NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00:00Z')"
 USER = "limited"

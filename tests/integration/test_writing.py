@@ -11,7 +11,7 @@ from app.payload import parse
 from app.pipeline import CollectError, Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.database import count, one, outbox_row
+from tests.support.database import count, one, outbox_row
 
 
 def notice_at(db: Engine, moment: str) -> None:

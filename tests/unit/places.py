@@ -22,7 +22,7 @@ import yaml
 
 from app.settings import Disabled, Settings
 from deploy import generate
-from tests.processes import ROOT, minimal
+from tests.support.processes import ROOT, minimal
 
 DEPLOY = ROOT / "deploy"
 ADMIN = "MIGRATION_DATABASE_URL"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app import change
 from app.change import Change
 from app.payload import fields, flat, parse
-from tests.unit.published import EXAMPLE, with_value
+from tests.support.published import EXAMPLE, with_value
 
 BODY = parse(EXAMPLE).canonical()
 FIELDS = [name for name, _ in fields()]

@@ -24,8 +24,8 @@ from app.cli.entry import app as cli
 from app.settings import Settings
 from app.settings.collector import CollectorSettings
 from deploy import generate
-from tests.command import PASSWORD
-from tests.processes import ROOT, line, minimal
+from tests.support.command import PASSWORD
+from tests.support.processes import ROOT, line, minimal
 from tests.unit.places import ADMIN, DEPLOY, Compose, Kustomize, reason
 
 COMPOSE = DEPLOY / "compose.yaml"
@@ -569,7 +569,7 @@ def test_the_page_makes_every_file_with_a_password_readable_by_its_owner_alone()
 
 @pytest.mark.parametrize("page", [PAGE, ROOT / "README.md"], ids=lambda path: path.name)
 def test_a_page_installs_the_honcho_that_the_tests_use(page: Path) -> None:
-    (locked,) = re.findall(r"(?m)^honcho==(\S+)", (ROOT / "requirements-dev.txt").read_text())
+    (locked,) = re.findall(r"(?m)^honcho==(\S+)", (ROOT / "requirements/dev.txt").read_text())
     named = re.findall(r"pip install '?(honcho[^'\s]*)", page.read_text())
     assert [name.replace("[export]", "") for name in named] == [f"honcho=={locked}"]
 

@@ -19,7 +19,7 @@ from app.collector import connections, intake
 from app.collector.connections import MAX_HEAD_BYTES, Stage
 from app.settings.collector import CollectorSettings
 from deploy import generate
-from tests.processes import ROOT, line
+from tests.support.processes import ROOT, line
 from tests.unit.places import containers, of_a_unit
 
 DEPLOY = generate.COLLECTOR

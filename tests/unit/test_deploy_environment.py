@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from deploy import generate
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 from tests.unit.places import (
     ADMIN,
     DEPLOY,

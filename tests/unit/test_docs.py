@@ -15,7 +15,7 @@ from app.payload import Heartbeat1, fields
 from bench import collector, pages, recount, report, weeks
 from docs import generate
 from tests.prove.mutations import MUTATIONS
-from tests.unit.published import DOCUMENTED, EXAMPLE
+from tests.support.published import DOCUMENTED, EXAMPLE
 
 TESTS = Path(__file__).parents[1]
 

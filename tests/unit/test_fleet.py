@@ -7,8 +7,8 @@ from typing import get_args
 
 import pytest
 
-from app.demo.fleet import DEPLOYMENTS, Arrival, Fleet, releases
 from app.payload import Bucket
+from demo.fleet import DEPLOYMENTS, Arrival, Fleet, releases
 
 UNTIL = date(2026, 5, 31)
 DAYS = 60

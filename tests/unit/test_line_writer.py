@@ -13,7 +13,7 @@ from types import FrameType
 import pytest
 
 from app.line_writer import MOST_WAITING, PATIENCE, LineWriter
-from tests.pipe import Pipe
+from tests.support.pipe import Pipe
 
 
 @pytest.fixture

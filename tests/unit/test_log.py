@@ -18,9 +18,9 @@ from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
 from app import log
-from tests.pipe import Pipe
+from tests.support.pipe import Pipe
+from tests.support.published import EXAMPLE
 from tests.unit.environment import MARKER
-from tests.unit.published import EXAMPLE
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.logfile import LONGEST, Entry, Logged, TooLong, Unreadable, read
 from app.payload import parse
-from tests.unit.published import EXAMPLE
+from tests.support.published import EXAMPLE
 
 BODY = parse(EXAMPLE).canonical()
 LINE = f"telemetry.payload {BODY}"

@@ -23,7 +23,7 @@ from app.payload import (
     compose,
     parse,
 )
-from tests.unit.published import DOCUMENTED, EXAMPLE, conforms
+from tests.support.published import DOCUMENTED, EXAMPLE, conforms
 
 NAMES: tuple[Bucket, ...] = get_args(Bucket)
 INSTANCE = UUID("0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99")

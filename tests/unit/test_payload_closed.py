@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.payload import NEWEST, NotAHeartbeatError, fields, parse
-from tests.unit.published import EXAMPLE, conforms, with_value
+from tests.support.published import EXAMPLE, conforms, with_value
 
 FIELDS = [name for name, _ in fields()]
 COUNTED = [name for name in FIELDS if name.startswith("counts.") or name.endswith("_sites")]

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from app import payload
 from app.payload import NEWEST, SCHEMA_VERSION, NotAHeartbeatError, parse
-from tests.unit.published import EXAMPLE
+from tests.support.published import EXAMPLE
 
 FIELDS: dict[str, Any] = json.loads(EXAMPLE)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app import __version__
-from tests.processes import ROOT, minimal
+from tests.support.processes import ROOT, minimal
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 (RECIPE,) = re.findall(r"(?ms)^```bash\n(VERSION=.*?)^```", PAGE)

@@ -14,7 +14,7 @@ from app.holding import Holding
 from app.logfile import Logged, TooLong, Unreadable
 from app.payload import NEWEST, SCHEMA_VERSION, fault, fields, parse
 from app.verification import Confirmed, Here, Problem, There, of_log, of_receiver, of_rows
-from tests.unit.published import EXAMPLE, with_value
+from tests.support.published import EXAMPLE, with_value
 
 BODY = parse(EXAMPLE).canonical()
 DAY, NEXT_DAY = date(2026, 5, 2), date(2026, 5, 3)

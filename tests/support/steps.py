@@ -9,9 +9,9 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, text
 
 from tests.conftest import Clock
-from tests.database import attempts, outbox_row, run
-from tests.processes import READY, Process, Processes, Stopped
-from tests.receiver import Receiver
+from tests.support.database import attempts, outbox_row, run
+from tests.support.processes import READY, Process, Processes, Stopped
+from tests.support.receiver import Receiver
 
 TODAY, TOMORROW = "2026-05-02", "2026-05-03"
 """The day that most of these tests are about, and the next."""

@@ -15,7 +15,7 @@ import psutil
 from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
-from app.demo import servers
+from demo import servers
 
 PORT = 5433
 SECONDS = 30.0

@@ -9,7 +9,7 @@ from signal import SIGCONT, SIGKILL, SIGQUIT, SIGSTOP
 
 import psutil
 
-from app.demo import servers
+from demo import servers
 
 SECONDS = 20
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import make_url
 
-from tests.processes import ROOT, minimal
+from tests.support.processes import ROOT, minimal
 
 PASSWORD = "correct-horse-battery"  # noqa: S105 - only to see that nothing prints it
 

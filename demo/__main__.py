@@ -22,9 +22,9 @@ from sqlalchemy import Connection, text
 
 from app import database, instance, outbox, payload
 from app.collector import daily, recount, store
-from app.demo import consentos, servers
-from app.demo.fleet import Fleet, by_minute, releases
 from app.schedule import Day, running_day
+from demo import consentos, servers
+from demo.fleet import Fleet, by_minute, releases
 
 DATA = Path(".data")
 ROLE = "telemetry"

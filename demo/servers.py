@@ -1,6 +1,6 @@
 """Disposable Postgres and Valkey servers, real ones, for the demo and for the tests.
 
-One process, the keeper (`python -m app.demo.servers DIRECTORY`), owns both servers and every
+One process, the keeper (`python -m demo.servers DIRECTORY`), owns both servers and every
 command started through it. It lives as long as its standard input: when the caller ends, in
 whatever way, that pipe closes and the keeper stops everything. `DATABASE_URL` and `REDIS_URL`
 have no say here. Only the keeper imports the servers' packages: one of them warns on import.
@@ -36,7 +36,7 @@ START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 PORTS_TO_TRY = 3
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[1]
 POSTGRES_PORT = 5432  # only names the unix socket; Postgres listens on no TCP port
 SOCKET_PATH_BYTES = 100  # the kernel's limit is 104 on macOS and 108 on Linux
 POSTGRES_SETTINGS = {
@@ -133,7 +133,7 @@ def running(directory: Path, *, say: Callable[[str], None] = print) -> Iterator[
         ServersError: the servers did not start, or another run holds the directory.
     """
     with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "app.demo.servers", str(directory.resolve())],
+        [sys.executable, "-m", "demo.servers", str(directory.resolve())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         encoding="utf-8",

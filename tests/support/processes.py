@@ -18,7 +18,7 @@ from redis import Redis
 from app.settings import Settings
 from workers.broker import QUEUE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GUARD = ROOT / "tests" / "guard"
 
 HONCHO = f"exec {sys.executable} -m honcho -e /dev/null start"

@@ -7,9 +7,9 @@ from datetime import UTC, date, datetime, timedelta
 from sqlalchemy import Engine, text
 
 from app.collector import store
-from app.demo.fleet import Batch, Fleet, by_minute, releases
 from app.payload import Counts, Heartbeat1, parse
-from tests.collector import changed
+from demo.fleet import Batch, Fleet, by_minute, releases
+from tests.support.collector import changed
 
 TODAY = datetime(2026, 11, 12, 10, tzinfo=UTC)
 """When the maintainer of the example in docs/collector.md looks."""

@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 from sqlalchemy import NullPool, create_engine, text
 
-from tests.processes import ROOT
-from tests.unit import published
+from tests.support import published
+from tests.support.processes import ROOT
 
 NOWHERE = "postgresql://someone:opensesame@127.0.0.1:1/nowhere"
 
