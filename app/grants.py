@@ -1,7 +1,7 @@
-"""What the pipeline may do in the database, as a role that may do nothing else.
+"""The database rights that the pipeline needs, for a role that has no others.
 
-``RIGHTS`` is the whole list: no column of ConsentOS but those that are counted, and no change of a
-payload once it is written. A test takes each of them away in turn and sees the pipeline miss it.
+``RIGHTS`` is the complete list: of ConsentOS's columns only those that are counted, and no change
+of a stored payload. A test removes each right in turn and checks that the pipeline needs it.
 """
 
 import re
@@ -13,7 +13,7 @@ import psycopg
 from sqlalchemy import Connection, Row, text
 
 WHOLE: tuple[str, ...] = ()
-"""Every column, those of a later migration too; and what stands after DELETE, which knows none."""
+"""All columns, those of later migrations too; also used for DELETE, which has no columns."""
 
 RIGHTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "organisations": {"SELECT": ("deleted_at",)},
@@ -71,27 +71,27 @@ _NAME = re.compile(r"(?!public$|none$|pg_)[A-Za-z_][A-Za-z0-9_-]{0,62}", re.ASCI
 
 
 class RoleError(Exception):
-    """A role cannot be given its rights; the message says why and what to do."""
+    """The rights cannot be granted to a role; the message says why and what to do."""
 
 
 class RoleNameError(RoleError):
-    """A role cannot have this name, or has one that means something else."""
+    """The name of a role is invalid, or has a special meaning in SQL."""
 
 
 def sql(role: str) -> str:
-    """Return the SQL that makes ``role``, where it is missing, and gives it its rights.
+    """Return the SQL that creates ``role`` if it is missing, and grants it its rights.
 
     Raises:
-        RoleNameError: the name is none that could be written down safely, or stands for others.
+        RoleNameError: the name cannot be quoted safely, or has a special meaning.
     """
     if not _NAME.fullmatch(role):
         raise RoleNameError(
-            "The role's name must be 1 to 63 of A-Z, a-z, 0-9, _ and -, with no digit first, and"
-            " not be public, none or one of Postgres's own."
+            "The role's name must have 1 to 63 of the characters A-Z, a-z, 0-9, _ and -, must begin"
+            " with a letter or _, and must not be public or none, or begin with pg_."
         )
     grants = "\n".join(f"GRANT {what} TO {_quoted(role)};" for what in listed())
     tables = ", ".join(f"'{table}'" for table in RIGHTS)
-    # The name has just been checked, and the tables are our own words.
+    # The name was checked above, and the table names are constants.
     return f"""\
 DO $$
 DECLARE
@@ -110,11 +110,11 @@ BEGIN
 END
 $$;
 {grants}
-"""  # noqa: S608 - see above
+"""  # noqa: S608 - the name was checked, and the table names are constants
 
 
 def listed() -> Iterator[str]:
-    """Yield what is granted, table by table, in the words of SQL."""
+    """Yield the rights granted on each table, as SQL."""
     for table, rights in RIGHTS.items():
         yield f"{', '.join(_right(*each) for each in rights.items())} ON {table}"
 
@@ -129,21 +129,21 @@ def _quoted(name: str) -> str:
 
 
 def apply(connection: Connection, role: str, password: str | None) -> bool:
-    """Give ``role`` its rights in the caller's transaction; return whether it was made for that.
+    """Grant ``role`` its rights in the caller's transaction; return whether the role was created.
 
-    Only a role that is made gets the password, and the server gets no more than its verifier.
+    Only a new role gets the password, and the server receives only a SCRAM hash of it.
 
     Raises:
-        RoleError: no grant could bind this role, it may not log in, or some right was not granted.
+        RoleError: grants cannot restrict this role, it cannot log in, or a right was not granted.
     """
     statements = sql(role)
     exists = _role(connection, role)
     if exists and (exists.rolsuper or _owned(connection, exists.oid) & RIGHTS.keys()):
-        what = "is a superuser" if exists.rolsuper else "owns tables that it would be kept from"
-        raise RoleError(f"{role} {what}, and no grant could bind it: name a role of its own.")
+        what = "is a superuser" if exists.rolsuper else "owns tables that it must not change"
+        raise RoleError(f"{role} {what}, so grants cannot restrict it: use a separate role.")
     if exists and not exists.rolcanlogin:
-        raise RoleError(f"{role} may not log in: ALTER ROLE {_quoted(role)} LOGIN.")
-    # Without parameters, for these are several statements.
+        raise RoleError(f"{role} cannot log in: run ALTER ROLE {_quoted(role)} LOGIN.")
+    # Without parameters, because psycopg then accepts several statements.
     connection.exec_driver_sql(statements, execution_options={"no_parameters": True})
     if not exists and password:
         connection.exec_driver_sql(
@@ -152,7 +152,7 @@ def apply(connection: Connection, role: str, password: str | None) -> bool:
         )
     if tables := ", ".join(lacking(connection, role)):
         raise RoleError(
-            f"Nothing could be granted on {tables}: MIGRATION_DATABASE_URL must name their owner."
+            f"No rights could be granted on {tables}: MIGRATION_DATABASE_URL must name their owner."
         )
     return not exists
 
@@ -160,13 +160,13 @@ def apply(connection: Connection, role: str, password: str | None) -> bool:
 def lacking(connection: Connection, role: str | None = None) -> list[str]:
     """Return the tables on which ``role``, by default the one that logged in, lacks a right.
 
-    A role that does not exist lacks none, and neither does one on a table that does not exist.
+    A missing role lacks no right, and a missing table is not listed.
     """
     known = _role(connection, role)
     return [*connection.scalars(_LACKING, _every_right(known.rolname))] if known else []
 
 
-# Postgres only warns where somebody grants what is not theirs to grant.
+# Postgres only warns if a role grants a right that it cannot grant.
 _LACKING = text(
     """
     SELECT DISTINCT held.table
@@ -177,7 +177,7 @@ _LACKING = text(
     WHERE NOT has_schema_privilege(:role, relnamespace, 'USAGE')
        OR NOT CASE WHEN held.column = ''
           THEN has_table_privilege(:role, pg_class.oid, privilege)
-          -- A column that is missing is named where it is read.
+          -- A missing column is reported when it is read.
           WHEN NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = pg_class.oid
               AND attname = held.column AND NOT attisdropped) THEN true
           ELSE has_column_privilege(:role, pg_class.oid, held.column, privilege) END
@@ -209,20 +209,20 @@ _PLACES = text(
 
 
 def unsearched(connection: Connection, role: str) -> list[str]:
-    """Return the schemas of the tables in which ``role`` would not look for them by itself."""
+    """Return the schemas of the tables that are not in the search_path of ``role``."""
     found = connection.scalar(_SEARCH_PATH, {"role": role}) or '"$user", public'
     path = {name.strip().strip('"').replace("$user", role) for name in found.split(",")}
     return [name for name in schemas(connection) if name.strip('"') not in path]
 
 
 def search(connection: Connection, role: str) -> str | None:
-    """Return the SQL after which ``role`` finds the tables by itself; None if it does already."""
+    """Return the SQL that sets the search_path of ``role``; None if it already finds the tables."""
     missing = unsearched(connection, role)
     path = [*missing, *(name for name in schemas(connection) if name not in missing)]
     return f"ALTER ROLE {_quoted(role)} SET search_path = {', '.join(path)}" if missing else None
 
 
-# A setting of the role in this database comes before one of the role, of the database, of all.
+# Precedence: the role in this database, the role, the database, all.
 _SEARCH_PATH = text(
     """
     SELECT substr(setting, length('search_path=') + 1)
@@ -238,7 +238,7 @@ _SEARCH_PATH = text(
 
 def _verifier(connection: Connection, role: str, password: str) -> str:
     driver = connection.connection.dbapi_connection
-    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the only driver there is
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - narrows the type; no other driver is used
     made = driver.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
     return made.decode("ascii")
 
@@ -251,7 +251,7 @@ _ATTRIBUTES = {
     "rolcreaterole": "may create roles",
     "rolcreatedb": "may create databases",
     "rolreplication": "may replicate the whole server",
-    "rolbypassrls": "passes over row security",
+    "rolbypassrls": "bypasses row security",
 }
 _GROUPS = text(
     "SELECT rolname FROM pg_roles WHERE oid <> :oid AND pg_has_role(:oid, oid, 'MEMBER')"
@@ -266,7 +266,7 @@ _OWNED = text(
     SELECT proname FROM pg_proc WHERE proowner = :oid
     """
 )
-# What an extension brings along, such as a view of statistics, is granted to everybody by itself.
+# Skips what belongs to an extension, such as a statistics view: it is granted to PUBLIC by default.
 _HELD = text(
     """
     WITH relation AS (
@@ -318,15 +318,15 @@ _PLACES_TO_CREATE = text(
 
 
 def excess(connection: Connection, role: str | None = None) -> list[str]:
-    """Return what ``role``, by default the one that logged in, may do beyond its rights.
+    """Return the rights of ``role``, by default the one that logged in, beyond ``RIGHTS``.
 
-    Each goes on from the role's name: "is a superuser", "has SELECT (domain) ON sites".
+    Each is a predicate: "is a superuser", "has SELECT (domain) ON sites".
     """
     known = _role(connection, role)
     if known is None:
         return []
     if known.rolsuper:
-        return ["is a superuser, who may do anything"]
+        return ["is a superuser and may do anything"]
     who = {"oid": known.oid}
     found = [words for attribute, words in _ATTRIBUTES.items() if getattr(known, attribute)]
     if groups := connection.scalars(_GROUPS, who).all():
@@ -351,7 +351,7 @@ def _owned(connection: Connection, oid: int) -> set[str]:
 
 
 def _beyond(held: Iterable[Row[*tuple[Any, ...]]]) -> Iterator[str]:
-    """Yield what is held and not listed, table by table, in the words of SQL."""
+    """Yield the rights on each table that are not in ``RIGHTS``, as SQL."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for table, visible, privilege, column, whole in held:
         needed = RIGHTS.get(table, {}).get(privilege) if visible else None

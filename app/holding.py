@@ -1,4 +1,4 @@
-"""What a receiver says it holds under an id, read from its answer: a stranger's bytes. Pure."""
+"""Parses a receiver's answer about what it holds under an id; the bytes are untrusted. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.payload import InstanceId, SentAt
 
 PAGE = 1_000
-"""Heartbeats in one answer, at most."""
+"""The most heartbeats in one answer."""
 
 LONGEST_BODY = 64 * 1024
-"""Characters of a body, at most; a heartbeat has some 600."""
+"""The most characters of a body; a heartbeat has about 600."""
 
 Days = Annotated[int, Field(ge=0, le=1_000_000)]
 
@@ -22,7 +22,7 @@ Days = Annotated[int, Field(ge=0, le=1_000_000)]
 class Holding:
     """The bodies that a receiver holds under one id, by their ``sent_at``.
 
-    ``retention_days`` is how long it says that it holds a heartbeat; 0 is for ever.
+    ``retention_days`` is how long the receiver stores a heartbeat; 0 is for ever.
     """
 
     retention_days: int
@@ -31,18 +31,18 @@ class Holding:
 
 @dataclass(frozen=True)
 class Page:
-    """One answer: a part of a holding, and whether there is more after it."""
+    """One answer: a part of a holding, and whether more follows."""
 
     holding: Holding
     more: bool
 
 
 class NotAHoldingError(ValueError):
-    """An answer does not say what is held under the id that was asked for."""
+    """An answer is not a valid holding of the requested id."""
 
 
 class _Answer(BaseModel):
-    # A later collector may say more than this one reads.
+    # A later collector may add fields.
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
@@ -64,11 +64,10 @@ class _Nothing(_Answer):
 
 
 def page(answer: bytes, instance_id: UUID, after: str | None) -> Page:
-    """Read the answer to what is held under ``instance_id`` later than ``after``, a ``sent_at``.
+    """Parse what is held under ``instance_id`` with a ``sent_at`` later than ``after``.
 
     Raises:
-        NotAHoldingError: it is another answer, is out of order, or says that there is more without
-            giving any.
+        NotAHoldingError: it is not a holding, is out of order, or announces more but holds nothing.
     """
     try:
         held = _Held.model_validate_json(answer)
@@ -83,7 +82,7 @@ def page(answer: bytes, instance_id: UUID, after: str | None) -> Page:
 
 
 def nothing(answer: bytes) -> Holding:
-    """Read the answer that nothing is held under an id.
+    """Parse the answer that nothing is held under an id.
 
     Raises:
         NotAHoldingError: it is another answer, such as that of a server that has no such path.

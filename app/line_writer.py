@@ -1,4 +1,4 @@
-"""Lines for a descriptor that may be blocked: whoever logs waits for a moment at most."""
+"""Writes lines to a descriptor that may block; a caller waits one second at most."""
 
 import os
 import select
@@ -8,10 +8,10 @@ from queue import SimpleQueue
 from threading import Event, RLock, Thread
 
 PATIENCE = 1.0
-"""Seconds that a caller waits for its line to be written, before it goes on without."""
+"""Seconds that a caller waits for its line to be written."""
 
 MOST_WAITING = 1000
-"""Lines that may wait for a blocked reader; those that come after them are dropped and counted."""
+"""Lines that may wait for a blocked reader; further lines are dropped and counted."""
 
 _A_MOMENT = 0.01
 
@@ -19,10 +19,10 @@ _A_MOMENT = 0.01
 class LineWriter:
     """Writes whole lines to a descriptor, in a thread of its own.
 
-    With a reader that reads, a line is written when ``write`` returns. With one that does not, the
-    first caller waits for ``PATIENCE``, and nobody waits again until all waiting lines are written.
-    ``write`` may be called from a signal handler, whatever the handler has interrupted: the queue
-    and the lock are reentrant. The thread does not survive a fork.
+    While the reader reads, a line is written when ``write`` returns. If it stops, the first caller
+    waits for ``PATIENCE``, and later callers do not wait until all waiting lines are written.
+    ``write`` may be called from a signal handler at any time: the queue and the lock are
+    reentrant. The thread does not survive a fork.
     """
 
     def __init__(self, descriptor: int, report: Callable[[int], bytes]) -> None:
@@ -38,7 +38,7 @@ class LineWriter:
         Thread(target=self._write_lines, name="telemetry-log", daemon=True).start()
 
     def write(self, line: bytes) -> None:
-        """Have a line written, and wait for that unless the reader is known to be blocked."""
+        """Queue a line, and wait until it is written unless the reader is known to be blocked."""
         with self._counts:
             if self._waiting >= MOST_WAITING:
                 self._lost += 1
@@ -50,7 +50,7 @@ class LineWriter:
             self._behind = True
 
     def end(self) -> int:
-        """Give waiting lines a last moment; return how many are neither written nor reported."""
+        """Wait a moment for the waiting lines; return how many lines were lost."""
         deadline = time.monotonic() + PATIENCE
         while self._waiting and time.monotonic() < deadline:
             time.sleep(_A_MOMENT)
@@ -77,7 +77,7 @@ class LineWriter:
                 self._lost -= lost
 
     def _is_written(self, line: bytes) -> bool:
-        """Write a line, and return whether all of it was: a part of one ends before the next."""
+        """Return whether the whole line was written; a partly written line ends before the next."""
         rest = whole = b"\n" + line if self._torn else line
         try:
             while rest:
@@ -89,7 +89,7 @@ class LineWriter:
         return True
 
     def _write_some(self, some: bytes) -> int:
-        """Write as much as the descriptor takes; it may be a non-blocking one that takes none."""
+        """Write as much as the descriptor accepts: a non-blocking one may accept nothing."""
         try:
             return os.write(self._descriptor, some)
         except BlockingIOError:
@@ -98,7 +98,7 @@ class LineWriter:
 
 
 def is_writable(descriptor: int, *, seconds: float | None) -> bool:
-    """Wait until a descriptor takes something, or ends; return whether it did so in time."""
+    """Wait until a descriptor accepts data or is closed; return whether it was in time."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(None if seconds is None else seconds * 1000))

@@ -1,4 +1,4 @@
-"""The lines an operator greps: one an event on stdout, its name first, ``key=value`` after it."""
+"""The log: one line per event on stdout, the event name first, then ``key=value`` fields."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ _PAYLOAD = "telemetry.payload %s"
 
 
 def event(name: str, *, level: int = logging.INFO, **fields: object) -> None:
-    """Log ``telemetry.<name>``; a value is one word, or quoted as JSON, or ``-`` for none."""
+    """Log ``telemetry.<name>``; a value is one word, or quoted as JSON, or ``-`` for None."""
     _logger.log(level, _event(name, fields))
 
 
@@ -43,35 +43,35 @@ def _word(value: object) -> str:
 
 
 def _failed(what: str) -> str:
-    """Return the line about a failure of the log itself, which is no record."""
+    """Return the line that reports a failure of the log itself, which has no log record."""
     return _event("failed", {"stage": "log", "error": what, "level": "WARNING"})
 
 
 class _Line(logging.Formatter):
-    """One line a record, with the level at its end; nothing may follow the body of a payload.
+    """Formats a record as one line with the level at its end; nothing may follow a payload's body.
 
-    A message of a library about an error is logged without any value.
+    An error in a library's message is replaced by its cause, which contains no value.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         if record.name == _logger.name and record.msg == _PAYLOAD:
             return record.getMessage()
-        return f"{self._told(record)} level={record.levelname}"
+        return f"{self._message(record)} level={record.levelname}"
 
-    def _told(self, record: logging.LogRecord) -> str:
+    def _message(self, record: logging.LogRecord) -> str:
         if record.name == _logger.name:
             return record.getMessage()
-        told = logging.makeLogRecord(record.__dict__)
+        copy = logging.makeLogRecord(record.__dict__)
         if isinstance(record.args, tuple):
-            told.args = tuple(cause(x) if isinstance(x, Exception) else x for x in record.args)
+            copy.args = tuple(cause(x) if isinstance(x, Exception) else x for x in record.args)
         error = record.exc_info[1] if record.exc_info else None
-        told.exc_info = told.exc_text = None
-        line = super().format(told) + (f" ({cause(error)})" if error else "")
+        copy.exc_info = copy.exc_text = None
+        line = super().format(copy) + (f" ({cause(error)})" if error else "")
         return " ".join(line.split())
 
 
 class _Handler(logging.Handler):
-    """Hands each record to a LineWriter, without a lock: a signal handler may log at any line."""
+    """Passes each record to a LineWriter, without a lock: a signal handler may log at any time."""
 
     def __init__(self, writer: LineWriter) -> None:
         """Write to ``writer``."""
@@ -80,7 +80,7 @@ class _Handler(logging.Handler):
         self._ended = False
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Write a record; the original holds a lock meanwhile, and others would wait for it."""
+        """Write a record; unlike ``logging.Handler``, without a lock that others would wait for."""
         if wanted := bool(self.filter(record)):
             self.emit(record)
         return wanted
@@ -89,12 +89,12 @@ class _Handler(logging.Handler):
         """Write a record as one line; one that cannot be formatted is reported as a failure."""
         try:
             line = self.format(record)
-        except Exception as error:  # noqa: BLE001 - the words and arguments of any library
+        except Exception as error:  # noqa: BLE001 - a library may log arguments that do not fit its message
             line = _failed(cause(error))
         self._writer.write(_encoded(line))
 
     def close(self) -> None:
-        """Give the last lines a moment, and report on stderr how many could not be written."""
+        """Wait a moment for the last lines, and report on stderr how many could not be written."""
         super().close()
         if not self._ended and (unwritten := self._writer.end()):
             _write_to_stderr(_loss(unwritten))
@@ -111,12 +111,12 @@ def _loss(lines: int) -> bytes:
 
 
 def complain(sentence: str) -> None:
-    """Say on the real stderr why a process ends."""
+    """Write to the real stderr why a process ends."""
     _write_to_stderr(_encoded(sentence))
 
 
 def _write_to_stderr(line: bytes) -> None:
-    """Write a line to the real stderr, unless that is closed, or would block."""
+    """Write a line to the real stderr, unless it is closed or would block."""
     if sys.__stderr__ is not None:
         with suppress(OSError):
             descriptor = sys.__stderr__.fileno()
@@ -127,10 +127,10 @@ def _write_to_stderr(line: bytes) -> None:
 def setup(level: str, stream: TextIO | None = None) -> None:
     """Send the log to ``stream``, by default the process's real stdout, each record in one write.
 
-    Dramatiq puts a pipe to its master's stderr in the place of ``sys.stdout``; ``sys.__stdout__``
-    is the real one. If stdout is closed, the log goes to stderr; if that is closed too, it goes
-    nowhere. ``level`` never hides an event. Libraries speak from WARNING on, for their lower
-    levels hold URLs, statements and rows; Dramatiq's own lines follow ``level``.
+    Dramatiq replaces ``sys.stdout`` with a pipe to its master's stderr; ``sys.__stdout__`` is the
+    real stdout. If stdout is closed, the log goes to stderr; if that is closed too, nothing is
+    logged. ``level`` never hides an event. Libraries log from WARNING up, because their lower
+    levels contain URLs, statements and rows; Dramatiq's own lines follow ``level``.
     """
     streams.ensure()
     closed = sys.__stdout__ is None and stream in {None, sys.stdout}
@@ -154,7 +154,7 @@ def _handler(stream: TextIO | None) -> logging.Handler:
         return logging.StreamHandler(stream)
 
 
-_WRONG_PASSWORD = "the database refuses the password"  # noqa: S105 - no password
+_WRONG_PASSWORD = "the database refuses the password"  # noqa: S105 - a sentence about a password
 _NO_DATABASE = "the database or its role does not exist"
 _CROWDED = "the database has no connection left"
 
@@ -164,8 +164,8 @@ def _violated_null(diagnostics: Any) -> str | None:
     return f"the column {column} of {table} is NOT NULL and has no default" if column else None
 
 
-# Postgres's own messages that name nothing but tables, columns and limits, and what other answers
-# mean, by SQLSTATE.
+# By SQLSTATE: Postgres's own message where it names only tables, columns and limits, else our own
+# words.
 _ANSWERS: Mapping[str, Callable[[Any], str | None]] = {
     **dict.fromkeys(
         ("25006", "3F000", "42501", "42703", "42P01", "42P07", "55P03", "57014", "57P01"),
@@ -177,8 +177,8 @@ _ANSWERS: Mapping[str, Callable[[Any], str | None]] = {
     "53300": lambda _: _CROWDED,
 }
 
-# libpq gives no SQLSTATE for a connection that fails. These are its own words, and psycopg's, which
-# no server translates.
+# libpq gives no SQLSTATE for a failed connection. These are its own words and psycopg's, which the
+# server's language does not change.
 _CONNECTION_TROUBLE = (
     (r"no password supplied", "the database asks for a password"),
     (r"timeout expired", "the database does not answer"),
@@ -186,52 +186,52 @@ _CONNECTION_TROUBLE = (
     (r"root certificate|certificate verify", "the database's certificate cannot be verified"),
 )
 
-# The server's words, where they are English: they tell more than its SQLSTATE could.
+# The server's words, if they are English: they say more than its SQLSTATE.
 _SERVER_TROUBLE = (
     (r"password authentication failed", _WRONG_PASSWORD),
     (r'FATAL: +(database|role) ".*" does not exist', _NO_DATABASE),
     (r"FATAL: .*(too many|connection slots)", _CROWDED),
 )
 _REFUSAL = re.compile(r"failed: [^\s:]+:  ")
-"""A server's refusal begins with its severity, in its language, a colon and two blanks."""
+"""A server's refusal begins with its severity in the server's language, a colon, two spaces."""
 
 _REFUSED = (
-    "the database refuses the connection (a wrong password, role or database name, no connection"
-    " left, a start or a stop): its own log says why"
+    "the database refuses the connection (wrong password, role or database name; no connection"
+    " left; starting or stopping): see the database's log"
 )
 
 
 def cause(error: BaseException) -> str:
-    """Say what went wrong without a value in it: no host, no user, no row, no password.
+    """Return what went wrong in words that contain no value: no host, user, row or password.
 
-    What is not known to be harmless is told by the name of its type alone.
+    An error whose message may contain a value is named by its type alone.
     """
-    # Read by name: the scheduler, which logs too, loads no database driver.
+    # Checked by name: the scheduler logs too, and loads no database driver.
     origin: Any = getattr(error, "orig", None) or error
     if sentence := getattr(origin, "sentence", None):
         return str(sentence)
     kinds = type(origin).__mro__
     if "redis.exceptions" in (kind.__module__ for kind in kinds):
-        from app import wakeups  # noqa: PLC0415 - whoever has such an error has loaded it
+        from app import wakeups  # noqa: PLC0415 - only a process with such an error needs redis
 
         return wakeups.cause(origin)
     state = getattr(origin, "sqlstate", None)
     answer = _ANSWERS.get(str(state))
-    if answer and (told := answer(origin.diag)):
-        return told
+    if answer and (words := answer(origin.diag)):
+        return words
     if state is None and "OperationalError" in (kind.__name__ for kind in kinds):
         return _why_not_connected(origin)
     if state is None and "invalid connection option" in str(origin):
-        return "the database's URL has an option that Postgres does not know"
+        return "the database's URL has an unknown option"
     return f"{type(origin).__name__} {state}" if state else type(origin).__name__
 
 
 def _why_not_connected(error: Any) -> str:
-    """Name what kept a connection from being made, or broke it."""
+    """Return why a connection could not be made, or why it broke."""
     words = str(error)
-    for known, told in (*_CONNECTION_TROUBLE, *_SERVER_TROUBLE):
-        if re.search(known, words):
-            return told
+    for pattern, sentence in (*_CONNECTION_TROUBLE, *_SERVER_TROUBLE):
+        if re.search(pattern, words):
+            return sentence
     if getattr(error.pgconn, "used_password", False) or _REFUSAL.search(words):
         return _REFUSED
     return "the database cannot be reached"

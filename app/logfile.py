@@ -1,6 +1,6 @@
-"""Finds the logged bodies in a file, whatever has written, compressed or wrapped it. Pure.
+"""Finds the logged bodies in a file: plain, compressed, or wrapped by a log collector. Pure.
 
-It reads in bounded pieces, so that its memory does not grow with the file or with its lines.
+Reads in pieces of limited size, so that memory does not grow with the file or its lines.
 """
 
 import gzip
@@ -14,12 +14,12 @@ from typing import Protocol
 MARK = "telemetry.payload "
 
 LONGEST = 64 * 1024
-"""Bytes of a line that are looked at: a body has some 600, and a longer line cannot be one's."""
+"""The longest line that is read, in bytes: a body has about 600."""
 
 
 @dataclass(frozen=True)
 class Logged:
-    """A body as a line of the log has it, and what comes after it if the line was split there."""
+    """A body found in a line, and the line after it if the body may continue there."""
 
     body: str
     line: int
@@ -28,7 +28,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A line that has a body, or could have one, and why it cannot be read."""
+    """A line that has or may have a body, and why it cannot be read."""
 
     line: int
     reason: str
@@ -45,13 +45,13 @@ Entry = Logged | Unreadable | TooLong
 
 
 class Stream(Protocol):
-    """A binary file, as far as it is used here."""
+    """A binary file; only ``read`` is used."""
 
-    def read(self, size: int, /) -> bytes: ...  # noqa: D102 - as Python's own
+    def read(self, size: int, /) -> bytes: ...  # noqa: D102 - the same as io.RawIOBase.read
 
 
 def read(stream: Stream) -> Iterator[Entry]:
-    """Yield the bodies that a log holds, with the lines that cannot be read."""
+    """Yield the bodies of a log, and the lines that cannot be read."""
     number, split = 0, None
     try:
         for number, line in enumerate(_lines(stream), start=1):
@@ -67,7 +67,9 @@ def read(stream: Stream) -> Iterator[Entry]:
                 else:
                     yield entry
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        yield Unreadable(number + 1, "the compressed file is damaged or cut off from here on")
+        yield Unreadable(
+            number + 1, "the compressed file is damaged or ends too early, from this line on"
+        )
     if split:
         yield split
 
@@ -94,13 +96,13 @@ def _pieces(stream: Stream) -> Iterator[bytes]:
     first = stream.read(LONGEST)
     source: Stream = _Again(first, stream)
     if first.startswith(b"\x1f\x8b"):
-        source = gzip.GzipFile(fileobj=source)  # type: ignore[call-overload]  # only reads
+        source = gzip.GzipFile(fileobj=source)  # type: ignore[call-overload]  # typeshed asks for more methods than reading uses
     while piece := source.read(LONGEST):
         yield piece
 
 
 class _Again:
-    """A stream that begins once more with what was already read from it."""
+    """A stream that returns once more what was already read from it."""
 
     def __init__(self, first: bytes, rest: Stream) -> None:
         self._first, self._rest = first, rest
@@ -110,28 +112,28 @@ class _Again:
         return first or self._rest.read(size)
 
 
-# Colours, and links as terminals show them. No body has an ESC, for JSON escapes it.
+# Terminal colours and links. No body contains an ESC, because JSON escapes it.
 _ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 
 _MARK = MARK.encode()
 _WIDE = MARK.encode("utf-16-le")
-"""Found in UTF-16 of either byte order: of ASCII they differ only in a NUL before the mark."""
+"""Matches both byte orders of UTF-16: for ASCII, they differ only in a NUL before the mark."""
 
 
 def _of_line(line: bytes, number: int) -> Iterator[Logged | Unreadable]:
     if b"payload" not in line and b"\0" not in line:
-        return  # as nearly every line of a long log; colours may be around the word
+        return  # most lines of a long log; colour codes may surround the word
     # An old tool, or one that shows progress, ends a line with \r alone.
     for part in line.split(b"\r"):
         found = _body(part)
         if found is not None:
             yield Logged(found, number)
         elif b"\0" in part and _MARK in part.replace(b"\0", b""):
-            yield Unreadable(number, "its encoding is neither UTF-8 nor UTF-16")
+            yield Unreadable(number, "its encoding is not UTF-8 or UTF-16")
 
 
 def _body(part: bytes) -> str | None:
-    """Return what stands after the mark, to the end of the line; None if there is no mark."""
+    """Return the text after the mark, to the end of the line; None if there is no mark."""
     _, mark, body = _plain(part).rpartition(_MARK)
     if mark:
         wrapped = _unwrapped(part)
@@ -144,7 +146,7 @@ def _body(part: bytes) -> str | None:
 
 
 def _unwrapped(part: bytes) -> str | None:
-    """Return the body of a line that is a JSON object with the log's line in it."""
+    """Return the body from a line that is a JSON object with the log's line in a field."""
     if not part.lstrip().startswith(b"{"):
         return None
     try:

@@ -32,7 +32,7 @@ Edition = Literal["ce", "ee"]
 Platform = Literal["linux", "darwin", "win32", "other"]
 
 TOP_BUCKET = 10_000
-"""The count at which the last bucket begins; nothing needs to be counted further."""
+"""The count at which the last bucket begins; counting stops there."""
 
 _BUCKETS: tuple[tuple[int, Bucket], ...] = (
     (TOP_BUCKET, "10k+"),
@@ -44,7 +44,7 @@ _BUCKETS: tuple[tuple[int, Bucket], ...] = (
 )
 
 NIL_INSTANCE = UUID(int=0)
-"""Stands for the instance in a preview where none exists yet."""
+"""The instance id in a preview before the first heartbeat."""
 
 
 def bucket(count: int) -> Bucket:
@@ -196,10 +196,10 @@ class Heartbeat1(Heartbeat):
 
 
 SCHEMAS: Mapping[int, type[Heartbeat]] = {1: Heartbeat1}
-"""Every schema that a body may have, by its version. One that is superseded stays."""
+"""Every schema by its version. An old schema is never removed."""
 
 SCHEMA_VERSION = max(SCHEMAS)
-"""The schema in which heartbeats are written; the notice is given once for each."""
+"""The schema of new heartbeats; the notice is given once for each schema."""
 
 NEWEST = SCHEMAS[SCHEMA_VERSION]
 
@@ -213,7 +213,7 @@ def _known() -> str:
 
 @dataclass(frozen=True)
 class Flaw:
-    """A field that its schema does not allow: a dotted name, a sentence, and the kind of fault."""
+    """A field that its schema does not allow: its dotted name, a sentence, the kind of error."""
 
     field: str
     problem: str
@@ -221,41 +221,41 @@ class Flaw:
 
     @classmethod
     def of(cls, error: ErrorDetails) -> Self:
-        """Read it off pydantic's error; nothing of the body's values gets into it."""
-        # Field names come from outside as well; and the words of a ValueError may hold the value.
+        """Convert pydantic's error; no value of the body is copied."""
+        # Field names are untrusted too, and the message of a ValueError may contain the value.
         names = (re.sub(r"[^A-Za-z0-9_]", "?", str(name))[:64] for name in error["loc"])
         problem = "Value is not possible" if error["type"] == "value_error" else error["msg"]
         return cls(".".join(names), problem[:200], error["type"])
 
 
 class NotAHeartbeatError(ValueError):
-    """A body is of no schema; the sentence and the flaws repeat no value of it."""
+    """A body matches no schema; the sentence and the flaws contain no value of it."""
 
     def __init__(
         self, sentence: str, flaws: Iterable[Flaw] = (), *, version: int | None = None
     ) -> None:
-        """Say so in ``sentence``; ``flaws`` are beside the schema ``version``, if it names one."""
+        """Store the ``sentence``, and the ``flaws`` against schema ``version``, if any."""
         super().__init__(sentence)
         self.flaws = [*flaws]
         self.version = version
 
 
 class UnknownSchemaError(NotAHeartbeatError):
-    """A body names a ``telemetry_schema`` that is not in ``SCHEMAS``."""
+    """The ``telemetry_schema`` of a body is not in ``SCHEMAS``."""
 
 
 class NewerSchemaError(UnknownSchemaError):
-    """The schema that a body names is newer than any in ``SCHEMAS``."""
+    """The ``telemetry_schema`` of a body is newer than any in ``SCHEMAS``."""
 
 
 def parse(body: str | bytes) -> Heartbeat:
-    """Return the heartbeat that a body is, of the schema that it names.
+    """Parse a body by the schema that it names.
 
     Raises:
         NewerSchemaError: the body names a newer schema than these.
-        UnknownSchemaError: it names another number, or something else than a number.
-        NotAHeartbeatError: it is no UTF-8 or no JSON object, names a field twice, or is not as its
-            schema says.
+        UnknownSchemaError: it names another unknown number, or not a number.
+        NotAHeartbeatError: it is not UTF-8, is not a JSON object, has a field twice, or does not
+            match its schema.
     """
     try:
         text = body if isinstance(body, str) else body.decode()
@@ -265,7 +265,7 @@ def parse(body: str | bytes) -> Heartbeat:
 
 
 def _parse_at_once(text: str) -> Heartbeat | None:
-    """Return the heartbeat, if it begins with its schema's version and names no field twice."""
+    """Return the heartbeat if it begins with its schema's version and has no field twice."""
     begun = _BEGINNING.match(text)
     model = SCHEMAS.get(int(begun[1])) if begun else None
     if model is None or text.count('"') != _quotes(model):
@@ -273,14 +273,14 @@ def _parse_at_once(text: str) -> Heartbeat | None:
     try:
         return model.model_validate_json(text)
     except ValidationError:
-        return None  # the other way finds what is wrong
+        return None  # _parse_in_steps finds the reason
 
 
 @cache
 def _quotes(model: type[BaseModel]) -> int | None:
-    """Return how many quotes a body of ``model`` has at least, and more if a field comes twice.
+    """Return how many quotes a body of ``model`` has; one with a field twice has more.
 
-    None if that cannot be said, since a field may be left out or be a string or not.
+    None if the number varies: a field is optional, or may be a string or something else.
     """
     count = 0
     for field in model.model_fields.values():
@@ -307,7 +307,7 @@ def _parse_in_steps(text: str) -> Heartbeat:
     except _TwinsError:
         raise NotAHeartbeatError("The body names a field twice.") from None
     except (ValueError, RecursionError):
-        tree = None  # the model says what is wrong
+        tree = None  # the model reports the error
     named = isinstance(tree, dict) and "telemetry_schema" in tree
     version = tree["telemetry_schema"] if named else None
     model = SCHEMAS.get(version) if type(version) is int else None
@@ -320,7 +320,7 @@ def _parse_in_steps(text: str) -> Heartbeat:
             map(Flaw.of, found),
             version=version if type(version) is int else None,
         ) from None
-    if tree is None:  # pydantic reads numbers that Python finds too long
+    if tree is None:  # pydantic accepts numbers that are too long for Python
         raise NotAHeartbeatError("The body cannot be read.")
     return heartbeat
 
@@ -337,7 +337,7 @@ def _refusal(version: object, *, named: bool) -> type[NotAHeartbeatError]:
 
 
 class _TwinsError(ValueError):
-    """An object names a field twice: readers differ in which of the two they take."""
+    """An object has a field twice: JSON readers differ in which of the two they use."""
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -348,7 +348,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def canonical(values: Mapping[str, Any]) -> str:
-    """Return stored values as the body that they were; what no schema allows, as it is stored."""
+    """Return stored values as the body that was received; if no schema matches, as plain JSON."""
     text = json.dumps(values, separators=(",", ":"))
     try:
         return parse(text).canonical()
@@ -357,27 +357,27 @@ def canonical(values: Mapping[str, Any]) -> str:
 
 
 def fault(body: str) -> str | None:
-    """Return what keeps ``body`` from being one that its schema allows, or None where nothing does.
+    """Return why ``body`` does not match the schema that it names, or None if it does.
 
-    The schema is that of the version which the body names; no value of the body is repeated.
+    The sentence contains no value of the body.
     """
     try:
         written = parse(body).canonical()
     except UnknownSchemaError:
-        return "its body names a telemetry_schema that is unknown here"
+        return "its body has an unknown telemetry_schema"
     except NotAHeartbeatError as error:
         if error.version:
             first = error.flaws[0]
             where = first.field or "it"
-            return f"its body is not of schema {error.version}: {where} ({first.kind})"
+            return f"its body does not match schema {error.version}: {where} ({first.kind})"
         if error.flaws:
-            return "its body is no JSON object that names a telemetry_schema"
-        written = ""  # it names a field twice
-    return None if body == written else "its body is not written in the canonical form"
+            return "its body is not a JSON object with a telemetry_schema"
+        written = ""  # it has a field twice
+    return None if body == written else "its body is not in canonical form"
 
 
 def flat(body: str) -> dict[str, Any]:
-    """Return a body's values by their dotted names, in its order; nothing of what is no object."""
+    """Return a body's values by dotted name, in its order; an empty dict if it is not an object."""
     value = json.loads(body)
     return dict(_flat(value, "")) if isinstance(value, dict) else {}
 
@@ -392,7 +392,7 @@ def _flat(part: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Census:
-    """What ConsentOS's database says, already in buckets: no raw count is kept."""
+    """The counts of ConsentOS's database, already in buckets: no raw count is stored."""
 
     counts: Counts
     tcf_v22_sites: Bucket
@@ -403,7 +403,7 @@ class Census:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that a heartbeat is composed of, but for whose it is and when it is written."""
+    """Everything in a heartbeat except the instance id and the time."""
 
     census: Census
     version: str
@@ -470,7 +470,7 @@ def json_schema(model: type[Heartbeat] = NEWEST) -> dict[str, Any]:
 
 
 def fields(model: type[BaseModel] = NEWEST, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted name of every field, and what it is, in the order of the body."""
+    """Yield each field's dotted name and definition, in the order of the body."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from fields(field.annotation, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""What the operator asks to see: read-only, in one transaction each."""
+"""The answers to an operator's questions: each is read in one read-only transaction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Status:
     """What an operator asks first: is it on, what happened last, and what comes next."""
 
     release: str
-    """Which release of this program is asked; `version` is ConsentOS's."""
+    """This program's release; `version` is ConsentOS's."""
     enabled: bool
     reason: str | None
     warnings: tuple[str, ...]
@@ -64,7 +64,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Preview:
-    """The body that would be written now, and what it is to be read beside."""
+    """The body that would be written now, and the last one sent, to compare it with."""
 
     body: str
     instance_known: bool
@@ -81,7 +81,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Verification:
-    """How much was looked at, and what is not as it should be."""
+    """How much was checked, and the problems found."""
 
     rows: int
     attempts: int
@@ -91,10 +91,10 @@ class Verification:
     remote: Confirmed | None
 
 
-def preview(pipeline: Pipeline, *, beside_last_sent: bool = False) -> Preview:
-    """Return the body that would be written now, and the last that was sent where it is asked for.
+def preview(pipeline: Pipeline, *, with_last_sent: bool = False) -> Preview:
+    """Return the body that would be written now, and on request the last row sent.
 
-    It stores nothing and sends nothing, and reads whether telemetry is on or off.
+    Stores nothing and sends nothing. Works whether telemetry is on or off.
 
     Raises:
         CollectError: ConsentOS's tables cannot be counted.
@@ -107,19 +107,19 @@ def preview(pipeline: Pipeline, *, beside_last_sent: bool = False) -> Preview:
             instance_id=known.id if known else payload.NIL_INSTANCE,
             at=database.clock(connection),
         )
-        last = outbox.last_sent(connection) if beside_last_sent else None
+        last = outbox.last_sent(connection) if with_last_sent else None
     return Preview(heartbeat.canonical(), instance_known=known is not None, last_sent=last)
 
 
 def audit(pipeline: Pipeline, wanted: Wanted = outbox.ALL) -> Listed:
-    """Return the rows that are wanted, the newest day first, each row with its attempts."""
+    """Return the wanted rows, the newest day first, each with its attempts."""
     with pipeline.transaction(read_only=True) as connection:
         rows = outbox.rows(connection, wanted)
         return Listed(rows, outbox.count(connection, wanted) - len(rows))
 
 
 def ids(pipeline: Pipeline) -> list[UUID]:
-    """Return each id that is on record: of the instance, and of every heartbeat."""
+    """Return every stored id: the instance's, and those of all heartbeats."""
     with pipeline.transaction(read_only=True) as connection:
         return sorted({*instance.ids(connection), *outbox.instance_ids(connection)})
 
@@ -129,23 +129,23 @@ def ask(
     instance_ids: list[UUID],
     *,
     since: date | None,
-    tell: Callable[[str], object],
+    show: Callable[[str], object],
 ) -> There:
     """Ask the receiver what it holds under each id, of ``since`` and later.
 
-    ``tell`` hears of what the receiver has the operator wait for.
+    ``show`` receives a sentence if the receiver makes the operator wait.
 
     Raises:
-        SettingsError: no endpoint can be made out; nobody is asked.
-        receiver.ReceiverError: it did not say what it holds.
+        SettingsError: the endpoint is invalid, so no receiver was asked.
+        receiver.ReceiverError: the receiver did not answer what it holds.
     """
     with pipeline.transaction(read_only=True) as connection:
         rows = outbox.rows(connection, Wanted(since=since))
-    # What is sent from here on may have come too late for the answer.
+    # A row that is sent after this moment may be missing in the answer.
     sent = {row["id"] for row in rows if verification.was_sent(row)}
     settings = pipeline.settings
     after = (Day(since).opens - timedelta(seconds=1)).isoformat() if since else None
-    holdings = receiver.ask(settings, instance_ids, after, tell)
+    holdings = receiver.ask(settings, instance_ids, after, show)
     return There(settings.endpoint_without_query, holdings, sent)
 
 
@@ -158,8 +158,7 @@ def verify(
 ) -> Verification:
     """Check the rows of ``since`` and later.
 
-    A log is checked against them if its file is given, and what the receiver holds if ``there`` has
-    been asked for.
+    With ``log_file``, compares the log with them; with ``there``, what the receiver holds.
     """
     with pipeline.transaction(read_only=True) as connection:
         rows = outbox.rows(connection, Wanted(since=since))
@@ -193,7 +192,7 @@ def verify(
 
 
 def status(pipeline: Pipeline) -> Status:
-    """Return the state of things, as of one moment."""
+    """Return the current status, read at one moment."""
     settings, gate = pipeline.settings, pipeline.settings.gate
     enabled = isinstance(gate, Enabled)
     with pipeline.transaction(read_only=True) as connection:
@@ -205,13 +204,13 @@ def status(pipeline: Pipeline) -> Status:
         lacking = grants.lacking(connection)
         read_only = bool(connection.scalar(_READ_ONLY))
         due = enabled and seen.obstacle is None
-        # Last, for a failure ends the transaction.
+        # Last, because a failure ends the transaction.
         stale, cannot_write = _as_it_would_be_written(connection, pipeline, due=due)
     if due and not cannot_write:
         cannot_write = _why_not_stored(lacking, read_only=read_only)
     waking = wakeups.look(settings)
-    # A restart of the process does not help if its database or its Redis is at fault.
-    not_its_fault = cannot_write or (settings.redis_url and waking.trouble)
+    # A restart of the process does not help if the database or Redis is the cause.
+    elsewhere = cannot_write or (settings.redis_url and waking.trouble)
     sent_at = last_sent["finished_at"] if last_sent else None
     return Status(
         release=__version__,
@@ -228,7 +227,7 @@ def status(pipeline: Pipeline) -> Status:
         next_send=_next_send(pipeline, seen, pending) if enabled else None,
         pending=pending,
         last_error=last_error,
-        overdue=due and not not_its_fault and seen.now >= seen.day.opens + OVERDUE_AFTER,
+        overdue=due and not elsewhere and seen.now >= seen.day.opens + OVERDUE_AFTER,
         cannot_write=cannot_write,
         lacking_rights=lacking,
         excess_rights=excess,
@@ -245,7 +244,7 @@ _READ_ONLY = text(
 
 
 def _why_not_stored(lacking: list[str], *, read_only: bool) -> str | None:
-    """Return what keeps a heartbeat that has been counted from being stored, or None."""
+    """Return why a heartbeat could be counted but not stored, or None."""
     if read_only:
         return "the database is read-only"
     return f"the role lacks rights on {', '.join(lacking)}" if lacking else None
@@ -254,9 +253,9 @@ def _why_not_stored(lacking: list[str], *, read_only: bool) -> str | None:
 def _as_it_would_be_written(
     connection: Connection, pipeline: Pipeline, *, due: bool
 ) -> tuple[tuple[str, ...], str | None]:
-    """Return warnings about ConsentOS's version, and what keeps its tables from being counted.
+    """Return warnings about ConsentOS's version, and why its tables cannot be counted.
 
-    They are counted only if a heartbeat is due, and not looked at while telemetry is off.
+    Counts the tables only if a heartbeat is due, and reads none while telemetry is off.
     """
     stale = None
     if isinstance(pipeline.settings.gate, Disabled):
@@ -271,7 +270,7 @@ def _as_it_would_be_written(
 
 
 def _next_send(pipeline: Pipeline, seen: Outlook, pending: list[Record]) -> datetime:
-    """Return when a heartbeat leaves next: now if one is due and merely not written yet."""
+    """Return when the next heartbeat is sent: now if one is due and not written yet."""
     now, day = seen.now, seen.day
     waiting: list[datetime] = [row["next_attempt_at"] for row in pending if row["expires_at"] > now]
     if waiting:

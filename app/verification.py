@@ -1,4 +1,4 @@
-"""Whether what is on record is true: each row by itself, beside a log and beside the receiver.
+"""Finds problems in the stored rows: in each row alone, against a log, against the receiver.
 
 Pure.
 """
@@ -16,16 +16,17 @@ from app.outbox import Record
 from app.schedule import Day, running_day
 
 NOT_FROZEN = (
-    "the trigger telemetry_outbox_frozen, which keeps a row from being changed, does not stand"
-    " unchanged and alone"
+    "the trigger telemetry_outbox_frozen, which protects the rows from changes, is missing or"
+    " changed, or another trigger or a rule was added"
 )
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is not as it should be: in a row, in a line of the log, or at the receiver.
+    """A problem in a row, in a line of the log, or at the receiver.
 
-    ``instance_id`` is set for what is at the receiver alone. Without any of them it is in none.
+    ``instance_id`` is set if only the receiver has the heartbeat. If no field is set, the problem
+    is in the table itself.
     """
 
     sentence: str
@@ -36,7 +37,7 @@ class Problem:
 
 
 def of_rows(rows: Iterable[Record]) -> Iterator[Problem]:
-    """Yield what is wrong with each row, by itself and with its attempts, ``tries``."""
+    """Yield the problems of each row and of its attempts, ``tries``."""
     for row in rows:
         for sentence in (*_of_body(row), *_of_attempts(row)):
             yield Problem(sentence, day=row["day"], id=row["id"])
@@ -48,20 +49,20 @@ def _of_body(row: Record) -> Iterator[str]:
         return
     body = json.loads(row["payload"])
     if body["instance_id"] != str(row["instance_id"]):
-        yield "its body names another instance than the row"
+        yield "its body has a different instance_id than the row"
     if running_day(row["created_at"]).date != row["day"]:
-        yield "it was written on another day than it is for"
+        yield "it was written on a different day than the row's day"
     if body["sent_at"] != _sent_at(row):
-        yield "its body names another time than the one at which the row was written"
+        yield "its body's sent_at is not the time at which the row was written"
 
 
 def _of_attempts(row: Record) -> Iterator[str]:
     numbers = [each["n"] for each in row["tries"]]
     if numbers != [*range(1, row["attempts"] + 1)]:
         found = ", ".join(map(str, numbers)) or "none"
-        yield f"its count of attempts is {row['attempts']}, and those on record are {found}"
+        yield f"it counts {row['attempts']} attempts, and the stored ones are {found}"
     if row["state"] in {"sent", "rejected"} and row["state"] not in _outcomes(row):
-        yield f"it is {row['state']}, and no attempt on record was"
+        yield f"it is {row['state']}, but no stored attempt was"
 
 
 def _outcomes(row: Record) -> set[str | None]:
@@ -69,18 +70,18 @@ def _outcomes(row: Record) -> set[str | None]:
 
 
 def _sent_at(row: Record) -> str:
-    """Return what the row's body must name as its ``sent_at``, by the row's other columns."""
+    """Return the ``sent_at`` that the row's body must have, from the row's other columns."""
     return str(row["created_at"].astimezone(UTC).isoformat(timespec="seconds"))
 
 
 def was_sent(row: Record) -> bool:
-    """Whether a receiver has accepted the row, whatever has become of it since."""
+    """Whether a receiver has accepted the row, in any state that it has now."""
     return row["state"] == "sent" or "sent" in _outcomes(row)
 
 
 @dataclass
 class Compared:
-    """Which bodies a log has, which lines were too long to have one, and what is wrong."""
+    """The bodies of a log, the lines too long to hold one, and the problems found."""
 
     logged: int = 0
     bodies: set[str] = field(default_factory=set)
@@ -97,8 +98,8 @@ def of_log(
 ) -> Compared:
     """Compare a log with the rows: each logged body is stored, and each row sent was logged.
 
-    With ``since``, which the rows are of, earlier bodies are left out. A body that does not say
-    when it was written is not. ``held`` has the bodies at the receiver, if it was asked.
+    ``since`` is the first day of the rows: bodies written earlier are skipped, and a body without
+    a valid time is not. ``held`` has the bodies at the receiver, if it was asked.
     """
     found, stored = Compared(), {row["payload"] for row in rows}
     for entry in entries:
@@ -118,12 +119,12 @@ def of_log(
     return found
 
 
-_UNREADABLE = "the log has a body here that cannot be read"
+_UNREADABLE = "the log has a body in this line that cannot be read"
 _NOT_WHOLE = f"{_UNREADABLE}: it is not a whole JSON object"
 
 
 def _joined(logged: Logged, stored: Iterable[str]) -> str | None:
-    """Return the stored body whose end is on the next line; None if that cannot be said."""
+    """Return the stored body that continues on the next line, or None if none fits."""
     if not logged.following or MARK in logged.following:
         return None
     for body in stored:
@@ -157,10 +158,10 @@ def _is_whole(body: str) -> bool:
 def _not_logged(
     rows: Iterable[Record], seen: set[str], held: Collection[str] | None, *, sure: bool
 ) -> Iterator[Problem]:
-    missing = "it was sent, and the log has no such body"
+    missing = "it was sent, but the log does not have its body"
     for row in rows:
         if was_sent(row) and row["payload"] not in seen:
-            where = missing if sure else f"{missing} in the lines that can be read"
+            where = missing if sure else f"{missing} in the readable lines"
             if held is not None and row["payload"] in held:
                 where = f"{where}; the receiver holds the row's bytes"
             yield Problem(where, row["day"], row["id"])
@@ -187,16 +188,16 @@ class There:
 
     @property
     def bodies(self) -> set[str]:
-        """Every body that it holds."""
+        """All bodies that the receiver holds."""
         return {body for each in self.holdings.values() for body in each.bodies.values()}
 
 
 @dataclass(frozen=True)
 class Here:
-    """By what the receiver is compared with this side: the time, and what is no longer here.
+    """This side of the comparison with the receiver: the time, and what is no longer stored here.
 
-    ``retention`` is how long a row is kept, or None for ever. Nothing before ``since`` counts.
-    ``logged`` has the bodies of a log, where there is one.
+    ``retention`` is how long a row is stored, None for ever. Heartbeats before ``since`` do not
+    count. ``logged`` has the bodies of a log, if one is given.
     """
 
     now: datetime
@@ -207,11 +208,12 @@ class Here:
 
 @dataclass
 class Confirmed:
-    """How many of the rows the receiver holds, and how many heartbeats besides.
+    """How many of the rows the receiver holds, and how many heartbeats it holds without a row.
 
-    Of the ``sent`` rows it holds ``equal - equal_unsent`` byte for byte. ``equal_unsent`` are rows
-    that no answer confirmed: it was lost, or they were carried there by hand. ``only_there`` and
-    ``no_longer_here`` are heartbeats without a row; the latter are older than rows are kept.
+    Of the ``sent`` rows it holds ``equal - equal_unsent`` byte for byte. ``equal_unsent`` counts
+    rows without an accepted attempt: the answer was lost, or the row was carried by hand.
+    ``only_there`` and ``no_longer_here`` count heartbeats without a row; the latter are older than
+    the retention here.
     """
 
     endpoint: str
@@ -228,9 +230,9 @@ class Confirmed:
 def of_receiver(
     rows: Sequence[Record], there: There, here: Here
 ) -> tuple[Confirmed, list[Problem]]:
-    """Compare what the receiver holds with the rows, byte for byte; return what is wrong as well.
+    """Compare what the receiver holds with the rows, byte for byte; return the problems as well.
 
-    A row and a heartbeat belong together by the instance id and the second of their writing.
+    A row and a heartbeat match by instance id and by the second in which they were written.
     """
     found, problems = Confirmed(there.endpoint, sorted(there.holdings)), []
     unmatched = {
@@ -265,28 +267,28 @@ def of_receiver(
 
 
 def _different(stored: str, held: str, logged: Collection[str] | None) -> str:
-    """Say that the bytes differ, and which two of the three witnesses agree."""
-    differ = "the receiver holds other bytes under its id and time"
+    """Say that the bytes differ, and whether the log agrees with the row or with the receiver."""
+    differ = "the receiver holds different bytes under its id and time"
     match logged is not None and stored in logged, logged is not None and held in logged:
         case True, False:
-            return f"{differ}; the row and the log agree: the receiver's were changed"
+            return f"{differ}; the row and the log have the same bytes: the receiver's was changed"
         case False, True:
             return f"{differ}; the receiver and the log have the same bytes: the row was changed"
-    return f"{differ}: the row's or the receiver's were changed"
+    return f"{differ}: the row or the receiver's copy was changed"
 
 
 def _missing(row: Record, there: There, here: Here) -> str:
-    """Say that a row that was sent is not there, and what can be the reason."""
+    """Say that the receiver does not hold a row that was sent, and the possible reasons."""
     reasons = ["it was deleted there"]
     holding = there.holdings.get(row["instance_id"])
     days = holding.retention_days if holding else 0
     if days and here.now - row["created_at"] > timedelta(days=days):
-        reasons.insert(0, f"it is older than the {days} days for which the receiver keeps it")
+        reasons.insert(0, f"it is older than the {days} days for which the receiver stores it")
     went = {each["endpoint"] for each in row["tries"] if each["outcome"] == "sent"}
     if went and there.endpoint not in went:
-        reasons.insert(0, "it went to another endpoint, which its attempt names")
+        reasons.insert(0, "it was sent to another endpoint, shown in its attempt")
     logged = here.logged is not None and row["payload"] in here.logged
-    sent = "it was sent, as the log says too" if logged else "it was sent"
+    sent = "it was sent, which the log confirms" if logged else "it was sent"
     return f"{sent}, and the receiver does not hold it: {_either(reasons)}"
 
 
@@ -307,6 +309,6 @@ def _without_row(
 ) -> Problem:
     why = _either(_NOT_HERE)
     if logged is not None and body in logged:
-        why = "the log has the same bytes, so that it left from here and its row is gone"
+        why = "the log has the same bytes, so it was sent from here and its row is gone"
     held = f"the receiver holds a heartbeat of {written.isoformat()} that is not stored here"
     return Problem(f"{held}: {why}", instance_id=instance_id)

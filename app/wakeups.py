@@ -1,6 +1,6 @@
-"""The Redis that carries the wake-ups: how it is reached, what is wrong with it, when it was used.
+"""The Redis for wake-ups: connecting to it, naming its errors, and the time of the last sweep.
 
-The workers put Dramatiq on it; the operator's commands only look.
+The workers run Dramatiq on it; the operator's commands only read.
 """
 
 import socket
@@ -16,19 +16,19 @@ from redis.retry import Retry
 from app.settings import Settings, SettingsError
 
 TIMEOUT = 2
-"""Seconds that Redis has for an answer: with a Redis that hangs, a stop still is prompt."""
+"""Seconds to wait for Redis: short, so that a process stops promptly while Redis hangs."""
 
 CLIENT_NAME = "consentos-telemetry"
 
 _REMEMBERED = timedelta(days=30)
-"""How long a sweep is remembered."""
+"""How long the time of the last sweep is stored."""
 
 
 def pool(settings: Settings) -> redis.ConnectionPool:
-    """Return a pool of connections to REDIS_URL, none of which is open yet.
+    """Return a pool of connections to REDIS_URL; none is open yet.
 
     Raises:
-        SettingsError: the URL is missing, or has an option that is none or has a wrong value.
+        SettingsError: the URL is missing, or has an unknown option or a wrong value.
     """
     try:
         made = redis.ConnectionPool.from_url(
@@ -37,26 +37,28 @@ def pool(settings: Settings) -> redis.ConnectionPool:
             socket_connect_timeout=TIMEOUT,
             socket_keepalive=True,
             health_check_interval=30,
-            # A connection that broke while idle is made anew; a silent Redis is not asked twice.
+            # Reconnects if an idle connection broke; does not retry after a timeout.
             retry=Retry(ConstantBackoff(0.1), 2, supported_errors=(redis.ConnectionError,)),
             client_name=CLIENT_NAME,
         )
-        made.connection_class(**made.connection_kwargs)  # does not connect, but knows its options
+        made.connection_class(**made.connection_kwargs)  # checks the options without connecting
     except (TypeError, ValueError, redis.RedisError):
-        raise SettingsError("REDIS_URL has an option that cannot be understood.") from None
+        raise SettingsError(
+            "REDIS_URL has an unknown option, or an option with a wrong value."
+        ) from None
     return made
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look at Redis shows: why it cannot be used, and how long ago a worker last swept."""
+    """The state of Redis: why it cannot be used, and how long ago a worker last swept."""
 
     trouble: str | None
     swept_ago: timedelta | None = None
 
 
 def look(settings: Settings) -> Seen:
-    """Ask Redis once, as the processes do."""
+    """Ask Redis once, with the settings of the workers."""
     try:
         with redis.Redis(connection_pool=pool(settings)) as client:
             left = client.pttl(_swept(settings.namespace))
@@ -68,7 +70,7 @@ def look(settings: Settings) -> Seen:
 
 
 def record_sweep(client: redis.Redis, namespace: str) -> None:
-    """Remember that a worker sweeps now: by the time that is left to the key, so by Redis's clock.
+    """Store that a worker sweeps now, as the remaining life of a key: Redis's clock counts it.
 
     Raises:
         redis.RedisError: Redis cannot be used.
@@ -89,22 +91,22 @@ _ANSWERS = {
     "OOM": "Redis has no memory left",
 }
 _DENIED_IN_A_SCRIPT = "ACL failure in script"
-"""How a message begins that has no code of its own; Redis and Valkey translate none."""
+"""The beginning of a message that has no error code; it is always in English."""
 
 _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (redis.AuthenticationError, _ANSWERS["WRONGPASS"]),
     (redis.MaxConnectionsError, "Redis has no connection left"),
     (ssl.SSLCertVerificationError, "the certificate of Redis cannot be verified"),
-    (ssl.SSLError, "Redis does not speak TLS as rediss:// asks"),
+    (ssl.SSLError, "REDIS_URL begins with rediss://, but Redis does not use TLS"),
     (socket.gaierror, "the host in REDIS_URL is unknown"),
-    (ConnectionRefusedError, "nothing listens where REDIS_URL points to"),
+    (ConnectionRefusedError, "nothing listens at the address in REDIS_URL"),
     (TimeoutError, "Redis does not answer"),
     (redis.TimeoutError, "Redis does not answer"),
 )
 
 
 def cause(error: BaseException) -> str:
-    """Say why Redis cannot be used, without a value in it: by codes and types, and by one text."""
+    """Return why Redis cannot be used, in words that contain no value of the error."""
     chain = [*_chain(error)]
     for each in chain:
         if answer := _ANSWERS.get(getattr(each, "status_code", None) or ""):
@@ -119,7 +121,7 @@ def cause(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it came from."""
+    """Yield an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,1 +1,4 @@
-"""The demo's parts, which the tests use too: disposable servers and a ConsentOS database."""
+"""``make demo`` and its parts, which the tests and the bench use too.
+
+Disposable Postgres and Valkey servers, a small ConsentOS database, and a simulated fleet.
+"""

@@ -1,4 +1,4 @@
-"""``make demo``: one heartbeat leaves and is counted, by real servers that end with the demo."""
+"""``make demo``: real processes send one heartbeat and count it; all of them stop at the end."""
 
 import json
 import os
@@ -29,13 +29,13 @@ from demo.fleet import Fleet, by_minute, releases
 DATA = Path(".data")
 ROLE = "telemetry"
 PATIENCE = 60.0
-"""Seconds for a process of the Procfile to do what it is there for."""
+"""Seconds to wait for a process of the Procfile."""
 
 INSTALLS, DAYS = 300, 31
-"""Those of the simulated history that the collector opens with, up to yesterday."""
+"""The size of the collector's simulated history, which ends with yesterday."""
 
 ESTABLISHED_DAYS = 1
-"""The demo's own install counts at once."""
+"""With one day, the demo's own install counts at once."""
 
 _RELEASED = text("INSERT INTO release (version, released_on) VALUES (:version, :day)")
 
@@ -43,14 +43,14 @@ console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, s
 
 
 class DemoError(Exception):
-    """The demo did not show what it is there to show."""
+    """The demo failed to show what it should."""
 
 
 class Demo:
     """A ConsentOS with its telemetry and a collector, in one directory."""
 
     def __init__(self, embedded: servers.Servers, directory: Path) -> None:
-        """Choose names, ports and the whole environment of the processes."""
+        """Choose databases, the port and the complete environment of the processes."""
         self._embedded = embedded
         self.log = directory / "processes.log"
         self.port = _free_port()
@@ -60,7 +60,7 @@ class Demo:
         self.consentos = self._database("consentos")
         self.collector = self._database("collector")
         self.administrator = {"MIGRATION_DATABASE_URL": self.consentos}
-        # All of it, so that nothing of the caller's environment has a say.
+        # Complete, so that the caller's environment has no effect.
         self.env = {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HOME": os.environ.get("HOME", str(directory)),
@@ -96,16 +96,16 @@ class Demo:
         return self.run(sys.executable, "-m", "app", *words, **more)
 
     def shown(self, *words: str) -> str:
-        """Run one of the operator's commands and return all that a terminal would show of it."""
+        """Run one of the operator's commands and return its stdout and stderr together."""
         return self.run(*("sh", "-c", 'exec "$@" 2>&1', "sh"), sys.executable, "-m", "app", *words)
 
     def release(self) -> None:
-        """Run both Procfiles' release lines, to their end."""
+        """Run the release line of both Procfiles to its end."""
         for procfile in ("Procfile", "Procfile.collector"):
             self.run(*_honcho(procfile), "start", "release", **self.administrator)
 
     def grant(self) -> None:
-        """Make the small role that all else runs under."""
+        """Create the database role of the pipeline, which has only the rights it needs."""
         self.command("grants", "--role", ROLE, "--apply", **self.administrator)
 
     def start(self) -> None:
@@ -118,13 +118,13 @@ class Demo:
             self._embedded.start(argv, env=self.env, log=self.log)
 
     def fill(self) -> consentos.Truth:
-        """Make a small ConsentOS database."""
+        """Fill a small ConsentOS database."""
         with database.engine(_driver(self.consentos)).begin() as connection:
             consentos.create_tables(connection)
             return consentos.populate(connection)
 
     def age(self) -> None:
-        """Make the pipeline's tables look two days old: notice given, yesterday's on record."""
+        """Make the pipeline's tables look two days old: the notice given, yesterday's heartbeat sent."""
         heartbeat = payload.parse(self.command("preview"))
         engine = database.engine(_driver(self.consentos))
         with database.transaction(engine.connect()) as connection:
@@ -132,23 +132,23 @@ class Demo:
             _record_sent(connection, day, heartbeat, self.env["TELEMETRY_ENDPOINT"])
 
     def delivered(self) -> dict[str, Any]:
-        """Wait until the scheduler's own sweep has had a heartbeat written and delivered."""
+        """Wait until a heartbeat has been written and sent after the scheduler's sweep."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             newest, *earlier = json.loads(self.command("audit", "--json"))
             if earlier and newest["state"] == "sent":
                 return dict(newest)
-        raise DemoError(f"no heartbeat was delivered within {PATIENCE:.0f} s; see {self.log}")
+        raise DemoError(f"no heartbeat was sent within {PATIENCE:.0f} s; see {self.log}")
 
     def logged(self) -> str:
-        """Return the line of the log that holds the payload, as `grep` would."""
+        """Return the log line with the payload, as `grep` finds it."""
         for line in self.log.read_text().splitlines():
             if "telemetry.payload " in line:
                 return line
         raise DemoError(f"the payload is not in the log {self.log}")
 
     def simulate(self) -> None:
-        """Have the collector look a month old: it has taken what others sent."""
+        """Make the collector look a month old: store what a simulated fleet sent."""
         yesterday = datetime.now(UTC).date() - timedelta(days=1)
         first = yesterday - timedelta(days=DAYS - 1)
         engine = database.engine(_driver(self.collector))
@@ -169,7 +169,7 @@ class Demo:
                     self._history |= {(each.instance_id, each.sent_at) for each in batch.heartbeats}
 
     def name_newest(self) -> None:
-        """Put the newest version on the list of releases, as its maintainers do."""
+        """Add the newest version to the list of releases, as the maintainers do."""
         version, released_on = self._newest
         unlisted = self.maintain("unlisted")
         if f"releases add {version} " not in unlisted:
@@ -182,7 +182,7 @@ class Demo:
 
     @property
     def newest(self) -> str:
-        """The version that is named last."""
+        """The newest version."""
         return self._newest[0]
 
     def maintain(self, *words: str) -> str:
@@ -190,26 +190,26 @@ class Demo:
         return self.run(sys.executable, "-m", "app.collector", *words)
 
     def collected(self) -> list[Any]:
-        """Return the bodies that the collector holds beside all of its simulated history."""
+        """Return the bodies that the collector stores, without its simulated history."""
         with database.engine(_driver(self.collector)).begin() as connection:
             bodies = list(connection.scalars(text("SELECT body FROM heartbeat")))
         real = [b for b in bodies if (b["instance_id"], b["sent_at"]) not in self._history]
         if len(bodies) - len(real) != len(self._history):
-            raise DemoError("the collector does not hold all of its history")
+            raise DemoError("the collector does not store its complete history")
         return real
 
     def counted(self) -> dict[str, Any]:
-        """Return what the collector's page shows, with this heartbeat in its live number.
+        """Return the numbers of the collector's page; the live number includes this heartbeat.
 
-        The simulated ones end with yesterday, which was counted before this one came.
+        The simulated heartbeats end with yesterday, which was counted before this one arrived.
         """
         with database.engine(_driver(self.collector)).begin() as connection:
             live = daily.live(connection)
-        with urllib.request.urlopen(f"{self.page}v1/stats.json", timeout=PATIENCE) as answer:  # noqa: S310 - our own
-            told: dict[str, Any] = json.load(answer)
-        if told["live"]["active"] != live.active:
+        with urllib.request.urlopen(f"{self.page}v1/stats.json", timeout=PATIENCE) as answer:  # noqa: S310 - the demo's own http URL
+            stats: dict[str, Any] = json.load(answer)
+        if stats["live"]["active"] != live.active:
             raise DemoError("the collector's page does not show how many installs are active now")
-        return told
+        return stats
 
 
 def _record_sent(
@@ -252,7 +252,7 @@ def _record_sent(
 
 
 def _honcho(procfile: str) -> list[str]:
-    """Return honcho on a Procfile, told to read no one's .env."""
+    """Return the honcho command for a Procfile, with no .env file."""
     return [sys.executable, "-m", "honcho", "-e", os.devnull, "-f", procfile]
 
 
@@ -267,7 +267,7 @@ def _free_port() -> int:
 
 @contextmanager
 def step(doing: str) -> Iterator[None]:
-    """Show what is being done while it is done, and how long it took."""
+    """Show a step while it runs, and how long it took."""
     started = time.monotonic()
     spinner = console.status(doing) if console.is_terminal else nullcontext()
     with spinner:
@@ -278,7 +278,7 @@ def step(doing: str) -> Iterator[None]:
 def show(demo: Demo, row: Mapping[str, Any]) -> None:
     """Print the body, the log line and the row, and check that they agree."""
     line = demo.logged()
-    console.print(Rule("the body, as it left this install", align="left"))
+    console.print(Rule("the body, as it was sent", align="left"))
     console.print(escape(json.dumps(json.loads(row["payload"]), indent=2)))
     console.print(Rule("the log: grep telemetry.payload", align="left"))
     console.print(escape(line))
@@ -287,33 +287,35 @@ def show(demo: Demo, row: Mapping[str, Any]) -> None:
         console.print(Rule(f"consentos-telemetry {' '.join(words)}", align="left"))
         console.print(escape(demo.shown(*words)))
     if demo.collected() != [json.loads(row["payload"])]:
-        raise DemoError("the collector does not hold the stored body, or not only that")
-    console.print("[green]✓[/] row, log line and collector hold the same heartbeat, once")
+        raise DemoError("the collector does not store exactly the body that was sent")
+    console.print("[green]✓[/] the row, the log and the collector have the same heartbeat, once")
 
 
 def show_page(demo: Demo) -> None:
-    """Print what the collector's page tells: of a simulated month, and of this heartbeat today."""
-    told = demo.counted()
-    yesterday = told["days"][-1]
+    """Print the numbers of the collector's page: a simulated month, and this heartbeat today."""
+    stats = demo.counted()
+    yesterday = stats["days"][-1]
     versions = sorted(yesterday["versions"].items(), key=lambda each: -each[1])
     few = ", ".join(f"{version} on {installs}" for version, installs in versions[:3])
     console.print(Rule(f"is anyone running this? {demo.page}", align="left"))
     console.print(
-        f"  active in 48 hours:    {told['live']['active']} installs now,"
+        f"  active in 48 hours:    {stats['live']['active']} installs now,"
         f" {yesterday['movements'][daily.ACTIVE_2D]} at the end of yesterday"
     )
     console.print(f"  versions:              {few}, and {max(len(versions) - 3, 0)} more")
     console.print(f"  simulated:             {INSTALLS} installs over {DAYS} days, up to yesterday")
     if demo.newest not in yesterday["versions"]:
-        raise DemoError(f"the collector's page does not name {demo.newest}")
-    console.print("[green]✓[/] the heartbeat is in the number of installs that are active now")
+        raise DemoError(f"the collector's page does not show {demo.newest}")
+    console.print("[green]✓[/] the number of installs active now includes this heartbeat")
 
 
 def main(
     *,
-    stay: Annotated[bool, typer.Option("--stay", help="Stay until Ctrl-C.")] = False,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep everything running until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """Start a ConsentOS, its telemetry and a collector, and watch one heartbeat leave."""
+    """Send one heartbeat from a small ConsentOS database to a local collector."""
     started = time.monotonic()
     DATA.mkdir(exist_ok=True)
     try:
@@ -324,7 +326,7 @@ def main(
             with step("stop every process and both servers"):
                 running.close()
     except KeyboardInterrupt:
-        console.print("\nEverything is stopped.")
+        console.print("\nEverything was stopped.")
     except (servers.ServersError, DemoError) as error:
         console.print(f"[red]✗[/] {escape(str(error))}")
         raise typer.Exit(1) from None
@@ -332,18 +334,18 @@ def main(
 
 
 def play(demo: Demo, embedded: servers.Servers, *, stay: bool) -> None:
-    """Go through the life of one heartbeat, and stay with it where the user wants to look on."""
-    with step("make a small ConsentOS database"):
+    """Run each step of one heartbeat; with ``stay``, keep everything running afterwards."""
+    with step("create a small ConsentOS database"):
         demo.fill()
     with step("run both release lines (honcho start release)"):
         demo.release()
-    with step(f"make a role that may do no more than it must (grants --role {ROLE} --apply)"):
+    with step(f"create a role with only the rights it needs (grants --role {ROLE} --apply)"):
         demo.grant()
-    with step("make the telemetry look two days old"):
+    with step("make telemetry look two days old"):
         demo.age()
-    with step(f"have the collector look back on {DAYS} days of {INSTALLS} simulated installs"):
+    with step(f"give the collector a history: {INSTALLS} simulated installs over {DAYS} days"):
         demo.simulate()
-    with step("put the newest version on the list of releases (unlisted, releases add)"):
+    with step("add the newest version to the list of releases (unlisted, releases add)"):
         demo.name_newest()
     with step(f"count the {DAYS} days"):
         demo.count()
@@ -357,7 +359,7 @@ def play(demo: Demo, embedded: servers.Servers, *, stay: bool) -> None:
         variables = {**demo.env, **demo.administrator}
         lines = (f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
         environment.write_text("".join(lines))
-        console.print(Rule("all of it stays until Ctrl-C", align="left"))
+        console.print(Rule("everything keeps running until Ctrl-C", align="left"))
         console.print(f"  the collector's page:  {demo.page}")
         console.print(f"  the processes' log:    tail -f {demo.log}")
         console.print(f"  the commands:          . {environment}; consentos-telemetry status")

@@ -1,7 +1,7 @@
-"""A small but believable ConsentOS database, for the demo and for the tests.
+"""A small, realistic ConsentOS database, for the demo, the tests and the bench.
 
-The true counts are computed here in plain Python from the generated rows, so that they can judge
-what the telemetry's SQL counts.
+The true counts are computed here in plain Python from the generated rows. Tests compare them with
+the counts of the pipeline's SQL.
 """
 
 import json
@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 Row = dict[str, Any]
 
 DAY = timedelta(hours=24)
-SCANS = 40  # in the last 24 hours; as many are older
+SCANS = 40  # in the last 24 hours, and as many before
 CONSENTS = 2_500  # likewise
 TRADES = ("Atlas", "Birch", "Cedar", "Delta", "Ember")
 BRANDS = ("fjord", "grove", "harbour", "iris", "juno", "kestrel")
@@ -51,7 +51,7 @@ WHERE target.ctid = marked.ctid
 
 @dataclass(frozen=True)
 class Truth:
-    """What a correct heartbeat counts, before the counts become buckets."""
+    """The counts that a correct heartbeat has, before they become buckets."""
 
     orgs: int
     users: int
@@ -64,31 +64,31 @@ class Truth:
 
 
 def create_tables(connection: Connection) -> None:
-    """Create ConsentOS's tables as of its revision 0009, `alembic_version` among them."""
+    """Create ConsentOS's tables as of its revision 0009, including `alembic_version`."""
     ddl = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
-    # Only without parameters does psycopg accept several statements at once.
+    # psycopg accepts several statements only without parameters.
     connection.exec_driver_sql(ddl, execution_options={"no_parameters": True})
 
 
 def populate(connection: Connection, seed: int = 20260502, *, now: datetime | None = None) -> Truth:
     """Fill the tables with generated rows and return the true counts.
 
-    Every event lies before `now` (by default the present) and at least an hour away from where
-    the last 24 hours begin. The same seed and `now` give the same rows.
+    Every event is before `now` (by default the current time), and at least an hour before or after
+    the moment at which the last 24 hours begin. The same seed and `now` give the same rows.
     """
-    company = _Company(random.Random(seed), now or datetime.now(UTC))  # noqa: S311
+    company = _Company(random.Random(seed), now or datetime.now(UTC))  # noqa: S311 - reproducible
     for table, rows in company.tables.items():
         _insert(connection, table, rows)
     return company.truth()
 
 
 def mark(connection: Connection, marker: str) -> int:
-    """Put `marker` into every text and JSON value of every row that is ConsentOS's own.
+    """Write `marker` into every text and JSON value of every row of ConsentOS's tables.
 
     A row number after it keeps unique columns unique.
 
     Returns:
-        The number of columns that hold the marker now; those of empty tables are not counted.
+        The number of columns with the marker; columns of empty tables do not count.
     """
     assignments: dict[str, list[str]] = {}
     for table, assignment in connection.execute(text(MARKABLE)):
@@ -104,7 +104,7 @@ def mark(connection: Connection, marker: str) -> int:
 def _insert(connection: Connection, table: str, rows: Sequence[Row]) -> None:
     columns = rows[0]
     values = ", ".join(f":{column}" for column in columns)
-    insert = text(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})")  # noqa: S608 - our own words
+    insert = text(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})")  # noqa: S608 - constants
     connection.execute(insert, [_storable(row) for row in rows])
 
 
@@ -113,7 +113,7 @@ def _storable(row: Row) -> Row:
 
 
 class _Company:
-    """The rows of every table, parents before children, and the truth about them."""
+    """The rows of every table, parents before children, and their true counts."""
 
     def __init__(self, rng: random.Random, now: datetime) -> None:
         self._rng = rng
@@ -152,7 +152,7 @@ class _Company:
         return sum(row[column] > self._now - DAY for row in self.tables[table])
 
     def _resolve(self, site: Row, setting: str, *, default: object) -> object:
-        """Return what the nearest layer sets: site, then site group, then organisation."""
+        """Return the value of the first layer that sets it: site, site group, organisation."""
         for owner in (site["id"], site["site_group_id"], site["organisation_id"]):
             layer = self._configs.get(owner, {})
             if layer.get(setting) is not None:
@@ -219,7 +219,7 @@ class _Company:
     def _perhaps_configure(
         self, chance: float, table: str, column: str, owner: UUID, **more: object
     ) -> None:
-        """Give the owner a layer of its own, mostly of NULLs, or leave it without one."""
+        """With this chance, give the owner a configuration layer, mostly of NULLs."""
         if not self._chance(chance):
             return
         layer = {

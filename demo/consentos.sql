@@ -1,4 +1,4 @@
--- ConsentOS's tables as its Alembic revision 0009 leaves them, reduced to what a demo needs.
+-- ConsentOS's tables as its Alembic revision 0009 leaves them, reduced to what the demo and the tests need.
 
 CREATE TABLE alembic_version (
     version_num varchar(32) PRIMARY KEY
@@ -70,7 +70,7 @@ CREATE TABLE sites (
 CREATE INDEX ix_sites_organisation_id ON sites (organisation_id);
 CREATE INDEX ix_sites_site_group_id ON sites (site_group_id);
 
--- The three layers of the configuration: NULL leaves the layer above in force.
+-- The three layers of the configuration: NULL means the value of the layer above.
 
 CREATE TABLE org_configs (
     id                 uuid PRIMARY KEY DEFAULT gen_random_uuid(),

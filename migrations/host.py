@@ -1,41 +1,41 @@
-"""What telemetry's migrations ask of ConsentOS's database before they make a table in it."""
+"""What ConsentOS's database must have before telemetry's migrations create a table in it."""
 
 import re
 
 from sqlalchemy import Connection, text
 
 NEEDED = "0005"
-"""The revision that makes ConsentOS's table ``instance``, with a bare CREATE TABLE: if the table is
-there already, none of ConsentOS's migrations succeeds."""
+"""The revision that creates ConsentOS's table ``instance``, with a bare CREATE TABLE: if the table
+exists already, ConsentOS's migrations fail."""
 
 OURS = "made by consentos-telemetry"
-"""The comment of an ``instance`` that the first release of telemetry made without a ConsentOS."""
+"""The comment on an ``instance`` that telemetry's first release created without ConsentOS."""
 
 AGAIN = "run ConsentOS's own migrations first, then this again."
 
 
 def give_back_instance(connection: Connection) -> str | None:
-    """Drop an ``instance`` of our own making, which keeps ConsentOS from being installed.
+    """Drop an ``instance`` that telemetry created: it prevents ConsentOS from being installed.
 
-    Returns what was done, and what to do now, or None if there is no such table.
+    Returns what was done and what to do now, or None if there is no such table.
     """
     comment = text("SELECT obj_description(to_regclass('instance'), 'pg_class')")
     if connection.scalar(comment) != OURS or (_revision(connection) or "") >= NEEDED:
         return None
     if connection.scalar(text("SELECT count(*) FROM instance")):
         return (
-            "An earlier release of telemetry made the table 'instance', which keeps ConsentOS from"
-            f" being installed, and it holds rows: drop it, {AGAIN}"
+            "An earlier release of telemetry created the table 'instance', which prevents ConsentOS"
+            f" from being installed, and it has rows: drop it, {AGAIN}"
         )
     connection.execute(text("DROP TABLE instance"))
     return (
-        "The table 'instance', which an earlier release of telemetry made and which keeps ConsentOS"
-        f" from being installed, has been dropped: {AGAIN}"
+        "The table 'instance' was dropped. An earlier release of telemetry created it, and it"
+        f" prevented ConsentOS from being installed: {AGAIN}"
     )
 
 
 def unready(connection: Connection) -> str | None:
-    """Return why telemetry's tables cannot be made here yet, and what to do, or None."""
+    """Return why telemetry's tables cannot be created here yet, and what to do, or None."""
     revision = _revision(connection)
     if revision and revision < NEEDED:
         return (
@@ -53,7 +53,7 @@ def unready(connection: Connection) -> str | None:
 
 
 def _revision(connection: Connection) -> str | None:
-    """Return ConsentOS's revision, or None if this is not a history of ConsentOS's."""
+    """Return ConsentOS's revision, or None if ``alembic_version`` is missing or not ConsentOS's."""
     if not _exists(connection, "alembic_version"):
         return None
     found = connection.scalars(text("SELECT version_num FROM alembic_version")).all()

@@ -1,7 +1,7 @@
-"""Telemetry's tables after a partial restore or a careless hand, made whole again.
+"""Repairs telemetry's tables after a partial restore or a manual change.
 
-Whatever is missing, one way mends it: what the tables hold is set aside, what is left of them is
-dropped, the migrations make them anew, and rows and grants go back in.
+Every repair works the same way: copy the rows, drop what is left of the tables, create them with
+the migrations, and restore rows and grants.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 TABLES = ("telemetry_notice", "telemetry_outbox", "telemetry_attempt")
-"""A table stands after those that its foreign keys name."""
+"""In the order of creation: a table comes after those that its foreign keys reference."""
 
 PARTS = {
     "telemetry_notice": {
@@ -64,8 +64,8 @@ PARTS = {
         "telemetry_attempt_finished CHECK",
     },
 }
-"""Each table's columns, constraints, indexes and triggers after the newest migration. A trigger has
-the MD5 of its function's body beside it."""
+"""Each table's columns, constraints, indexes and triggers after the newest migration. A trigger is
+followed by the MD5 of its function's body."""
 
 _FOUND = text(
     """
@@ -96,7 +96,7 @@ _FOUND = text(
 
 
 def found(connection: Connection) -> dict[str, set[str]]:
-    """Return the parts of each table that there is; a trigger that is disabled is none."""
+    """Return the parts of each existing table; a disabled trigger does not count."""
     tables: dict[str, set[str]] = {}
     for table, part in connection.execute(_FOUND, {"tables": [*TABLES]}):
         tables.setdefault(table, set()).add(part)
@@ -104,7 +104,7 @@ def found(connection: Connection) -> dict[str, set[str]]:
 
 
 def missing(connection: Connection) -> list[str]:
-    """Return what the newest migration makes and the database lacks: a table, or a part of one."""
+    """Return the tables, and the parts of tables, that the database lacks."""
     there = found(connection)
     lacking = [table for table in TABLES if table not in there]
     for table in there:
@@ -113,18 +113,18 @@ def missing(connection: Connection) -> list[str]:
 
 
 class NotRepairableError(Exception):
-    """The tables cannot be made anew; the message says why."""
+    """The tables cannot be repaired; the message says why."""
 
 
 def rebuild(connection: Connection, upgrade: Callable[[], None]) -> list[str]:
-    """Make the tables anew by ``upgrade``, with the rows and the grants that were left.
+    """Recreate the tables with ``upgrade``, and restore the rows and the grants that were left.
 
     Runs in the caller's transaction. Returns how many rows of each table were kept and removed, in
-    words: an attempt whose heartbeat is gone has nothing to belong to.
+    words: an attempt without its heartbeat is removed.
 
     Raises:
-        NotRepairableError: a row that is left breaks a rule of its table, or something that is not
-            telemetry's depends on a table.
+        NotRepairableError: a row breaks a rule of its table, or something outside telemetry
+            depends on a table.
     """
     left = [table for table in TABLES if _columns(connection, table)]
     _hold(connection, left)
@@ -139,7 +139,9 @@ def rebuild(connection: Connection, upgrade: Callable[[], None]) -> list[str]:
         columns = {None, *_columns(connection, table)}
         for column, statement in grants:
             if column in columns:
-                connection.exec_driver_sql(statement)  # a role's name may hold a colon
+                connection.exec_driver_sql(
+                    statement
+                )  # no text(): a role's name may contain a colon
     if owner:
         for table in (*TABLES, "telemetry_alembic_version"):
             connection.exec_driver_sql(f"ALTER TABLE {table} OWNER TO {owner}")
@@ -148,16 +150,16 @@ def rebuild(connection: Connection, upgrade: Callable[[], None]) -> list[str]:
 
 
 def _hold(connection: Connection, tables: list[str]) -> None:
-    """Wait for who works on the tables, and keep others out: what they commit is not to be lost.
+    """Lock the tables, so that nothing committed during the repair is lost.
 
-    A row is locked before its attempts, as everywhere.
+    The outbox is locked before the attempts, the same order as everywhere.
     """
     for table in tables:
         connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
 
 
 def _owner(connection: Connection, tables: list[str]) -> str | None:
-    """Return who owns the tables, as SQL writes it, if it is another role than the current one."""
+    """Return the tables' owner, quoted for SQL, unless it is the current role."""
     owners = text(
         "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass(:table)"
         " AND relowner <> (SELECT oid FROM pg_roles WHERE rolname = current_user)"
@@ -167,13 +169,13 @@ def _owner(connection: Connection, tables: list[str]) -> str | None:
 
 
 def clear(connection: Connection) -> None:
-    """Drop whatever is left of telemetry's tables."""
+    """Drop what is left of telemetry's tables."""
     try:
         connection.execute(text(f"DROP TABLE IF EXISTS {', '.join(reversed(TABLES))}"))
     except DBAPIError as error:
         if not isinstance(error.orig, DependentObjectsStillExist):
             raise
-        reason = "something that is not telemetry's, such as a view, depends on its tables"
+        reason = "something else, such as a view, depends on its tables"
         raise NotRepairableError(reason) from error
     connection.execute(text("DROP TABLE IF EXISTS telemetry_alembic_version"))
     connection.execute(text("DROP FUNCTION IF EXISTS telemetry_outbox_frozen()"))
@@ -188,12 +190,12 @@ def _columns(connection: Connection, table: str) -> list[str]:
 
 
 def _put_back(connection: Connection, table: str) -> str:
-    """Fill a table that was just made from what was set aside; say how many rows it has kept."""
+    """Fill a new table with its copied rows; return how many were kept and removed, in words."""
     kept = set(_columns(connection, f"kept_{table}"))
     names = ", ".join(name for name in _columns(connection, table) if name in kept)
     fits = " WHERE outbox_id IN (SELECT id FROM telemetry_outbox)" * (table == TABLES[-1])
-    # The names are those of a table that a migration has just made.
-    fill = f"INSERT INTO {table} ({names}) SELECT {names} FROM kept_{table}{fits}"  # noqa: S608
+    # The names come from the catalogue, for a table that a migration has just created.
+    fill = f"INSERT INTO {table} ({names}) SELECT {names} FROM kept_{table}{fits}"  # noqa: S608 - see above
     try:
         stored = connection.execute(text(fill)).rowcount
     except DBAPIError as error:
@@ -224,6 +226,6 @@ _GRANTED = text(
 
 
 def _grants(connection: Connection, table: str) -> list[tuple[str | None, str]]:
-    """Return each column, or None for the whole table, with the statement that grants it again."""
+    """Return each granted column, None for the whole table, and the statement that grants it."""
     found = connection.execute(_GRANTED, {"table": table})
     return [(column, statement) for column, statement in found]

@@ -3,9 +3,13 @@
 import sys
 
 try:
-    from app.cli import (
-        actions,  # noqa: F401 - adds its commands
-        questions,  # noqa: F401 - adds its commands
+    from app.cli import (  # noqa: F401 - each module registers its commands on import
+        audit,
+        identity,
+        preview,
+        send,
+        status,
+        tables,
     )
     from app.cli.entry import main
 except KeyboardInterrupt:  # the libraries take a second to load

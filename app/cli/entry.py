@@ -1,4 +1,4 @@
-"""The command line itself: every failure is one sentence on stderr and an exit code.
+"""The command line: every failure is one sentence on stderr and an exit code.
 
 With ``--json`` a failure is an object on stdout as well.
 """
@@ -30,7 +30,7 @@ FAILED = 1
 WRONG_CALL = WRONG_ENVIRONMENT = 2
 SWITCHED_OFF = 3
 INTERRUPTED = 130
-"""What a shell reports of a program that Ctrl-C has ended."""
+"""The exit code that a shell reports for a program ended by Ctrl-C."""
 
 EXIT_CODES = (
     "Exit codes: 0 success; 1 failed, or a check found a problem; 2 wrong arguments or settings;"
@@ -39,18 +39,19 @@ EXIT_CODES = (
 
 app = typer.Typer(
     name=NAME,
-    help="See, check and control the one heartbeat a day that this ConsentOS sends."
-    " Everything is read from the environment; TELEMETRY_ENABLED=false and a restart turn it off.",
+    help="See, check and control the heartbeat that this ConsentOS sends once a day."
+    " All settings are environment variables. To turn telemetry off, set"
+    " TELEMETRY_ENABLED=false and restart.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # frames and columns of options cannot be read at 60 columns
+    rich_markup_mode=None,  # its frames are unreadable on a terminal 60 columns wide
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 command = partial(app.command, epilog=EXIT_CODES)
 
 
-def _show_version(value: bool) -> None:  # noqa: FBT001 - as the library calls it
+def _show_version(value: bool) -> None:  # noqa: FBT001 - Typer passes it by position
     if value:
         typer.echo(f"{NAME} {__version__}")
         raise typer.Exit
@@ -66,14 +67,14 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Accept the options that come before a command."""
 
 
 class CommandError(Exception):
-    """A command cannot do what it was asked; the message is one sentence for the operator."""
+    """A command failed; the message is one sentence for the operator."""
 
     def __init__(self, sentence: str, code: int = FAILED, *, printed: bool = False) -> None:
-        """Keep the sentence and its exit code; ``printed`` is true if stdout has its JSON."""
+        """Store the sentence and its exit code; ``printed``: its JSON is already on stdout."""
         super().__init__(sentence)
         self.code = code
         self.printed = printed
@@ -81,13 +82,13 @@ class CommandError(Exception):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what can go wrong outside this program into one sentence, without any value in it."""
+    """Turn an expected error into a CommandError: one sentence that contains no value."""
     try:
         yield
     except SettingsError as error:
         raise CommandError(str(error), WRONG_ENVIRONMENT) from error
     except ArgumentError as error:
-        raise CommandError("The database's URL cannot be understood.", WRONG_ENVIRONMENT) from error
+        raise CommandError("The database's URL cannot be parsed.", WRONG_ENVIRONMENT) from error
     except RoleNameError as error:
         raise CommandError(str(error), WRONG_CALL) from error
     except (MigrationRefusedError, RoleError, NotErasedError, ReceiverError) as error:
@@ -111,14 +112,14 @@ def _run() -> int:
     except CommandError as error:
         return _fail(str(error), error.code, printed=error.printed)
     except TyperException as error:
-        error.show()  # type: ignore[attr-defined]  # each that Typer raises has it
+        error.show()  # type: ignore[attr-defined]  # only its subclasses, which Typer raises, define it
         return _fail(error.format_message(), error.exit_code, shown=True)
     except typer.Abort:
         return _fail("Aborted: nothing was changed.", FAILED)
-    except Exception as error:  # noqa: BLE001 - an operator gets a sentence, whatever happens
+    except Exception as error:  # noqa: BLE001 - an operator gets a sentence, not a traceback
         if isinstance(error, OSError) and error.errno in _FULL:
             return _fail_to_write(error)
-        return _fail(f"Something unforeseen happened: {log.cause(error)}.", FAILED)
+        return _fail(f"An unexpected error occurred: {log.cause(error)}.", FAILED)
 
 
 def _ended(code: int | None) -> int:
@@ -126,19 +127,19 @@ def _ended(code: int | None) -> int:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""What only a write to stdout can meet: whoever opens a file explains its errors there."""
+"""Errors that only a write to stdout raises: code that opens a file handles its own errors."""
 
 
 def _program() -> str | None:
-    """Return the name to complete, which is the installed command's; None is the one typed."""
+    """Return the installed command's name for shell completion; None keeps the name as typed."""
     asked = {"--install-completion", "--show-completion"}
     return NAME if asked & set(sys.argv) else None
 
 
 def _fail(sentence: str, code: int, *, shown: bool = False, printed: bool = False) -> int:
-    """Say on stderr what is wrong, and on stdout too with ``--json``; return the exit code.
+    """Print what is wrong on stderr, and with ``--json`` on stdout too; return the exit code.
 
-    ``shown`` is true if stderr has it already, and ``printed`` if stdout has.
+    ``shown``: it is already on stderr. ``printed``: it is already on stdout.
     """
     if not shown:
         complain(sentence)
@@ -161,13 +162,13 @@ def failure(sentence: str, code: int) -> str:
 
 
 def _fail_to_write(error: OSError) -> int:
-    """Say why stdout cannot be written, and drop what is left: the exit would try it again."""
+    """Report why stdout cannot be written, and drop the rest: the exit would write it again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     complain(f"The output cannot be written: {error.strerror}.")
     return FAILED
 
 
 def complain(sentence: str) -> None:
-    """Say on stderr what is wrong, if anything can be written there."""
+    """Print what is wrong on stderr, if stderr can be written."""
     with suppress(OSError):
         typer.echo(f"{NAME}: {sentence}", err=True)

@@ -1,4 +1,4 @@
-"""How the commands print: tables for a person, JSON for a machine, times in UTC."""
+"""Output of the commands: tables for people, JSON for programs, times in UTC."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from rich.table import Table
 
 from app.outbox import STATES, Record
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print a value as JSON: dates and times in ISO 8601, whatever else is unknown as text."""
+    """Print a value as JSON: dates and times in ISO 8601, other unknown types as text."""
     typer.echo(to_json(value, indent=indent))
 
 
@@ -32,7 +32,7 @@ def _json(value: object) -> str:
 
 
 def time(value: datetime | None) -> str:
-    """Return a time as a person reads it; nothing for none."""
+    """Return a time for a person to read, or an empty string if there is none."""
     return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z" if value else ""
 
 
@@ -42,11 +42,11 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 WIDE = 160
-"""Columns where neither a terminal nor COLUMNS sets a width."""
+"""The width in columns if neither a terminal nor COLUMNS sets one."""
 
 
 def print_table(table: Table, *, err: bool = False) -> None:
-    """Print a table on stdout or on stderr; ``typer.echo`` alone meets what those may refuse."""
+    """Print a table on stdout or stderr; only ``typer.echo`` writes, so a failure is met there."""
     console = Console(width=_width(err=err), stderr=err)
     with console.capture() as captured:
         console.print(table)
@@ -54,13 +54,13 @@ def print_table(table: Table, *, err: bool = False) -> None:
 
 
 def _width(*, err: bool = False) -> int | None:
-    """Return the columns of a table; None has rich find out."""
+    """Return the width for a table in columns; None lets rich detect it."""
     stream = sys.stderr if err else sys.stdout
     return None if stream.isatty() or "COLUMNS" in os.environ else WIDE
 
 
 def names_and_values(rows: Iterable[tuple[str, str]]) -> Table:
-    """Return a table of two columns, without lines."""
+    """Return a table of two columns, without borders."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -70,10 +70,10 @@ def names_and_values(rows: Iterable[tuple[str, str]]) -> Table:
 
 
 ROOM_FOR_IDS = 130
-"""Columns from which the table of the outbox has the ids: a row can be named by its day as well."""
+"""The least width at which the outbox table shows ids: a day names a row too."""
 
 ROOM_FOR_ENDS = 100
-"""Columns from which the table of a row's attempts says when each ended."""
+"""The least width at which the table of a row's attempts shows when each finished."""
 
 
 def _has_room(columns: int, *, err: bool = False) -> bool:
@@ -81,7 +81,7 @@ def _has_room(columns: int, *, err: bool = False) -> bool:
 
 
 def outbox(rows: Iterable[Record]) -> Table:
-    """Return the table of the outbox, each row with its attempts; no day and no state is cut."""
+    """Return the table of the outbox, each row with its attempts; days and states are never cut."""
     table = Table(title="telemetry_outbox")
     table.add_column("day", no_wrap=True, min_width=len("2026-05-02"))
     table.add_column("state", no_wrap=True, min_width=max(map(len, STATES)))
@@ -89,7 +89,7 @@ def outbox(rows: Iterable[Record]) -> Table:
     if with_ids:
         table.add_column("id")
     table.add_column("attempts")
-    table.add_column("next try, or end")
+    table.add_column("next attempt or end")
     for row in rows:
         when = row["finished_at"] or row["next_attempt_at"]
         tries = [f"{t['n']}. {time(t['started_at'])} {outcome(t, row)}" for t in row["tries"]]
@@ -120,10 +120,10 @@ def attempts(row: Record, *, err: bool = False) -> Table:
 
 
 def outcome(attempt: Record, row: Record | None = None) -> str:
-    """Tell an attempt's outcome; ``row`` tells one that goes on from one that was cut off."""
+    """Describe an attempt's outcome; ``row`` shows whether one without an outcome still runs."""
     if attempt["outcome"] is None:
-        going_on = row and row["state"] == "sending" and attempt["n"] == row["attempts"]
-        return "in flight" if going_on else "in flight when the process died"
+        running = row and row["state"] == "sending" and attempt["n"] == row["attempts"]
+        return "in flight" if running else "in flight when the process died"
     status = attempt["http_status"]
     detail = f"HTTP {status}" if status else attempt["error"]
     return f"{attempt['outcome']} ({detail})"

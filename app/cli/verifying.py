@@ -1,4 +1,4 @@
-"""What ``audit --verify`` asks, and how it prints what was found."""
+"""``audit --verify``: asks the receiver, verifies, and prints the result."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -19,10 +19,10 @@ from app.verification import Confirmed, Problem, There
 def verify(
     pipeline: Pipeline, log: IO[bytes] | None, *, since: date | None, remote: bool, as_json: bool
 ) -> None:
-    """Verify the rows of ``since`` and later, beside a log and the receiver; print what was found.
+    """Verify the rows of ``since`` and later, compare them with a log and the receiver, and print.
 
     Raises:
-        CommandError: there is a problem, or something could not be read or asked.
+        CommandError: a problem was found, the log cannot be read, or the receiver cannot be asked.
     """
     with explained():
         there = _asked(pipeline, since) if remote else None
@@ -35,26 +35,26 @@ def verify(
 
 
 def _asked(pipeline: Pipeline, since: date | None) -> There:
-    """Say what leaves, then ask the receiver."""
+    """Print what is sent to the receiver, then ask it."""
     pipeline.settings.require_endpoint()
     endpoint = pipeline.settings.endpoint_without_query
     ids = report.ids(pipeline)
     what = count(len(ids), "id")
     if since:
         what += f", from {since} on"
-    asking = f"Asking {endpoint} what it holds under {what}: nothing else is sent."
+    asking = f"Asking {endpoint} what it holds under {what}. Nothing else is sent."
     if not ids:
-        asking = f"No id is on record, so that {endpoint} is not asked for anything."
+        asking = f"No id is stored, so {endpoint} is not asked."
     typer.echo(asking, err=True)
     with Console(stderr=True).status("Asking the receiver …") as status:
-        return report.ask(pipeline, ids, since=since, tell=status.update)
+        return report.ask(pipeline, ids, since=since, show=status.update)
 
 
 def _print(found: Verification, *, as_json: bool) -> None:
     if found.too_long:
         lines = count(len(found.too_long), "line is", "lines are")
         complain(
-            f"In the log {lines} skipped as too long to hold a body, the first of them line"
+            f"In the log, {lines} skipped as too long to hold a body; the first is line"
             f" {found.too_long[0]}."
         )
     where = f"{count(found.rows, 'heartbeat')} with {count(found.attempts, 'attempt')}"
@@ -75,10 +75,10 @@ def _sentences(found: Verification, where: str) -> Iterator[str]:
         yield f"{_place(problem)}: {problem.sentence}."
     if not found.problems:
         yield f"No problem in {where}."
-        yield "Each body is as its schema allows, and the trigger that freezes it stands."
-        yield "The attempts are numbered without a gap, and every sent row has a success."
+        yield "Each body matches its schema, and the trigger that protects the rows is in place."
+        yield "The attempts have no gap in their numbers; every sent row has a successful attempt."
         if found.logged is not None:
-            yield "Each logged body is stored, and each that was sent was logged."
+            yield "Each logged body is stored, and each body sent is in the log."
     if found.remote:
         yield _held(found.remote)
 

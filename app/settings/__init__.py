@@ -1,8 +1,8 @@
 """The environment, read once at the edge of a process into frozen settings.
 
-A wrong value never raises where only telemetry is concerned: it is replaced by its default and told
-as a problem, and a problem with anything that decides whether, where, when or what is sent means
-off. No message repeats a value: it may be a secret or the operator's own text.
+A wrong value of a telemetry variable never raises: it is replaced by its default and stored as a
+problem. A problem with a variable that decides whether, where, when or what is sent means off. No
+message contains a value: it may be a secret or the operator's own text.
 """
 
 import os
@@ -29,7 +29,7 @@ PLAIN_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class SettingsError(Exception):
-    """A variable that the process cannot work without is missing or wrong."""
+    """A variable that the process needs is missing or wrong."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Enabled:
 
 @dataclass(frozen=True)
 class Disabled:
-    """Telemetry is off, for ``reason``: a sentence without any of the operator's values."""
+    """Telemetry is off; ``reason`` is a sentence that contains no value."""
 
     reason: str
 
 
 class Environment(BaseSettings):
-    """Variables by their exact, upper-case names; no ``.env`` file is read."""
+    """Variables by their exact upper-case names; no ``.env`` file is read."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -59,7 +59,7 @@ class Environment(BaseSettings):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the environment; a wrong value is replaced by its default and told as a problem."""
+        """Read the environment; a wrong value is replaced by its default and becomes a problem."""
         try:
             return cls()
         except ValidationError as error:
@@ -70,7 +70,7 @@ class Environment(BaseSettings):
         return settings
 
     def refuse_what_is_wrong(self) -> None:
-        """Refuse to work by a default where another value was meant.
+        """Refuse to work with a default in place of a wrong value.
 
         Raises:
             SettingsError: a variable has a wrong value.
@@ -94,7 +94,7 @@ class Environment(BaseSettings):
 
 
 def _sentence(kind: str, message: str) -> str:
-    """Say what is wrong; pydantic's own words serve only where they cannot repeat the value."""
+    """Return what is wrong; pydantic's words are used only where they cannot contain the value."""
     if kind == WRONG:
         return message
     match kind:
@@ -104,11 +104,11 @@ def _sentence(kind: str, message: str) -> str:
             return message.replace("Input should", "must")
         case _:
             number = "_parsing" in kind or kind == "finite_number"
-            return "must be a number" if number else "cannot be understood"
+            return "must be a number" if number else "is not valid"
 
 
 class Settings(Environment):
-    """What the pipeline, the workers and the operator's commands read from the environment."""
+    """The variables of the pipeline, the workers and the operator's commands."""
 
     database_url: PostgresUrl | None = None
     migration_database_url: PostgresUrl | None = None
@@ -116,7 +116,7 @@ class Settings(Environment):
     telemetry_enabled: Boolean = True
     do_not_track: str = ""
     environment: str = "development"
-    # Its query may carry a token, so it is not shown.
+    # Its query may contain a token, so it is not shown.
     telemetry_endpoint: Endpoint = Field(default=DEFAULT_ENDPOINT, repr=False)
     telemetry_timeout_seconds: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 10.0
     telemetry_spread_seconds: Annotated[int, Field(ge=0, le=3600)] = 900
@@ -127,7 +127,7 @@ class Settings(Environment):
     consentos_edition: Annotated[Literal["ce", "ee"], Lower] | None = None
     app_version: Annotated[
         str,
-        # ConsentOS's git tags begin with it.
+        # ConsentOS's git tags begin with a v.
         BeforeValidator(lambda value: str(value).removeprefix("v")),
         word(
             r"\d{1,5}\.\d{1,5}\.\d{1,5}(-dev|-(alpha|beta|rc)\.\d{1,5})?",
@@ -143,10 +143,10 @@ class Settings(Environment):
     _misspelt: tuple[str, ...] = PrivateAttr(default_factory=lambda: tuple(_misspelt(os.environ)))
 
     def require_admin(self) -> str:
-        """Return the database's URL for what needs more rights than the pipeline has.
+        """Return the database URL for commands that need more rights than the pipeline has.
 
         Raises:
-            SettingsError: MIGRATION_DATABASE_URL is wrong; or not set, and DATABASE_URL neither.
+            SettingsError: MIGRATION_DATABASE_URL is wrong, or neither it nor DATABASE_URL is set.
         """
         given = "migration_database_url" in self.model_fields_set
         return self.require("migration_database_url" if given else "database_url")
@@ -155,8 +155,8 @@ class Settings(Environment):
         """Return the endpoint for a request that an operator makes, whether telemetry is on or off.
 
         Raises:
-            SettingsError: TELEMETRY_ENDPOINT is wrong, or a misspelt name may stand for it; the
-                default would be another receiver than the one that was meant.
+            SettingsError: TELEMETRY_ENDPOINT is wrong, or a variable looks like a misspelt
+                TELEMETRY_ENDPOINT: the default would be the wrong receiver.
         """
         if problem := self._problems.get("TELEMETRY_ENDPOINT"):
             raise SettingsError(f"TELEMETRY_ENDPOINT {problem}.")
@@ -167,7 +167,7 @@ class Settings(Environment):
 
     @property
     def gate(self) -> Enabled | Disabled:
-        """Whether telemetry is on; whatever cannot be understood means off."""
+        """Whether telemetry is on; anything that cannot be parsed means off."""
         reasons = list(self._reasons_for_off())
         return Disabled("; ".join(reasons)) if reasons else Enabled()
 
@@ -179,9 +179,9 @@ class Settings(Environment):
         if "environment" not in self.model_fields_set:
             yield "ENVIRONMENT is not set, which means development"
         elif self.environment.strip().lower() in QUIET_ENVIRONMENTS:
-            yield "ENVIRONMENT names a development one"
+            yield "ENVIRONMENT is empty or a development one"
         elif not PLAIN_WORD.fullmatch(self.environment):
-            yield "ENVIRONMENT must be one plain word, without quotes, blanks or a comment"
+            yield "ENVIRONMENT must be one plain word, without quotes, spaces or a comment"
         for variable, problem in self._problems.items():
             if variable not in _FALLBACKS and variable not in _CONNECTIONS:
                 yield f"{variable} {problem}"
@@ -189,7 +189,7 @@ class Settings(Environment):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the operator should know although telemetry can work."""
+        """Problems that the operator should fix, but that do not turn telemetry off."""
         return tuple(self._warnings())
 
     def _warnings(self) -> Iterator[str]:
@@ -200,12 +200,12 @@ class Settings(Environment):
             yield "APP_VERSION is not set, so 0.0.0-dev is sent: set it to ConsentOS's version"
         url = urlsplit(self.telemetry_endpoint)
         if url.scheme == "http" and not is_loopback(url.hostname or ""):
-            yield "TELEMETRY_ENDPOINT is plain http: anyone on the way can read it"
+            yield "TELEMETRY_ENDPOINT uses plain http: anyone on the network path can read it"
         yield from self._proxy.warnings
 
     @property
     def proxy(self) -> str | None:
-        """The URL of the proxy that a POST takes, if it takes one; it may hold a password."""
+        """The URL of the proxy for a POST, or None; it may contain a password."""
         return self._proxy.url
 
     @property
@@ -214,7 +214,7 @@ class Settings(Environment):
 
     @property
     def namespace(self) -> str:
-        """The prefix of this install's keys in Redis: of its own for each database and schema.
+        """The prefix of this install's keys in Redis: different for each database and schema.
 
         Raises:
             SettingsError: DATABASE_URL is wrong or not set.
@@ -224,19 +224,19 @@ class Settings(Environment):
 
     @property
     def endpoint_without_query(self) -> str:
-        """The endpoint as it may be shown and stored: a query may carry a token."""
+        """The endpoint to show and store: its query may contain a token."""
         return urlunsplit((*urlsplit(self.telemetry_endpoint)[:3], "", ""))
 
     @property
     def edition(self) -> Literal["ce", "ee"]:
-        """The edition given, or ``ee`` where ConsentOS's package ``ee`` can be found."""
+        """The edition that is set, or ``ee`` if ConsentOS's package ``ee`` can be imported."""
         return self.consentos_edition or ("ee" if find_spec("ee") else "ce")
 
 
 _CONNECTIONS = frozenset({"DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL"})
 _FALLBACKS = {
     "CONSENTOS_DEPLOYMENT": "unknown is sent",
-    "CONSENTOS_EDITION": "the edition found is sent",
+    "CONSENTOS_EDITION": "the detected edition is sent",
     "APP_VERSION": "0.0.0-dev is sent",
     "LOG_LEVEL": "INFO is used",
 }
@@ -245,14 +245,14 @@ _SWITCHES = tuple(name for name in _VARIABLES if name.startswith(("TELEMETRY_", 
 
 
 def _misspelt(names: Iterable[str]) -> Iterator[str]:
-    """Yield a reason for each name that was meant for telemetry and is none of its variables.
+    """Yield a reason for each name that looks like a telemetry variable but is not one.
 
-    A misspelt TELEMETRY_ENDPIONT must not send to the default, nor a misspelt TELEMTRY_ENABLED
-    leave telemetry on.
+    A misspelt TELEMETRY_ENDPIONT must not send to the default endpoint, and a misspelt
+    TELEMTRY_ENABLED must not leave telemetry on.
     """
     for name in sorted(set(names) - _VARIABLES):
         near = get_close_matches(name.upper(), _SWITCHES, n=1, cutoff=0.85)
         if near or name.upper().startswith("TELEMETRY_"):
             shown = re.sub(r"[^A-Za-z0-9_]", "?", name)[:64]
             hint = get_close_matches(name.upper(), _SWITCHES, n=1, cutoff=0.0)
-            yield f"{shown} is not a variable of telemetry (did you mean {hint[0]}?)"
+            yield f"{shown} is not a telemetry variable (did you mean {hint[0]}?)"

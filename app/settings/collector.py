@@ -1,4 +1,4 @@
-"""What the collector reads from the environment."""
+"""The collector's environment variables."""
 
 from typing import Annotated
 
@@ -9,13 +9,13 @@ from app.settings.urls import LAST_PORT, PostgresUrl
 from app.settings.words import wrong
 
 LEAST_RETENTION_DAYS = 32
-"""An install is counted as lost on the day on which it has been silent for 30: until the day after
-that one it must not be deleted."""
+"""The shortest retention: an install counts as lost after 30 silent days, and must be stored until
+the day after that."""
 
 
 def _retention(days: int) -> int:
     if 0 < days < LEAST_RETENTION_DAYS:
-        raise wrong(f"must be 0, which keeps all, or {LEAST_RETENTION_DAYS} or more")
+        raise wrong(f"must be 0, to keep all, or {LEAST_RETENTION_DAYS} or more")
     return days
 
 
@@ -24,7 +24,7 @@ LEAST_TOKEN = 16
 
 def _token(value: SecretStr) -> SecretStr:
     if not value.get_secret_value():
-        raise wrong("is empty: set one, or take the variable away")
+        raise wrong("is empty: set a token, or unset the variable")
     if len(value.get_secret_value()) < LEAST_TOKEN:
         raise wrong(f"must have at least {LEAST_TOKEN} characters")
     return value

@@ -1,7 +1,7 @@
-"""The proxy that a POST takes, by the variables that curl and others read; pure.
+"""Chooses the proxy for a POST, by the variables that curl and others read. Pure.
 
-No variable may keep every POST from leaving: what cannot be understood is ignored, with a warning
-that does not repeat it.
+No variable may block every POST: an invalid value is ignored, with a warning that does not contain
+the value.
 """
 
 import re
@@ -19,14 +19,14 @@ NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 @dataclass(frozen=True)
 class Choice:
-    """The proxy's URL, which may hold a password, or None for the direct way."""
+    """The proxy's URL, which may contain a password, or None for no proxy."""
 
     url: str | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
 
 
 def variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of proxies alone; where both cases are set, the lower case wins."""
+    """Return only the proxy variables; the lower-case name wins over the upper-case one."""
     found = {}
     for name in NAMES:
         spelt = name if name in environment else name.upper()
@@ -36,7 +36,7 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def choose(environment: Mapping[str, str], endpoint: str) -> Choice:
-    """Choose the proxy for an endpoint: that of its scheme, or else of all, unless exempted."""
+    """Choose the endpoint's proxy: HTTP(S)_PROXY, else ALL_PROXY, unless NO_PROXY exempts it."""
     given = {name.lower(): (name, value) for name, value in variables(environment).items()}
     target = urlsplit(endpoint)
     warnings = []
@@ -46,10 +46,10 @@ def choose(environment: Mapping[str, str], endpoint: str) -> Choice:
             exempted = _exempted(given.get("no_proxy", ("", ""))[1], target)
             if None in exempted:
                 spelt = given["no_proxy"][0]
-                warnings.append(f"{spelt} has an entry that is not understood: it is ignored")
+                warnings.append(f"{spelt} has an invalid entry, which is ignored")
             return Choice(None if True in exempted else url, tuple(warnings))
         if value:
-            warnings.append(f"{variable} is not a proxy URL that is understood: it is ignored")
+            warnings.append(f"{variable} is not a valid proxy URL, and is ignored")
     return Choice(None, tuple(warnings))
 
 
@@ -60,9 +60,9 @@ def _exempted(no_proxy: str, target: SplitResult) -> set[bool | None]:
 
 
 def proxy_url(value: str) -> str | None:
-    """Return a proxy's URL as the client takes it, or None where it cannot be understood.
+    """Return a proxy's URL in the form that the client accepts, or None if it is invalid.
 
-    It is put together from its parts, so that the client cannot stumble over the rest.
+    It is rebuilt from its parts, so that nothing else in it can make the client fail.
     """
     try:
         parts = urlsplit(value if "://" in value else f"http://{value}")
@@ -80,9 +80,9 @@ def proxy_url(value: str) -> str | None:
 
 
 def exempts(entry: str, host: str, port: int) -> bool | None:
-    """Whether an entry of NO_PROXY names this host and port; None where it is not understood.
+    """Whether an entry of NO_PROXY names this host and port; None if the entry is invalid.
 
-    A name stands for itself and its subdomains, with and without a leading dot or ``*.``.
+    A name matches itself and its subdomains, with or without a leading dot or ``*.``.
     """
     entry = entry.lower().rpartition("://")[2]
     if entry == "*":

@@ -1,6 +1,6 @@
-"""URLs in every spelling in use: of the endpoint, of Postgres and of Redis.
+"""Parses the URLs of the endpoint, of Postgres and of Redis, in every spelling in use.
 
-White space around a URL is dropped.
+White space around a URL is removed.
 """
 
 import re
@@ -18,21 +18,21 @@ LAST_PORT = 65_535
 
 _PLACE = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[0-9]{0,5}))?")
 _URL_CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]{1,2048}")
-# A name whose last label is a number is an address, or nothing (WHATWG URL, "ends in a number").
+# If its last label is a number, it is an address or invalid (WHATWG URL, "ends in a number").
 _HOST_NAME = re.compile(
     r"(?=.{1,253}$)(?!.*(?:^|\.)[0-9]+\.?$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
 )
 
 
 def split(url: str) -> SplitResult:
-    """Split a URL whose port is a number; the library's own errors repeat parts of the value."""
+    """Split a URL; the library's own errors are replaced, because they contain the value."""
     try:
         parts = urlsplit(url)
         usable = parts.port != 0
     except ValueError:
         usable = False
     if not usable:
-        raise wrong("is not a URL that can be understood")
+        raise wrong("is not a valid URL")
     return parts
 
 
@@ -73,7 +73,7 @@ def _endpoint(value: str) -> str:
     if url.scheme not in {"http", "https"}:
         raise wrong("must begin with https:// or http://")
     if "@" in url.netloc:
-        raise wrong("must not carry a user name or a password")
+        raise wrong("must not contain a user name or a password")
     if not is_host(url.hostname or ""):
         raise wrong("must name a host")
     return value
@@ -81,7 +81,7 @@ def _endpoint(value: str) -> str:
 
 # Postgres
 
-# The password may hold anything but "@", as SQLAlchemy and so ConsentOS read it.
+# The password may contain anything but "@", as in SQLAlchemy and so in ConsentOS.
 _POSTGRES_URL = re.compile(
     r"(?:postgres|postgresql|postgresql\+asyncpg|postgresql\+psycopg)://"
     r"(?P<login>(?P<user>[^:/?@]*)(?::[^@]*)?@)?"
@@ -108,7 +108,7 @@ _ASYNCPG_ONLY = frozenset(
 
 @dataclass(frozen=True)
 class Postgres:
-    """A database as an operator names it: each host has a port, "" for the default one."""
+    """A parsed database URL: each host has a port, "" for the default port."""
 
     login: str
     user: str
@@ -119,7 +119,7 @@ class Postgres:
 
     @classmethod
     def read(cls, url: str) -> "Postgres":
-        """Read the spellings of libpq, asyncpg and SQLAlchemy."""
+        """Parse the spellings of libpq, asyncpg and SQLAlchemy."""
         parts = _POSTGRES_URL.fullmatch(url)
         if not parts:
             raise _not_postgres()
@@ -136,7 +136,7 @@ class Postgres:
 
     @property
     def for_sqlalchemy(self) -> str:
-        """The URL for SQLAlchemy with psycopg, which takes one plain host before the path only."""
+        """The URL for SQLAlchemy with psycopg, which accepts one plain host only."""
         (host, *others), options = self.hosts, [*self.options]
         place = ""
         if others or not _PLAIN_HOST.fullmatch(host):
@@ -151,7 +151,7 @@ class Postgres:
 
     @property
     def identity(self) -> str:
-        """What is the same for everyone who works on these tables, whatever their login."""
+        """Names the database and schema: the same for every login."""
         options = dict(self.options)
         places = [
             f"{host.lower()}:{int(port or 5432)}"
@@ -171,7 +171,7 @@ def _not_postgres() -> Exception:
 
 
 def _options(query: str) -> Iterator[tuple[str, str]]:
-    """Yield what a query says to libpq; asyncpg says `ssl` for `sslmode`, with `true` as well."""
+    """Yield a query's options for libpq; asyncpg spells `sslmode` `ssl`, and allows `true`."""
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name == "ssl":
             yield "sslmode", "require" if value == "true" else value
@@ -182,18 +182,18 @@ def _options(query: str) -> Iterator[tuple[str, str]]:
 def _places(
     netloc: str, options: Iterable[tuple[str, str]]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return hosts and as many ports; what the query says wins, as in libpq."""
+    """Return the hosts and as many ports; those in the query win, as in libpq."""
     hosts, ports = _hosts_and_ports(netloc.split(","))
     hosts = tuple(map(unquote, hosts))
-    said_hosts = [value for name, value in options if name == "host"]
-    said_ports = [value for name, value in options if name == "port"]
-    if len(said_hosts) > 1 and said_ports:
+    query_hosts = [value for name, value in options if name == "host"]
+    query_ports = [value for name, value in options if name == "port"]
+    if len(query_hosts) > 1 and query_ports:
         raise _not_postgres()  # SQLAlchemy has host=h1:5432&host=h2:5432; libpq has lists
-    if said_hosts:
-        hosts, found = _hosts_and_ports(",".join(said_hosts).split(","))
+    if query_hosts:
+        hosts, found = _hosts_and_ports(",".join(query_hosts).split(","))
         ports = found if any(found) else ports
-    if said_ports:
-        ports = tuple(said_ports[-1].split(","))
+    if query_ports:
+        ports = tuple(query_ports[-1].split(","))
     if len(ports) == 1 or not any(ports):
         ports = ports[:1] * len(hosts)
     if len(ports) != len(hosts) or not all(map(_is_port, ports)):
@@ -202,7 +202,7 @@ def _places(
 
 
 def _hosts_and_ports(places: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    # The path of a socket may hold anything.
+    # The path of a socket may contain any character.
     found = [(each, "") if each.startswith(("/", "@")) else host_and_port(each) for each in places]
     known = [each for each in found if each]
     if len(known) < len(found):
@@ -222,7 +222,7 @@ _CELERYS_WORD = re.compile(
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
-    """Turn Celery's word for how a certificate is checked into redis-py's."""
+    """Replace Celery's values of ssl_cert_reqs with redis-py's."""
     url = value.get_secret_value()
     if not url.startswith(("redis://", "rediss://")):
         raise wrong("must begin with redis:// or rediss://")

@@ -1,4 +1,4 @@
-"""How one value is read, and what is said about a wrong one without repeating it."""
+"""Parses one value; the error for a wrong one does not contain the value."""
 
 import re
 from typing import Annotated
@@ -7,14 +7,14 @@ from pydantic import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
 WRONG = "setting"
-"""Marks an error whose message is our own, and so free of the value."""
+"""Marks an error whose message is our own and does not contain the value."""
 
 YES = frozenset({"true", "1", "yes", "on", "t", "y"})
 NO = frozenset({"false", "0", "no", "off", "f", "n"})
 
 
 def wrong(sentence: str) -> PydanticCustomError:
-    """Return the error that completes "VARIABLE …" to a sentence."""
+    """Return the error whose message completes the sentence "VARIABLE …"."""
     return PydanticCustomError(WRONG, "{sentence}", {"sentence": sentence})
 
 
@@ -26,7 +26,7 @@ def _boolean(value: object) -> bool:
 
 
 def word(pattern: str, form: str) -> AfterValidator:
-    """Accept what matches ``pattern``, which ``form`` describes to the operator."""
+    """Accept values that match ``pattern``; ``form`` describes it to the operator."""
 
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value, re.ASCII):

@@ -49,18 +49,18 @@ def start(directory: Path, *options: str, **environment: str) -> subprocess.Pope
     )
 
 
-@pytest.mark.timeout(180)
 def page_of(demo: subprocess.Popen[str]) -> str:
     """Wait for a demo that stays, and return the address of its collector's page."""
     assert demo.stdout
-    said = []
+    lines = []
     for line in demo.stdout:
-        said.append(line)
+        lines.append(line)
         if found := re.search(r"the collector's page: +(http\S+)", line):
             return found[1]
-    raise AssertionError("".join(said))
+    raise AssertionError("".join(lines))
 
 
+@pytest.mark.timeout(180)
 def test_a_demo_shows_a_heartbeat_and_its_page_even_after_one_that_was_killed(
     elsewhere: Path,
 ) -> None:
@@ -76,18 +76,18 @@ def test_a_demo_shows_a_heartbeat_and_its_page_even_after_one_that_was_killed(
     assert set(shown["days"][-1]["versions"]) > {"0.3.1", "0.4.0"}
     assert shown["live"]["active"] > 200
 
-    # An operator's own settings have no say in it.
+    # The operator's own settings have no effect on it.
     hostile = {"DATABASE_URL": "postgresql://prod.invalid/x", "DO_NOT_TRACK": "1"}
     demo = start(elsewhere, **hostile)
-    told, _ = demo.communicate(timeout=120)
-    assert demo.returncode == 0, told
-    assert '"telemetry_schema": 1' in told
-    assert "telemetry.payload {" in told
-    assert "row, log line and collector hold the same heartbeat, once" in told
-    assert re.search(r"is anyone running this\? http://127\.0\.0\.1:\d+/", told)
-    assert re.search(r"active in 48 hours: +\d{3} installs now, \d{3} at the end", told)
-    assert re.search(r"versions: +0\.4\.0 on \d+, ", told)
-    assert "the heartbeat is in the number of installs that are active now" in told
+    output, _ = demo.communicate(timeout=120)
+    assert demo.returncode == 0, output
+    assert '"telemetry_schema": 1' in output
+    assert "telemetry.payload {" in output
+    assert "the row, the log and the collector have the same heartbeat, once" in output
+    assert re.search(r"is anyone running this\? http://127\.0\.0\.1:\d+/", output)
+    assert re.search(r"active in 48 hours: +\d{3} installs now, \d{3} at the end", output)
+    assert re.search(r"versions: +0\.4\.0 on \d+, ", output)
+    assert "the number of installs active now includes this heartbeat" in output
     deadline = time.monotonic() + 10
     while left_running(elsewhere) and time.monotonic() < deadline:
         time.sleep(0.1)

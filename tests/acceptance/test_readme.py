@@ -135,7 +135,7 @@ def test_on_a_machine_of_ones_own_each_line_works_as_it_is_written(
     assert shown["version"] == "0.2.0"
     assert shown["release"] == __version__
     assert shown["notice"] != "not given yet"
-    assert shown["rights"].startswith("no more than it needs")
+    assert shown["rights"].startswith("only those needed")
     assert shown["redis"] == "answers"
     assert "warning" not in shown
 

@@ -250,7 +250,9 @@ def test_what_is_new_is_read_before_it_leaves(
     processes.wake("sweep")
     until_worked_off(processes)
     shown = command(processes, upgraded, "preview", "--diff")
-    assert shown.stdout.startswith("Beside the heartbeat of 2026-05-02, the last that was sent:\n")
+    assert shown.stdout.startswith(
+        "Changes since the heartbeat of 2026-05-02, the last one sent:\n"
+    )
     added = [line for line in shown.stdout.splitlines() if line.startswith(("+", "-"))]
     assert added == [f'+ counts.{FIELD} = "0"    Scans of the last 24 hours that failed.']
     assert "~ telemetry_schema = 1 -> 2\n" in shown.stdout
@@ -264,7 +266,7 @@ def test_what_is_new_is_read_before_it_leaves(
     assert command(processes, upgraded, "audit", "--verify").returncode == 0
     told = command(processes, ROOT, "audit", "--verify")
     assert told.returncode == 1
-    assert "its body names a telemetry_schema that is unknown here" in told.stdout
+    assert "its body has an unknown telemetry_schema" in told.stdout
     assert "2026-05-02" not in told.stdout
 
 

@@ -98,7 +98,7 @@ def cases() -> Iterator[Case]:
         yield Case({"DO_NOT_TRACK": value}, off="DO_NOT_TRACK is set" if value else None)
         yield Case({"ENVIRONMENT": value}, off=None if kind in PLAIN else "ENVIRONMENT ")
     for name, meant in MISSPELT.items():
-        off = f"{name} is not a variable of telemetry (did you mean {meant}?)"
+        off = f"{name} is not a telemetry variable (did you mean {meant}?)"
         yield Case({name: CANARY}, off=off)
     # Right, and yet not to be shown.
     yield Case({"TELEMETRY_ENDPOINT": f"http://127.0.0.1:1/?token={CANARY}"})
@@ -225,7 +225,7 @@ def test_a_worker_tells_every_misspelt_name_and_is_off(
     worker.wait_for("ready for action")
     (off,) = worker.lines("telemetry.disabled reason=")
     for name, meant in MISSPELT.items():
-        assert f"{name} is not a variable of telemetry (did you mean {meant}?)" in off
+        assert f"{name} is not a telemetry variable (did you mean {meant}?)" in off
     assert said_nothing_it_should_not(worker.output())
     assert receiver.connections == 0
 

@@ -84,7 +84,7 @@ NO_RIGHT = "Redis does not allow its user a command or a key (see ACL SETUSER in
 @pytest.mark.parametrize(
     ("way", "told"),
     [
-        ("refused", "nothing listens where REDIS_URL points to"),
+        ("refused", "nothing listens at the address in REDIS_URL"),
         ("no password", "Redis asks for a password"),
         ("wrong password", "Redis refuses the user or the password"),
         ("bad certificate", "the certificate of Redis cannot be verified"),

@@ -42,7 +42,7 @@ def test_every_command_has_a_help_that_teaches() -> None:
         ("audit", "--limit --all --state pending, --since"),
         (
             "audit",
-            "--log telemetry payload piped --since goes back --export JSON Lines new file,",
+            "--log telemetry payload piped --since log begins --export JSON Lines new file,",
         ),
         ("schema", "the JSON Schema of the heartbeat"),
         ("send", "with 0 when 3 when telemetry is off never asks a receiver before the time"),

@@ -104,7 +104,7 @@ def test_a_row_that_is_not_there_is_told_in_a_sentence(environment: dict[str, st
         environment, "audit last", "audit 2026-05-02", "audit 2026-02-30"
     )
     assert (last.code, last.out) == (day.code, day.out) == (1, "")
-    assert last.sentence == "No heartbeat has been tried yet."
+    assert last.sentence == "No heartbeat has been attempted yet."
     assert day.sentence == "No row of the outbox has the day 2026-05-02."
     assert (impossible.code, impossible.out) == (2, "")
 

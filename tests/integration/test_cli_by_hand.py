@@ -100,7 +100,7 @@ def test_no_worker_sends_it_after_that_and_the_day_is_used_up(
     pipeline.drain()
     sent = command(environment, "send")
     assert sent.code == 1
-    assert "it is discarded (carried by hand) and uses up its day" in sent.out
+    assert "it is discarded (carried by hand), so that day gets no other heartbeat" in sent.out
     assert receiver.connections == 0
     clock("2026-05-03T02:30:01Z")
     pipeline.sweep()
@@ -126,8 +126,7 @@ def test_while_a_worker_is_sending_it_there_is_nothing_to_carry(
     refused = command(environment, "send", "--by-hand")
     assert (refused.code, refused.out) == (1, "")
     assert refused.sentence == (
-        f"The heartbeat of {DAY} is not to be carried: a worker is sending it at this moment; try"
-        " again."
+        f"The heartbeat of {DAY} cannot be carried by hand: a worker is sending it right now; try again."
     )
     assert outbox_row(db) == before
 
@@ -153,15 +152,15 @@ ELSEWHERE = "another program has sent it: see instance.last_telemetry_at"
         ([WAITS.format(ENDED.format("discarded", "'sent elsewhere'"))], ELSEWHERE),
         (
             [WAITS.format(ENDED.format("rejected", "'HTTP 400'"))],
-            "it is rejected (HTTP 400) and uses up its day",
+            "it is rejected (HTTP 400), so that day gets no other heartbeat",
         ),
         (
             [WAITS.format(ENDED.format("expired", "'refused'"))],
-            "it is expired (refused) and uses up its day",
+            "it is expired (refused), so that day gets no other heartbeat",
         ),
         (
             [WAITS.format(ENDED.format("discarded", "NULL"))],
-            "it is discarded (no attempt was made) and uses up its day",
+            "it is discarded (no attempt was made), so that day gets no other heartbeat",
         ),
         (
             ["DELETE FROM telemetry_outbox", "UPDATE instance SET last_telemetry_at = now()"],
@@ -175,7 +174,7 @@ def test_what_is_not_to_be_carried_is_not_printed(
 ) -> None:
     for change in changes:
         run(db, change)
-    sentence = f"The heartbeat of {DAY} is not to be carried: {why}."
+    sentence = f"The heartbeat of {DAY} cannot be carried by hand: {why}."
     refused, told = commands(environment, "send --by-hand", "send --by-hand --json")
     assert (refused.code, refused.out) == (1, "")
     assert refused.sentence == sentence

@@ -73,7 +73,7 @@ def test_the_pipelines_own_role_may_not_and_is_told_who_may(
     before = everything(db)
     refused = command(environment, *line.split())
     assert (refused.code, refused.out) == (1, "")
-    assert "MIGRATION_DATABASE_URL must name a role that may" in refused.sentence
+    assert "MIGRATION_DATABASE_URL must name a role with that right" in refused.sentence
     assert everything(db) == before
 
 
@@ -101,10 +101,10 @@ class TestRotate:
         assert (ended.code, ended.err) == (0, "")
         assert sorted(ended.out.splitlines()) == sorted(
             [
-                f"The instance id {pending} is deleted.",
-                f"The instance id {second} is deleted.",
-                f"The new one is {new}.",
-                f"The heartbeat of {TODAY}, which was pending, is discarded.",
+                f"The instance id {pending} was deleted.",
+                f"The instance id {second} was deleted.",
+                f"The new instance id is {new}.",
+                f"The pending heartbeat of {TODAY} was discarded.",
             ]
         )
         assert days(db) == {TODAY: "discarded"}
@@ -153,9 +153,9 @@ class TestRotate:
         ended = command({**administered, **OFF}, "rotate", "--yes")
         assert ended.code == 0
         assert ended.out.splitlines() == [
-            f"The instance id {pending} is deleted.",
-            "Telemetry is off: a new one is made with the first heartbeat after it is turned on.",
-            f"The heartbeat of {TODAY}, which was pending, is discarded.",
+            f"The instance id {pending} was deleted.",
+            "Telemetry is off: the first heartbeat after it is turned on creates a new id.",
+            f"The pending heartbeat of {TODAY} was discarded.",
         ]
         assert count(db, "instance") == 0
         assert days(db) == {TODAY: "discarded"}
@@ -165,7 +165,7 @@ class TestRotate:
     ) -> None:
         shown, told = commands(administered, "rotate --yes", "rotate --yes --json")
         assert (shown.code, told.code) == (0, 0)
-        assert shown.out == "There was no instance id: the first heartbeat makes one.\n"
+        assert shown.out == "There was no instance id: the first heartbeat creates one.\n"
         assert told.json == {"former": [], "current": None, "discarded": [], "in_flight": []}
         assert count(db, "instance") == 0
 
@@ -179,7 +179,7 @@ class TestRotate:
     ) -> None:
         ended = command(administered, "rotate", "--yes")
         assert ended.code == 0
-        assert ended.out.splitlines()[-1].startswith(f"The heartbeat of {TODAY} may be on its way")
+        assert ended.out.splitlines()[-1].startswith(f"The heartbeat of {TODAY} may be in flight")
         assert days(db) == {TODAY: "sending"}
         with pipeline.transaction() as connection:
             late = outbox.begin(connection, claim, timedelta(minutes=1), endpoint="http://a/")
@@ -225,9 +225,9 @@ class TestForget:
         assert (ended.code, ended.err) == (0, "")
         *ids, deleted, receivers, on = ended.out.splitlines()
         former = sorted([pending, second, third])
-        assert ids == [f"The instance id {each} is deleted." for each in former]
-        assert deleted == "2 heartbeats and 1 attempt are deleted, and so is the notice."
-        assert "A receiver keeps what it has" in receivers
+        assert ids == [f"The instance id {each} was deleted." for each in former]
+        assert deleted == "2 heartbeats, 1 attempt and the notice were deleted."
+        assert "The receiver still stores what was sent" in receivers
         assert "Telemetry is on" in on
         assert [count(db, table) for table in OURS] == [0, 0, 0, 0]
         assert of_consentos(db) == untouched
@@ -313,7 +313,7 @@ class TestForgetRemotely:
             *("host", "user-agent", "accept", "accept-encoding", "connection", "content-length")
         }
         assert f"The receiver has deleted everything under {pending}.\n" in ended.out
-        assert "A receiver keeps" not in ended.out
+        assert "The receiver still stores" not in ended.out
         assert [count(db, table) for table in OURS] == [0, 0, 0, 0]
 
     @pytest.mark.parametrize("status", [302, 404, 429, 503])
@@ -332,7 +332,7 @@ class TestForgetRemotely:
     ) -> None:
         refused = command(administered, "forget", "--remote", typed="n\n")
         assert refused.code == 1
-        assert f"from this database, and from {receiver.url}. Go on?" in refused.err
+        assert f"from this database, and from {receiver.url}. Continue?" in refused.err
         assert receiver.requests == []
 
 

@@ -205,7 +205,7 @@ class TestAStdout:
         assert ended.returncode == 1
         *_, last = ended.stderr.splitlines()
         if line == "audit last":
-            assert last == "consentos-telemetry: No heartbeat has been tried yet."
+            assert last == "consentos-telemetry: No heartbeat has been attempted yet."
         else:
             full = "The output cannot be written: No space left on device."
             assert last == f"consentos-telemetry: {full}"
@@ -288,7 +288,7 @@ class TestCtrlC:
         run(db, "INSERT INTO instance VALUES (gen_random_uuid(), now(), now())")
         before = one(db, "SELECT id FROM instance")
         with in_a_terminal(administered, "rotate") as (process, terminal):
-            assert "Go on?" in shown(terminal, "Go on?")
+            assert "Continue?" in shown(terminal, "Continue?")
             time.sleep(0.2)
             process.send_signal(signal.SIGINT)
             said = shown(terminal)

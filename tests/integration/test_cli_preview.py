@@ -107,11 +107,11 @@ class TestTheDifference:
         shown, told = commands(environment, "preview --diff", "preview --diff --json")
         assert (shown.code, told.code) == (0, 0)
         heading, *lines, summary = shown.out.splitlines()
-        assert heading == "No heartbeat has been sent from here yet, so that every field is new:"
+        assert heading == "No heartbeat has been sent from here yet, so every field is new:"
         for line, (name, field) in zip(lines, fields(), strict=True):
             assert line.startswith(f"+ {name} = ")
             assert line.endswith(f"    {field.description}")
-        assert summary == f"{len(lines)} fields new, 0 gone, 0 with another value."
+        assert summary == f"{len(lines)} fields added, 0 removed, 0 changed."
         assert told.json["since"] is None
         assert [*told.json["added"]] == [name for name, _ in fields()]
         assert told.json["removed"] == told.json["changed"] == {}
@@ -135,10 +135,10 @@ class TestTheDifference:
         shown, told = commands(here, "preview --diff", "preview --diff --json")
         sent = flat(receiver.requests[0].body.decode())
         heading, sent_at, deployment, summary = shown.out.splitlines()
-        assert heading == "Beside the heartbeat of 2026-05-02, the last that was sent:"
+        assert heading == "Changes since the heartbeat of 2026-05-02, the last one sent:"
         assert sent_at.startswith(f'~ sent_at = "{sent["sent_at"]}" -> "2026-05-03T')
         assert deployment == '~ deployment = "unknown" -> "helm"'
-        assert summary == "0 fields new, 0 gone, 2 with another value."
+        assert summary == "0 fields added, 0 removed, 2 changed."
         assert (told.json["since"], told.json["added"], told.json["removed"]) == (
             *("2026-05-02", {}),
             {},
@@ -163,5 +163,5 @@ class TestTheDifference:
         assert '- counts.plugins = "1-10"' in lines
         assert "~ telemetry_schema = 0 -> 1" in lines
         assert sum(line.startswith("+ ") for line in lines) == new
-        assert lines[-1] == f"{new} fields new, 1 gone, 1 with another value."
-        assert "Telemetry is off, so none of this leaves" in shown.err
+        assert lines[-1] == f"{new} fields added, 1 removed, 1 changed."
+        assert "Telemetry is off, so nothing is sent" in shown.err

@@ -37,9 +37,9 @@ from tests.support.receiver import Receiver, answer, stay_silent
 FIRST, SECOND, THIRD = "2026-05-01", "2026-05-02", "2026-05-03"
 NAMED = "http://collector.invalid/v1/heartbeat"
 VERIFY = "audit --verify --remote"
-OTHER_BYTES = "the receiver holds other bytes under its id and time"
+OTHER_BYTES = "the receiver holds different bytes under its id and time"
 NOT_STORED = "the log has a body that is not stored"
-NOT_LOGGED = "it was sent, and the log has no such body in the lines that can be read"
+NOT_LOGGED = "it was sent, but the log does not have its body in the readable lines"
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_what_was_sent_is_held_byte_for_byte(
     held = f"The receiver at {endpoint} holds 3 of the 3 heartbeats that were sent, byte for byte."
     assert held in shown.out.splitlines()
     assert (while_off.out, while_off.err) == (shown.out, shown.err)
-    assert shown.err == f"Asking {endpoint} what it holds under 1 id: nothing else is sent.\n"
+    assert shown.err == f"Asking {endpoint} what it holds under 1 id. Nothing else is sent.\n"
     none = dict.fromkeys(
         ["equal_unsent", "missing", "different", "only_there", "no_longer_here"], 0
     )
@@ -124,10 +124,10 @@ class TestOneChangedByte:
         query(own.url, f"UPDATE heartbeat SET body = {text} WHERE sent_at = '{at(SECOND)}'")
         sentences, alone = self.verified(to_collector, log)
         assert sentences == [
-            f"{OTHER_BYTES}; the row and the log agree: the receiver's were changed."
+            f"{OTHER_BYTES}; the row and the log have the same bytes: the receiver's was changed."
         ]
         assert alone.code == 1
-        assert f"{OTHER_BYTES}: the row's or the receiver's were changed.\n" in alone.out
+        assert f"{OTHER_BYTES}: the row or the receiver's copy was changed.\n" in alone.out
         assert "holds 2 of the 3 heartbeats" in alone.out
 
     def test_in_the_row_is_told_from_the_other_two(
@@ -179,7 +179,7 @@ class TestWhatOneSideLacks:
         sentences = {each["day"]: each["sentence"] for each in told.json["problems"]}
         assert sentences == {
             FIRST: f"{missing}it was deleted there",
-            SECOND: f"{missing}it went to another endpoint, which its attempt names,"
+            SECOND: f"{missing}it was sent to another endpoint, shown in its attempt,"
             " or it was deleted there",
             THIRD: f"{missing}it was deleted there",
         }
@@ -245,7 +245,7 @@ def test_an_install_without_an_id_asks_nobody(
 ) -> None:
     ended = command(environment, *VERIFY.split())
     assert ended.code == 0
-    assert ended.err == f"No id is on record, so that {receiver.url} is not asked for anything.\n"
+    assert ended.err == f"No id is stored, so {receiver.url} is not asked.\n"
     assert "holds 0 of the 0 heartbeats" in ended.out
     assert receiver.connections == 0
 
@@ -327,7 +327,7 @@ class TestWhatLeaves:
                 check=False,
             )
         assert ended.returncode == 0, ended.stdout
-        assert said == [f"Asking {receiver.url} what it holds under 1 id: nothing else is sent.\n"]
+        assert said == [f"Asking {receiver.url} what it holds under 1 id. Nothing else is sent.\n"]
         (request,) = receiver.requests
         line = request.head.split(b"\r\n", 1)[0]
         assert line == f"GET /v1/installs/{ID}?token=s3cret HTTP/1.1".encode()
@@ -344,7 +344,7 @@ class TestWhatLeaves:
         ended = command(environment, *f"{VERIFY} --since {FIRST}".split())
         assert ended.code == 0
         what = f"what it holds under 1 id, from {FIRST} on"
-        assert ended.err == f"Asking {receiver.url} {what}: nothing else is sent.\n"
+        assert ended.err == f"Asking {receiver.url} {what}. Nothing else is sent.\n"
         line = receiver.requests[0].head.split(b"\r\n", 1)[0].decode()
         assert line.endswith(f"/{ID}?after=2026-05-01T02%3A29%3A59%2B00%3A00 HTTP/1.1")
 
@@ -546,7 +546,7 @@ class TestWhatHappensMeanwhile:
         assert self.problems(pipeline) == []
 
     def problems(self, pipeline: Pipeline) -> list[Any]:
-        there = report.ask(pipeline, report.ids(pipeline), since=None, tell=print)
+        there = report.ask(pipeline, report.ids(pipeline), since=None, show=print)
         return report.verify(pipeline, None, since=None, there=there).problems
 
 
@@ -567,5 +567,5 @@ def test_nobody_is_asked_where_the_endpoint_cannot_be_made_out(
 def test_remote_belongs_to_verify(environment: dict[str, str], receiver: Receiver) -> None:
     for ended in commands(environment, "audit --remote", "audit --remote last"):
         assert (ended.code, ended.out) == (2, "")
-        assert "--remote belongs to --verify" in " ".join(ended.err.replace("│", " ").split())
+        assert "--remote goes with --verify" in " ".join(ended.err.replace("│", " ").split())
     assert receiver.connections == 0

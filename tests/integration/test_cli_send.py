@@ -68,7 +68,7 @@ def test_a_refusal_is_final_for_the_day(
     receiver.answers = [answer(400), answer(202)]
     refused = command(environment, "send")
     assert refused.code == 1
-    assert "it is rejected (HTTP 400) and uses up its day" in refused.out
+    assert "it is rejected (HTTP 400), so that day gets no other heartbeat" in refused.out
     again = command(environment, "send", "--json")
     assert (again.code, again.json["sent"]) == (1, False)
     assert receiver.connections == 1
@@ -86,7 +86,7 @@ def test_a_receiver_is_not_asked_before_the_time_that_it_asked_for(
     clock("2026-05-02T03:29:00Z")
     early = command(environment, "send")
     assert early.code == 1
-    assert "the receiver asks to be left alone until 2026-05-02 03:30:" in early.out
+    assert "the receiver asks for no attempt before 2026-05-02 03:30:" in early.out
     assert receiver.connections == 1
     clock("2026-05-02T03:31:00Z")
     assert command(environment, "send").code == 0
@@ -100,7 +100,7 @@ def test_nothing_happens_while_telemetry_is_off(
 ) -> None:
     off = command(environment, "send", ENVIRONMENT="local")
     assert (off.code, off.out) == (3, "")
-    assert off.sentence == "Telemetry is off: ENVIRONMENT names a development one."
+    assert off.sentence == "Telemetry is off: ENVIRONMENT is empty or a development one."
     assert receiver.connections == 0
     for table in ("telemetry_outbox", "telemetry_notice", "telemetry_attempt", "instance"):
         assert count(db, table) == 0

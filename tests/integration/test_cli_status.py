@@ -91,7 +91,7 @@ class TestAHeartbeat:
         shown, listed = commands(environment, "status", "status --json")
         row, told = outbox_row(db), listed.json
         again = f"{row['next_attempt_at']:%Y-%m-%d %H:%M:%S}Z"
-        assert line(shown, "pending") == f"2026-05-02, 1 attempt, next try {again}"
+        assert line(shown, "pending") == f"2026-05-02, 1 attempt, next attempt {again}"
         assert line(shown, "next send") == again
         assert line(shown, "last error").startswith("retryable (HTTP 429), 2026-05-02 02:30:0")
         assert line(shown, "instance") == str(row["instance_id"])
@@ -111,7 +111,7 @@ class TestAHeartbeat:
         shown, listed = commands(off, "status", "status --json")
         told = listed.json
         assert line(shown, "telemetry").startswith("off: TELEMETRY_ENABLED must be true or false")
-        assert line(shown, "pending") == "2026-05-02, 1 attempt, awaits being discarded"
+        assert line(shown, "pending") == "2026-05-02, 1 attempt, will be discarded"
         assert line(shown, "next send") == "never: telemetry is off"
         assert line(shown, "warning").startswith("CONSENTOS_DEPLOYMENT must be")
         assert (told["enabled"], told["next_send"], told["overdue"]) == (False, None, False)
@@ -128,7 +128,7 @@ class TestAHeartbeat:
             " lease_token = gen_random_uuid(), lease_until = now() + interval '40 s'",
         )
         shown = command(environment, "status")
-        assert line(shown, "sending") == "2026-05-02, 0 attempts, next try in progress"
+        assert line(shown, "sending") == "2026-05-02, 0 attempts, being sent now"
 
     def test_that_was_sent_is_the_last_success(
         self, environment: dict[str, str], written: Pipeline, db: Engine

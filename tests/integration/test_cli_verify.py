@@ -171,56 +171,56 @@ Spoilt = tuple[Callable[[str], str], str]
 BODIES: list[Spoilt] = [
     (
         lambda body: body.replace('"sites":', '"domains":"1-10","sites":'),
-        "its body is not of schema 1: counts.domains (extra_forbidden)",
+        "its body does not match schema 1: counts.domains (extra_forbidden)",
     ),
     (
         lambda body: body.replace('"sites":"10-100"', '"sites":987654321'),
-        "its body is not of schema 1: counts.sites (literal_error)",
+        "its body does not match schema 1: counts.sites (literal_error)",
     ),
     (
         lambda body: body.replace('_schema":1', '_schema":2'),
-        "its body names a telemetry_schema that is unknown here",
+        "its body has an unknown telemetry_schema",
     ),
-    (lambda body: f"[{body}]", "its body is no JSON object that names a telemetry_schema"),
-    (lambda body: f"{body} ", "its body is not written in the canonical form"),
-    (lambda body: body.replace(":", ": ", 1), "its body is not written in the canonical form"),
+    (lambda body: f"[{body}]", "its body is not a JSON object with a telemetry_schema"),
+    (lambda body: f"{body} ", "its body is not in canonical form"),
+    (lambda body: body.replace(":", ": ", 1), "its body is not in canonical form"),
     (
         lambda body: body.replace("{", '{"edition":"ee",', 1),
-        "its body is not written in the canonical form",
+        "its body is not in canonical form",
     ),
     (
         lambda body: body.replace(str(ID), OTHER),
-        "its body names another instance than the row",
+        "its body has a different instance_id than the row",
     ),
     (
         lambda body: body.replace("02:30:00", "02:30:01"),
-        "its body names another time than the one at which the row was written",
+        "its body's sent_at is not the time at which the row was written",
     ),
 ]
 LEDGERS: list[tuple[dict[int, str | None], dict[str, Any], list[str]]] = [
-    ({1: "sent"}, {"attempts": 2}, ["its count of attempts is 2, and those on record are 1"]),
-    ({1: "sent"}, {"attempts": 0}, ["its count of attempts is 0, and those on record are 1"]),
+    ({1: "sent"}, {"attempts": 2}, ["it counts 2 attempts, and the stored ones are 1"]),
+    ({1: "sent"}, {"attempts": 0}, ["it counts 0 attempts, and the stored ones are 1"]),
     (
         {1: "retryable", 3: "sent"},
         {"attempts": 3},
-        ["its count of attempts is 3, and those on record are 1, 3"],
+        ["it counts 3 attempts, and the stored ones are 1, 3"],
     ),
     (
         {2: None},
         {"state": "expired", "attempts": 1},
-        ["its count of attempts is 1, and those on record are 2"],
+        ["it counts 1 attempts, and the stored ones are 2"],
     ),
     (
         {},
         {"attempts": 1},
         [
-            "its count of attempts is 1, and those on record are none",
-            "it is sent, and no attempt on record was",
+            "it counts 1 attempts, and the stored ones are none",
+            "it is sent, but no stored attempt was",
         ],
     ),
-    ({1: "rejected"}, {}, ["it is sent, and no attempt on record was"]),
-    ({1: None}, {}, ["it is sent, and no attempt on record was"]),
-    ({1: "sent"}, {"state": "rejected"}, ["it is rejected, and no attempt on record was"]),
+    ({1: "rejected"}, {}, ["it is sent, but no stored attempt was"]),
+    ({1: None}, {}, ["it is sent, but no stored attempt was"]),
+    ({1: "sent"}, {"state": "rejected"}, ["it is rejected, but no stored attempt was"]),
 ]
 
 
@@ -309,7 +309,7 @@ class TestTheTriggerThatFreezesARow:
         assert ended.code == 1
         assert ended.out.splitlines() == [
             f"telemetry_outbox: {NOT_FROZEN}.",
-            f"2026-05-02 {row_id}: its body names another instance than the row.",
+            f"2026-05-02 {row_id}: its body has a different instance_id than the row.",
         ]
         assert ended.sentence == "2 problems in 1 heartbeat with 1 attempt."
 
@@ -378,7 +378,7 @@ def test_a_logged_body_that_is_not_stored_is_named_by_its_line_and_not_repeated(
     ended = command(environment, "audit", "--verify", "--log", str(log))
     assert ended.code == 1
     not_stored = "the log has a body that is not stored"
-    not_whole = "the log has a body here that cannot be read: it is not a whole JSON object"
+    not_whole = "the log has a body in this line that cannot be read: it is not a whole JSON object"
     assert ended.out.splitlines() == [
         f"log, line 3: {not_stored}.",
         f"log, line 5: {not_whole}.",
@@ -395,7 +395,7 @@ def test_what_has_left_must_be_logged_even_where_its_row_was_not_sent_in_time(
     expired = put(db, SECOND, {1: None, 2: "sent"}, state="expired")
     put(db, THIRD, {1: "retryable"}, state="expired")
     missing = Problem(
-        "it was sent, and the log has no such body", date.fromisoformat(SECOND), expired
+        "it was sent, but the log does not have its body", date.fromisoformat(SECOND), expired
     )
     assert problems(pipeline, [line_of(FIRST)]) == [missing]
     assert problems(pipeline, [line_of(SECOND), line_of(FIRST)]) == []

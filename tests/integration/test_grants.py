@@ -254,9 +254,7 @@ class TestTheCommand:
         ended = command(here, "grants", "--role", NEW_ROLE, "--apply")
         assert (ended.code, ended.err) == (0, "")
         first, *granted = ended.out.splitlines()
-        assert (
-            first == f"The role {NEW_ROLE} is made, with the password that DATABASE_URL has for it."
-        )
+        assert first == f"The role {NEW_ROLE} was created, with the password from DATABASE_URL."
         assert granted == [f"granted: {what}" for what in grants.listed()]
         assert password_of(db, NEW_ROLE).startswith("SCRAM-SHA-256$")
         assert command(here, "preview").code == 0
@@ -278,7 +276,7 @@ class TestTheCommand:
         for _ in range(2):
             ended = command(administered, "grants", "--role", ROLE, "--apply")
             assert ended.code == 0
-            assert ended.out.startswith(f"The role {ROLE} exists; its password is as it was.\n")
+            assert ended.out.startswith(f"The role {ROLE} exists; its password is unchanged.\n")
         assert password_of(db, ROLE) == before
 
     def test_gives_back_what_was_taken(self, administered: dict[str, str], db: Engine) -> None:
@@ -294,8 +292,8 @@ class TestTheCommand:
         ended = command(administered, "grants", "--role", ROLE, "--apply")
         assert ended.code == 0
         assert ended.sentence == (
-            f"{ROLE} has SELECT ON cookies, which telemetry does not need: take it from the role or"
-            " PUBLIC."
+            f"{ROLE} has SELECT ON cookies, which telemetry does not need: revoke it from the role"
+            " or PUBLIC."
         )
 
     def test_grants_nothing_to_a_superuser_or_an_owner(
@@ -305,31 +303,32 @@ class TestTheCommand:
         ended = command(administered, "grants", "--role", administrator, "--apply")
         assert (ended.code, ended.out) == (1, "")
         assert ended.sentence == (
-            f"{administrator} is a superuser, and no grant could bind it: name a role of its own."
+            f"{administrator} is a superuser, so grants cannot restrict it: use a separate role."
         )
         run(db, f"ALTER TABLE consent_records OWNER TO {ROLE}")
         ended = command(administered, "grants", "--role", ROLE, "--apply")
         assert (ended.code, ended.out) == (1, "")
-        assert "owns tables that it would be kept from" in ended.sentence
+        assert "owns tables that it must not change" in ended.sentence
 
     def test_takes_no_name_that_could_not_be_written_down(
         self, administered: dict[str, str]
     ) -> None:
         others = ("public", "none", "pg_monitor", "pg_read_all_data")
         for name in ("", "1st", "a b", 'a"b', "a'b", "a;b", "a$$b", "é", "x" * 64, *others):
-            with pytest.raises(grants.RoleNameError, match="The role's name must be 1 to 63 of "):
+            with pytest.raises(grants.RoleNameError, match="The role's name must have 1 to 63 of "):
                 grants.sql(name)
         for further in ([], ["--apply"]):
             ended = command(administered, "grants", "--role", "public", *further)
             assert (ended.code, ended.out) == (2, "")
-            assert ended.sentence.startswith("The role's name must be 1 to 63 of ")
+            assert ended.sentence.startswith("The role's name must have 1 to 63 of ")
 
     @pytest.mark.usefixtures("new_role")
     def test_says_who_must_run_it(self, environment: dict[str, str], db: Engine) -> None:
         ended = command(environment, "grants", "--role", NEW_ROLE, "--apply")
         assert (ended.code, ended.out) == (1, "")
         assert ended.sentence == (
-            "Permission denied to create role: MIGRATION_DATABASE_URL must name a role that may."
+            "Permission denied to create role: MIGRATION_DATABASE_URL must name a role with that"
+            " right."
         )
         assert not one(db, "SELECT count(*) FROM pg_roles WHERE rolname = :name", name=NEW_ROLE)
 
@@ -342,7 +341,7 @@ class TestTheCommand:
         assert (ended.code, ended.out) == (1, "")
         tables = ", ".join(sorted(grants.RIGHTS))
         assert ended.sentence == (
-            f"Nothing could be granted on {tables}: MIGRATION_DATABASE_URL must name their owner."
+            f"No rights could be granted on {tables}: MIGRATION_DATABASE_URL must name their owner."
         )
 
     def test_asks_for_the_tables_first(
@@ -383,7 +382,7 @@ class TestTheCommand:
         ended = command(administered, "grants", "--role", ROLE, "--apply")
         run(db, f"ALTER ROLE {ROLE} LOGIN")
         assert ended.code == 1
-        assert ended.sentence == f'{ROLE} may not log in: ALTER ROLE "{ROLE}" LOGIN.'
+        assert ended.sentence == f'{ROLE} cannot log in: run ALTER ROLE "{ROLE}" LOGIN.'
 
     @pytest.mark.usefixtures("new_role")
     def test_can_be_run_by_the_owner_of_the_tables_where_the_role_exists(
@@ -457,7 +456,7 @@ class TestTheStatus:
             ("ALTER TABLE cookies OWNER TO {role}", "owns cookies"),
             ("ALTER ROLE {role} CREATEROLE", "may create roles"),
             ("ALTER ROLE {role} CREATEDB", "may create databases"),
-            ("ALTER ROLE {role} BYPASSRLS", "passes over row security"),
+            ("ALTER ROLE {role} BYPASSRLS", "bypasses row security"),
             ("ALTER ROLE {role} REPLICATION", "may replicate the whole server"),
             (
                 "CREATE VIEW mails AS SELECT email FROM users; GRANT SELECT ON mails TO {role}",
@@ -491,11 +490,11 @@ class TestTheStatus:
         shown = command({**environment, "DATABASE_URL": database_url}, "status")
         (line,) = [line for line in shown.out.splitlines() if line.startswith("rights")]
         assert line.split(maxsplit=1)[1].rstrip() == (
-            "more than it needs: its role is a superuser, who may do anything. See `grants`"
+            "more than needed: the role is a superuser and may do anything. See `grants`"
         )
 
     def test_tells_a_small_role_so(self, environment: dict[str, str]) -> None:
         shown = command(environment, "status")
         assert re.search(
-            r"^rights +no more than it needs: the database refuses", shown.out, re.MULTILINE
+            r"^rights +only those needed: the database refuses", shown.out, re.MULTILINE
         )

@@ -249,7 +249,7 @@ CANNOT_BE_KEPT = {
         "a row of telemetry_outbox breaks telemetry_outbox_"
     ),
     "DROP INDEX telemetry_outbox_pending;CREATE VIEW mine AS SELECT day FROM telemetry_outbox": (
-        "something that is not telemetry's, such as a view, depends on its tables"
+        "something else, such as a view, depends on its tables"
     ),
     "ALTER TABLE telemetry_outbox DROP COLUMN payload": (
         "a row of telemetry_outbox breaks the type or the rule of payload"
@@ -315,7 +315,7 @@ class TestWhatCannotBeKept:
         before = [describe_all(filled), relations(filled)]
         with pytest.raises(MigrationRefusedError, match=reason) as refusal:
             move(filled)
-        assert str(refusal.value).endswith("Mend that by hand, then run this again.")
+        assert str(refusal.value).endswith("Fix that by hand, then run this again.")
         assert [describe_all(filled), relations(filled)] == before
         assert count(filled, "telemetry_outbox") == 30
 

@@ -123,7 +123,7 @@ def test_every_command_works_where_the_tables_have_a_schema_of_their_own(
     assert "telemetry.failed" not in solo.output()
 
     status = succeeds("status")
-    assert "no more than it needs" in status
+    assert "only those needed" in status
     succeeds("preview")
     assert "has been sent (now" in succeeds("send")
     (request,) = receiver.requests
@@ -202,6 +202,6 @@ def test_alembic_would_drop_the_tables_in_the_plain_layout_and_not_after_they_ha
     assert command(moved, "migrate").code == 0
     assert command(moved, "grants", "--role", role, "--apply").code == 0
     assert "No problem in 1 heartbeat" in command(moved, "audit", "--verify").out
-    assert "no more than it needs" in command(moved, "status").out
+    assert "only those needed" in command(moved, "status").out
     assert command(moved, "migrate", "--down", "--yes").code == 0
     assert one(db, "SELECT count(*) FROM pg_class WHERE relname LIKE 'telemetry%'") == 0

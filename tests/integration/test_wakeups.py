@@ -55,7 +55,7 @@ class TestTrouble:
     @pytest.mark.parametrize(
         ("url", "cause"),
         [
-            ("redis://127.0.0.1:1/0", "nothing listens where REDIS_URL points to"),
+            ("redis://127.0.0.1:1/0", "nothing listens at the address in REDIS_URL"),
             ("redis://nowhere.invalid/0", "the host in REDIS_URL is unknown"),
             ("", "REDIS_URL must begin with redis:// or rediss://"),
         ],
@@ -168,7 +168,7 @@ class TestTheCheck:
         ended = command({**due, "REDIS_URL": "redis://127.0.0.1:1/0"}, "status", "--check")
         assert ended.code == 0
         assert ended.sentence == (
-            "Redis cannot be used, so that no worker is woken: nothing listens where REDIS_URL"
+            "Redis cannot be used, so no worker is woken: nothing listens where REDIS_URL"
             " points to."
         )
 

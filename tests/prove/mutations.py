@@ -566,10 +566,10 @@ MUTATIONS = (
         "app/cli/verifying.py",
         """    typer.echo(asking, err=True)
     with Console(stderr=True).status("Asking the receiver …") as status:
-        return report.ask(pipeline, ids, since=since, tell=status.update)
+        return report.ask(pipeline, ids, since=since, show=status.update)
 """,
         """    with Console(stderr=True).status("Asking the receiver …") as status:
-        there = report.ask(pipeline, ids, since=since, tell=status.update)
+        there = report.ask(pipeline, ids, since=since, show=status.update)
     typer.echo(asking, err=True)
     return there
 """,
@@ -976,8 +976,8 @@ MUTATIONS = (
         6,
         "a line has no level",
         "app/log.py",
-        '        return f"{self._told(record)} level={record.levelname}"\n',
-        "        return self._told(record)\n",
+        '        return f"{self._message(record)} level={record.levelname}"\n',
+        "        return self._message(record)\n",
         "unit/test_log.py::test_every_line_ends_with_its_level",
     ),
     Mutation(

@@ -99,7 +99,7 @@ class TestABodyIsFound:
 class TestWhatCannotBeRead:
     def test_is_named_by_its_line(self) -> None:
         log = b"\n\n" + LINE.encode("utf-32-le")
-        assert entries(log) == [Unreadable(3, "its encoding is neither UTF-8 nor UTF-16")]
+        assert entries(log) == [Unreadable(3, "its encoding is not UTF-8 or UTF-16")]
 
     @pytest.mark.parametrize(
         "damage",

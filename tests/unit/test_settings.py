@@ -61,7 +61,7 @@ def test_do_not_track_is_off_by_any_other_word(value: str) -> None:
     "value", ["", " ", "development", "dev", "local", "test", "Test", "DEVELOPMENT", " dev "]
 )
 def test_a_development_environment_is_off(value: str) -> None:
-    assert reason(load(ENVIRONMENT=value)) == "ENVIRONMENT names a development one"
+    assert reason(load(ENVIRONMENT=value)) == "ENVIRONMENT is empty or a development one"
 
 
 def test_an_environment_that_is_not_set_is_development() -> None:
@@ -174,7 +174,7 @@ def test_a_name_one_letter_off_is_off_and_the_right_name_is_suggested(name: str)
         for spelt in (typo, typo.lower()):
             settings = load(**{spelt: MARKER})
             assert reason(settings) == (
-                f"{spelt} is not a variable of telemetry (did you mean {name}?)"
+                f"{spelt} is not a telemetry variable (did you mean {name}?)"
             )
             assert MARKER not in told(settings)
 

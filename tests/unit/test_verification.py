@@ -57,9 +57,9 @@ class TestSinceADay:
 
 
 NOT_STORED = "the log has a body that is not stored"
-NOT_WHOLE = "the log has a body here that cannot be read: it is not a whole JSON object"
-NOT_LOGGED = "it was sent, and the log has no such body"
-NOT_READ = f"{NOT_LOGGED} in the lines that can be read"
+NOT_WHOLE = "the log has a body in this line that cannot be read: it is not a whole JSON object"
+NOT_LOGGED = "it was sent, but the log does not have its body"
+NOT_READ = f"{NOT_LOGGED} in the readable lines"
 
 
 class TestTheOutboxBesideALog:
@@ -105,7 +105,7 @@ class TestTheOutboxBesideALog:
 
     def test_says_what_cannot_be_read_and_does_not_accuse_the_row(self) -> None:
         compared = of_log([row("sent", "sent")], [Unreadable(7, "of a reason")])
-        unread = "the log has a body here that cannot be read: of a reason"
+        unread = "the log has a body in this line that cannot be read: of a reason"
         assert told(compared.problems) == [(unread, 7, None), (NOT_READ, None, ID)]
 
     def test_skips_a_line_that_is_too_long_to_hold_a_body(self) -> None:
@@ -119,7 +119,7 @@ SENT_AT = json.loads(BODY)["sent_at"]
 CHANGED = BODY.replace('"sites":"10-100"', '"sites":"1-10"')
 HERE, ELSEWHERE = "https://here.example/v1/heartbeat", "https://elsewhere.example/v1/heartbeat"
 NOW = datetime(2026, 5, 3, tzinfo=UTC)
-OTHER_BYTES = "the receiver holds other bytes under its id and time"
+OTHER_BYTES = "the receiver holds different bytes under its id and time"
 NOT_THERE = "it was sent, and the receiver does not hold it: "
 NOT_HERE = f"the receiver holds a heartbeat of {SENT_AT} that is not stored here: "
 
@@ -167,7 +167,7 @@ class TestTheOutboxBesideTheReceiver:
 
     def test_misses_what_was_sent_and_gives_the_reasons_that_are_possible(self) -> None:
         counts = {"sent": 1, "missing": 1}
-        deleted, went = "it was deleted there", "it went to another endpoint, which its attempt"
+        deleted, went = "it was deleted there", "it was sent to another endpoint, shown in"
         assert compared([stored()], there({})) == (counts, [f"{NOT_THERE}{deleted}"])
         elsewhere = [stored(endpoint=ELSEWHERE)]
         assert compared(elsewhere, there({})) == (
@@ -175,7 +175,7 @@ class TestTheOutboxBesideTheReceiver:
             [f"{NOT_THERE}{went} names, or {deleted}"],
         )
         (sentence,) = compared(elsewhere, there({}, retention_days=400), Here(NOW.replace(2028)))[1]
-        old = "it is older than the 400 days for which the receiver keeps it"
+        old = "it is older than the 400 days for which the receiver stores it"
         assert sentence == f"{NOT_THERE}{went} names, {old}, or {deleted}"
         (sentence,) = compared([stored()], there({}, retention_days=0), Here(NOW.replace(2028)))[1]
         assert sentence == f"{NOT_THERE}{deleted}"
@@ -183,11 +183,11 @@ class TestTheOutboxBesideTheReceiver:
     @pytest.mark.parametrize(
         ("logged", "ending"),
         [
-            (None, ": the row's or the receiver's were changed"),
-            ({BODY}, "; the row and the log agree: the receiver's were changed"),
+            (None, ": the row or the receiver's copy was changed"),
+            ({BODY}, "; the row and the log have the same bytes: the receiver's was changed"),
             ({CHANGED}, "; the receiver and the log have the same bytes: the row was changed"),
-            (set(), ": the row's or the receiver's were changed"),
-            ({BODY, CHANGED}, ": the row's or the receiver's were changed"),
+            (set(), ": the row or the receiver's copy was changed"),
+            ({BODY, CHANGED}, ": the row or the receiver's copy was changed"),
         ],
         ids=["no log", "with the row", "with the receiver", "with neither", "with both"],
     )
@@ -209,7 +209,7 @@ class TestTheOutboxBesideTheReceiver:
 
     def test_says_that_the_log_has_what_the_receiver_lacks(self) -> None:
         (sentence,) = compared([stored()], there({}), Here(NOW, logged={BODY}))[1]
-        assert sentence.startswith("it was sent, as the log says too, and the receiver does not")
+        assert sentence.startswith("it was sent, which the log confirms, and the receiver does not")
 
     def test_reports_what_is_there_and_not_here_with_the_reasons_that_are_possible(self) -> None:
         counts, (sentence,) = compared([], there({SENT_AT: BODY}))
@@ -220,7 +220,7 @@ class TestTheOutboxBesideTheReceiver:
         )
         (sentence,) = compared([], there({SENT_AT: BODY}), Here(NOW, logged={BODY}))[1]
         assert sentence.endswith(
-            "the log has the same bytes, so that it left from here and its row is gone"
+            "the log has the same bytes, so it was sent from here and its row is gone"
         )
 
     def test_expects_nothing_here_that_is_older_than_rows_are_kept_or_before_the_day(self) -> None:
@@ -259,11 +259,11 @@ class TestABodyIsWithoutFault:
     @pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, True, 1.0, "1", None, [1], {}])
     def test_only_under_a_version_that_is_known_here(self, version: object) -> None:
         body = json.dumps(with_value("telemetry_schema", version), separators=(",", ":"))
-        assert fault(body) == "its body names a telemetry_schema that is unknown here"
+        assert fault(body) == "its body has an unknown telemetry_schema"
 
     @pytest.mark.parametrize("body", ["", "{", "{}", "[]", "[1]", '"a"', "1", "null", "NaN"])
     def test_only_as_an_object_that_names_its_version(self, body: str) -> None:
-        assert fault(body) == "its body is no JSON object that names a telemetry_schema"
+        assert fault(body) == "its body is not a JSON object with a telemetry_schema"
 
     @pytest.mark.parametrize(
         "body",
@@ -278,7 +278,7 @@ class TestABodyIsWithoutFault:
     )
     def test_only_in_the_canonical_form(self, body: str) -> None:
         assert json.loads(body)["telemetry_schema"] == 1
-        assert fault(body) == "its body is not written in the canonical form"
+        assert fault(body) == "its body is not in canonical form"
 
     @pytest.mark.parametrize("name", FIELDS[1:])
     @pytest.mark.parametrize("value", [12_345, "somebody@example.com"])
@@ -287,14 +287,14 @@ class TestABodyIsWithoutFault:
     ) -> None:
         sentence = fault(json.dumps(with_value(name, value)))
         assert sentence
-        assert sentence.startswith(f"its body is not of schema {SCHEMA_VERSION}: {name} (")
+        assert sentence.startswith(f"its body does not match schema {SCHEMA_VERSION}: {name} (")
         assert str(value) not in sentence
 
     @pytest.mark.parametrize("section", ["", "counts.", "features.", "stack."])
     def test_only_without_an_unknown_field(self, section: str) -> None:
         sentence = fault(json.dumps(with_value(f"{section}domains", "0")))
         assert sentence
-        assert sentence.startswith(f"its body is not of schema {SCHEMA_VERSION}: ")
+        assert sentence.startswith(f"its body does not match schema {SCHEMA_VERSION}: ")
         assert "extra_forbidden" in sentence
 
     @given(st.text() | st.recursive(st.none(), st.lists).map(json.dumps))
@@ -308,7 +308,7 @@ class TestABodyIsWithoutFault:
         assert told.isprintable()
 
     def test_that_is_told_of_a_body_however_deep(self) -> None:
-        assert fault("[" * 200_000) == "its body is no JSON object that names a telemetry_schema"
+        assert fault("[" * 200_000) == "its body is not a JSON object with a telemetry_schema"
 
 
 GOOD = {
@@ -325,4 +325,4 @@ def test_a_row_and_its_attempts_that_belong_together_have_no_problem() -> None:
 
 def test_a_row_for_a_day_on_which_it_was_not_written_is_a_problem() -> None:
     (problem,) = of_rows([{**GOOD, "day": NEXT_DAY}])
-    assert problem.sentence == "it was written on another day than it is for"
+    assert problem.sentence == "it was written on a different day than the row's day"
