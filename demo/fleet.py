@@ -249,7 +249,7 @@ def _grown(install: _Install, age: int) -> Facts:
 
 
 def _census(sites: float, traffic: float, edition: Edition, postgres: int) -> Census:
-    """Return the counts of an install with this many sites, each with ``traffic`` consents a day."""
+    """Return the counts of an install with this many sites and ``traffic`` consents per site."""
     # Publishers need TCF: mostly large ones, and those with the enterprise edition.
     of_publishers = 0.6 if edition == "ee" else 0.15
     return Census(

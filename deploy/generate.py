@@ -1,7 +1,7 @@
-"""Writes what the deploy files derive: the release's version, and the Deployment for kustomize.
+"""Writes the generated parts of the deploy files: the version, and the Deployment for kustomize.
 
-`app.__version__` is the source of the version, and the Helm chart that of the Deployment.
-"""  # noqa: INP001
+The version comes from `app.__version__`, the Deployment from the Helm chart.
+"""  # noqa: INP001 - a script; deploy/ is not a package
 
 import re
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ VERSIONED: Mapping[Path, str] = {
         r"(\$\{CONSENTOS_TELEMETRY_TAG:-)[^}]+",
     ),
 }
-"""The files that name the release, and where: the version comes after the group."""
+"""The files that contain the version, each with a pattern: the version follows its group."""
 
 HEADER = """\
 # Generated from deploy/helm by `make docs`. Change the chart, not this file.
@@ -37,10 +37,10 @@ HEADER = """\
 
 
 def rendered(directory: Path = CHART, /, **values: object) -> dict[str, Any]:
-    """Return what Helm makes of a chart with these values, by the kind of each object.
+    """Return the objects that Helm renders from a chart with these values, by their kind.
 
     Raises:
-        helm_python.HelmError: the chart refuses the values.
+        helm_python.HelmError: the values do not match the chart's schema.
     """
     name = yaml.safe_load((directory / "Chart.yaml").read_text())["name"]
     with helm_python.Chart.load(directory) as chart:
@@ -53,8 +53,8 @@ def rendered(directory: Path = CHART, /, **values: object) -> dict[str, Any]:
 def deployment() -> str:
     """Return the text of the kustomization's Deployment.
 
-    It is the chart's without labels and without the checksum: kustomize adds labels, and names the
-    ConfigMap by a hash of its values.
+    It is the chart's Deployment without labels and checksum: kustomize adds the labels, and puts a
+    hash of the values into the ConfigMap's name.
     """
     found = rendered()["Deployment"]
     del (
@@ -66,14 +66,14 @@ def deployment() -> str:
 
 
 def with_version(file: Path) -> str:
-    """Return the text of a file with the release's version wherever it names one.
+    """Return the text of a file with each version in it replaced by the current one.
 
     Raises:
-        ValueError: it names none.
+        ValueError: the file contains no version.
     """
     written, count = re.subn(VERSIONED[file], rf"\g<1>{__version__}", file.read_text())
     if not count:
-        raise ValueError(f"{file} names no version")
+        raise ValueError(f"{file} contains no version")
     return written
 
 

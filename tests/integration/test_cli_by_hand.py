@@ -126,7 +126,8 @@ def test_while_a_worker_is_sending_it_there_is_nothing_to_carry(
     refused = command(environment, "send", "--by-hand")
     assert (refused.code, refused.out) == (1, "")
     assert refused.sentence == (
-        f"The heartbeat of {DAY} cannot be carried by hand: a worker is sending it right now; try again."
+        f"The heartbeat of {DAY} cannot be carried by hand: a worker is sending it right now;"
+        " try again."
     )
     assert outbox_row(db) == before
 

@@ -1,4 +1,4 @@
-{{- /* The chart in deploy/collector/helm has this file and configmap.yaml as links. */ -}}
+{{- /* The chart in deploy/collector/helm links to this file and to configmap.yaml. */ -}}
 {{- define "selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -12,8 +12,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{- /*
-What all pods have in common. A Service named telemetry would put TELEMETRY_SERVICE_HOST into the pod,
-which means off.
+Shared by all pods. Service links are off, because a Service named telemetry would add the variable
+TELEMETRY_SERVICE_HOST, and an unknown TELEMETRY_ variable turns telemetry off.
 */ -}}
 {{- define "pod" -}}
 enableServiceLinks: false
@@ -38,7 +38,7 @@ tolerations:
 {{- end }}
 {{- end }}
 
-{{- /* What all containers have in common. */ -}}
+{{- /* Shared by all containers. */ -}}
 {{- define "container" -}}
 image: {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
