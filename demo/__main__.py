@@ -124,7 +124,7 @@ class Demo:
             return consentos.populate(connection)
 
     def age(self) -> None:
-        """Make the pipeline's tables look two days old: notice given, yesterday's heartbeat sent."""
+        """Make the tables look two days old: the notice given, yesterday's heartbeat sent."""
         heartbeat = payload.parse(self.command("preview"))
         engine = database.engine(_driver(self.consentos))
         with database.transaction(engine.connect()) as connection:
