@@ -275,5 +275,5 @@ def test_status_names_a_proxy_that_cannot_be_understood_and_does_not_repeat_it(
     wrong = {"HTTP_PROXY": "ftp://s3cret-CANARY", "TELEMETRY_ENDPOINT": "http://localhost/"}
     ended = command({**environment, **wrong}, "status", "--json")
     (warning,) = ended.json["warnings"]
-    assert warning.startswith("HTTP_PROXY is not a proxy URL")
+    assert warning.startswith("HTTP_PROXY is not a valid proxy URL")
     assert "CANARY" not in ended.out + ended.err

@@ -266,7 +266,7 @@ def test_a_refusal_in_any_language_is_a_refusal_and_not_an_unreachable_database(
 ) -> None:
     where = f'connection failed: connection to server at "{MARKER}", port 5432 failed: '
     told = log.cause(psycopg.OperationalError(where + words.format(MARKER)))
-    assert told.startswith("the database refuses the connection (a wrong password,")
+    assert told.startswith("the database refuses the connection (wrong password,")
 
 
 def test_a_refusal_after_a_password_is_known_by_the_connection() -> None:

@@ -191,7 +191,7 @@ def test_a_name_in_lower_case_is_never_read() -> None:
 
 @pytest.mark.parametrize("name", ["TELEMETRY_", "TELEMETRY_DISABLED", "telemetry_url"])
 def test_any_other_name_of_telemetry_is_off(name: str) -> None:
-    assert f"{name} is not a variable of telemetry" in (reason(load(**{name: ""})) or "")
+    assert f"{name} is not a telemetry variable" in (reason(load(**{name: ""})) or "")
 
 
 def test_a_name_is_shown_in_plain_letters_and_not_without_end() -> None:

@@ -78,7 +78,7 @@ def test_a_proxy_that_cannot_be_understood_is_named_and_ignored_and_not_repeated
     assert settings.proxy is None
     assert reason(settings) is None
     (warning,) = settings.warnings
-    assert warning.startswith(f"{variable} is not a proxy URL")
+    assert warning.startswith(f"{variable} is not a valid proxy URL")
     assert MARKER not in told(settings)
 
 
@@ -162,7 +162,7 @@ def test_an_entry_that_cannot_be_understood_is_ignored_with_a_warning_and_not_re
     settings = load(HTTPS_PROXY=PROXY, NO_PROXY=f"a.com,{entry}")
     assert settings.proxy == PROXY
     (warning,) = settings.warnings
-    assert warning.startswith("NO_PROXY has an entry")
+    assert warning.startswith("NO_PROXY has an invalid entry")
     assert MARKER not in told(settings)
     assert load(NO_PROXY=entry).warnings == ()
 

@@ -94,7 +94,7 @@ def test_plain_http_beyond_loopback_earns_a_warning(host: str) -> None:
     settings = load(TELEMETRY_ENDPOINT=f"http://{host}/v1?token={MARKER}")
     assert reason(settings) is None
     (warning,) = settings.warnings
-    assert warning.startswith("TELEMETRY_ENDPOINT is plain http")
+    assert warning.startswith("TELEMETRY_ENDPOINT uses plain http")
     assert host not in warning
 
 

@@ -167,16 +167,19 @@ class TestTheOutboxBesideTheReceiver:
 
     def test_misses_what_was_sent_and_gives_the_reasons_that_are_possible(self) -> None:
         counts = {"sent": 1, "missing": 1}
-        deleted, went = "it was deleted there", "it was sent to another endpoint, shown in"
+        deleted, went = (
+            "it was deleted there",
+            "it was sent to another endpoint, shown in its attempt",
+        )
         assert compared([stored()], there({})) == (counts, [f"{NOT_THERE}{deleted}"])
         elsewhere = [stored(endpoint=ELSEWHERE)]
         assert compared(elsewhere, there({})) == (
             counts,
-            [f"{NOT_THERE}{went} names, or {deleted}"],
+            [f"{NOT_THERE}{went}, or {deleted}"],
         )
         (sentence,) = compared(elsewhere, there({}, retention_days=400), Here(NOW.replace(2028)))[1]
         old = "it is older than the 400 days for which the receiver stores it"
-        assert sentence == f"{NOT_THERE}{went} names, {old}, or {deleted}"
+        assert sentence == f"{NOT_THERE}{went}, {old}, or {deleted}"
         (sentence,) = compared([stored()], there({}, retention_days=0), Here(NOW.replace(2028)))[1]
         assert sentence == f"{NOT_THERE}{deleted}"
 
