@@ -107,10 +107,10 @@ class TestFirstBoot:
         self, processes: Processes, empty_database: str
     ) -> None:
         run(database.engine(empty_database), CONSENTOS_0005)
-        for told in ("telemetry: base -> 0002\n", "telemetry: at 0002\n"):
+        for reported in ("telemetry: base -> 0002\n", "telemetry: at 0002\n"):
             release = processes.start("release", DATABASE_URL=empty_database)
             assert release.wait(30) == 0
-            assert release.output() == told
+            assert release.output() == reported
 
     def test_a_worker_before_the_release_says_what_to_do_and_stays(
         self, processes: Processes, empty_database: str
@@ -163,7 +163,7 @@ def test_a_process_that_cannot_work_says_so_in_one_sentence(
 
 @pytest.mark.parametrize("name", READY)
 @pytest.mark.parametrize("option", ["socket_timeout=CANARY", "nonsense=CANARY", "db=CANARY"])
-def test_a_redis_url_with_an_option_that_is_none_is_told_without_it(
+def test_a_redis_url_with_an_unknown_option_is_reported_without_it(
     processes: Processes, name: str, option: str
 ) -> None:
     url = processes.environment["REDIS_URL"]

@@ -264,10 +264,10 @@ def test_what_is_new_is_read_before_it_leaves(
     assert f'"{FIELD}":"0"}}'.encode() in receiver.requests[1].body
 
     assert command(processes, upgraded, "audit", "--verify").returncode == 0
-    told = command(processes, ROOT, "audit", "--verify")
-    assert told.returncode == 1
-    assert "its body has an unknown telemetry_schema" in told.stdout
-    assert "2026-05-02" not in told.stdout
+    reported = command(processes, ROOT, "audit", "--verify")
+    assert reported.returncode == 1
+    assert "its body has an unknown telemetry_schema" in reported.stdout
+    assert "2026-05-02" not in reported.stdout
 
 
 # The collector
@@ -291,7 +291,7 @@ def until(found: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.1)
 
 
-def told(collector: Collector, form: str) -> httpx.Response:
+def reported(collector: Collector, form: str) -> httpx.Response:
     response = collector.client.get(form)
     assert response.status_code == 200, response.text
     return response
@@ -306,7 +306,7 @@ YESTERDAY = """
 
 
 def active(collector: Collector) -> int:
-    days = told(collector, "/v1/stats.json").json()["days"]
+    days = reported(collector, "/v1/stats.json").json()["days"]
     return days[-1]["movements"]["active_2d"] or 0 if days else 0
 
 
@@ -344,15 +344,15 @@ def test_a_fleet_of_which_a_third_has_upgraded_is_counted_whole(
     query(collector_database, YESTERDAY)
     with serving(collector_database, tmp_path / "2.log", SERVE, PYTHONPATH=str(ready)) as own:
         until(lambda: active(own) == 90)
-        values = told(own, "/v1/stats.json").json()["values"]
+        values = reported(own, "/v1/stats.json").json()["values"]
         assert values[f"counts.{FIELD}"] == {
             "groups": [{"value": "1-10", "installs": 20}, {"value": "0", "installs": 10}],
             "folded_installs": None,
             "reported_by": 30,
         }
         assert values["counts.users"]["reported_by"] == 90
-        assert f",counts.{FIELD},1-10,20,30\r\n" in told(own, "/v1/stats.csv").text
-        assert "Failed scans (of 30 installs that report it)" in told(own, "/").text
+        assert f",counts.{FIELD},1-10,20,30\r\n" in reported(own, "/v1/stats.csv").text
+        assert "Failed scans (of 30 installs that report it)" in reported(own, "/").text
 
 
 def test_a_collector_that_is_upgraded_after_its_senders_loses_nothing(

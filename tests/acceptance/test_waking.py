@@ -37,7 +37,7 @@ def asleep(admin: Redis) -> int:
 def asked(admin: Redis) -> dict[str, int]:
     """Return how often each command was given by others since the count began."""
     counted = admin.info("commandstats").items()
-    commands = {name.removeprefix("cmdstat_"): told["calls"] for name, told in counted}
+    commands = {name.removeprefix("cmdstat_"): reported["calls"] for name, reported in counted}
     return {name: calls for name, calls in commands.items() if name not in OURS}
 
 

@@ -29,12 +29,12 @@ def switched_on() -> dict[str, str]:
     return {"ENVIRONMENT": "production", "TELEMETRY_ENDPOINT": "http://127.0.0.1:1/"}
 
 
-def test_every_command_has_a_help_that_teaches() -> None:
+def test_the_help_of_every_command_explains_it() -> None:
     overview, *helped = commands({}, "--help", *(f"{name} --help" for name in COMMANDS))
     assert {ended.code for ended in (overview, *helped)} == {0}
     for words in ("TELEMETRY_ENABLED=false", *COMMANDS):
-        assert words in told(overview)
-    teaches = dict(zip(COMMANDS, map(told, helped), strict=True))
+        assert words in reported(overview)
+    teaches = dict(zip(COMMANDS, map(reported, helped), strict=True))
     for name, words in (
         ("status", "--check --json an hour after it was due, probe restarts the process"),
         ("preview", "store nothing, send nothing whether telemetry is on or off --diff --json"),
@@ -54,7 +54,7 @@ def test_every_command_has_a_help_that_teaches() -> None:
         assert set(words.split()) <= set(teaches[name].split())
 
 
-def told(ended: Ended) -> str:
+def reported(ended: Ended) -> str:
     """Return a help's words without its frames and line ends."""
     return re.sub(r"[^\w\[\]=,-]+", " ", ended.out)
 
@@ -85,14 +85,14 @@ class TestADatabase:
             PASSWORD,
         ],
     )
-    def test_that_is_named_by_no_url_is_told_by_its_variable_alone(
+    def test_that_is_named_by_no_url_is_reported_by_its_variable_alone(
         self, switched_on: dict[str, str], url: str
     ) -> None:
         for ended in commands({**switched_on, "DATABASE_URL": url}, "preview", "migrate"):
             assert ended.code == 2
             assert ended.sentence.startswith("DATABASE_URL ")
 
-    def test_that_cannot_be_reached_is_told_without_its_address(
+    def test_that_cannot_be_reached_is_reported_without_its_address(
         self, switched_on: dict[str, str]
     ) -> None:
         url = f"postgresql://operator:{PASSWORD}@127.0.0.1:1/consentos"
@@ -100,7 +100,7 @@ class TestADatabase:
             assert ended.code == 1
             assert ended.sentence == "The database cannot be reached."
 
-    def test_that_does_not_exist_is_told(
+    def test_that_does_not_exist_is_reported(
         self, environment: dict[str, str], database_url: str
     ) -> None:
         gone = database_url.replace("telemetry_test_", "telemetry_gone_")
@@ -108,7 +108,7 @@ class TestADatabase:
         assert ended.code == 1
         assert ended.sentence == "The database or its role does not exist."
 
-    def test_that_was_not_migrated_is_told_with_the_remedy(
+    def test_that_was_not_migrated_is_reported_with_the_remedy(
         self, switched_on: dict[str, str], empty_database: str
     ) -> None:
         here = {**switched_on, "DATABASE_URL": empty_database}
@@ -116,7 +116,7 @@ class TestADatabase:
             assert ended.code == 1
             assert ended.sentence.endswith("run `python -m app migrate` first.")
 
-    def test_that_refuses_the_password_is_told_without_it(
+    def test_that_refuses_the_password_is_reported_without_it(
         self, switched_on: dict[str, str], locked_url: str
     ) -> None:
         for ended in commands({**switched_on, "DATABASE_URL": locked_url}, "status", "send"):

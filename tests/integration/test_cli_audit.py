@@ -39,11 +39,11 @@ def test_the_newest_day_comes_first_with_every_attempt(
     assert places == sorted(places, reverse=True)
     for words in ("1. 2026-05-02 02:30:", "sent (HTTP 202)", "rejected (HTTP 400)", "(HTTP 429)"):
         assert words in shown.out
-    told = listed.json
-    assert [row["id"] for row in told] == three_days[::-1]
-    assert [row["state"] for row in told] == ["pending", "rejected", "sent"]
-    assert [row["tries"][0]["http_status"] for row in told] == [429, 400, 202]
-    assert {each["outbox_id"] for row in told for each in row["tries"]} == set(three_days)
+    reported = listed.json
+    assert [row["id"] for row in reported] == three_days[::-1]
+    assert [row["state"] for row in reported] == ["pending", "rejected", "sent"]
+    assert [row["tries"][0]["http_status"] for row in reported] == [429, 400, 202]
+    assert {each["outbox_id"] for row in reported for each in row["tries"]} == set(three_days)
     assert len(attempts(db)) == 3
 
 
@@ -56,9 +56,9 @@ def test_a_row_begins_with_the_bytes_that_were_sent_and_a_machine_gets_them_too(
     assert shown.out.encode() == receiver.requests[0].body + b"\n"
     assert "sent (HTTP 202)" in shown.err
     assert receiver.url in shown.err
-    told = listed.json
-    assert told["payload"].encode() == receiver.requests[1].body
-    assert [each["n"] for each in told["tries"]] == [1]
+    reported = listed.json
+    assert reported["payload"].encode() == receiver.requests[1].body
+    assert [each["n"] for each in reported["tries"]] == [1]
 
 
 def test_not_a_byte_of_what_is_stored_is_tidied_up(environment: dict[str, str], db: Engine) -> None:
@@ -74,7 +74,7 @@ def test_not_a_byte_of_what_is_stored_is_tidied_up(environment: dict[str, str], 
     assert shown.out.split("\n", 1)[0] == ODD
 
 
-def test_an_id_that_is_unknown_and_one_that_is_none_are_told_apart(
+def test_an_unknown_id_and_an_invalid_one_are_distinguished(
     environment: dict[str, str],
 ) -> None:
     unknown, malformed = commands(environment, f"audit {uuid4()}", "audit yesterday")
@@ -99,7 +99,7 @@ def test_a_row_is_named_by_its_day_too_or_as_the_last_of_which_anything_left(
     assert (unsent.code, unsent.json["state"], unsent.json["tries"]) == (0, "pending", [])
 
 
-def test_a_row_that_is_not_there_is_told_in_a_sentence(environment: dict[str, str]) -> None:
+def test_a_row_that_is_not_there_is_reported_in_a_sentence(environment: dict[str, str]) -> None:
     last, day, impossible = commands(
         environment, "audit last", "audit 2026-05-02", "audit 2026-02-30"
     )
@@ -161,11 +161,11 @@ class TestExport:
 
 
 def test_an_empty_outbox_is_an_empty_list(environment: dict[str, str]) -> None:
-    told = command(environment, "audit", "--json", TELEMETRY_ENABLED="false")
-    assert (told.code, told.json) == (0, [])
+    reported = command(environment, "audit", "--json", TELEMETRY_ENABLED="false")
+    assert (reported.code, reported.json) == (0, [])
 
 
-def test_a_post_that_goes_on_is_not_told_as_one_that_died(
+def test_a_post_that_goes_on_is_not_reported_as_one_that_died(
     pipeline: Pipeline, environment: dict[str, str], clock: Clock, db: Engine, receiver: Receiver
 ) -> None:
     run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")

@@ -59,11 +59,11 @@ def test_the_day_is_written_and_ended_and_its_bytes_are_printed_as_often_as_aske
         0,
     )
     assert row["finished_at"]
-    again, told = commands(environment, "send --by-hand", "send --by-hand --json")
+    again, reported = commands(environment, "send --by-hand", "send --by-hand --json")
     assert (again.code, again.out, again.err) == (0, first.out, f"{said}\n")
-    assert (told.code, told.json["sent"], told.json["said"]) == (0, False, said)
-    assert (told.json["day"], told.json["row"]["payload"]) == (DAY, row["payload"])
-    assert [*told.json] == ["sent", "said", "day", "row"]
+    assert (reported.code, reported.json["sent"], reported.json["said"]) == (0, False, said)
+    assert (reported.json["day"], reported.json["row"]["payload"]) == (DAY, row["payload"])
+    assert [*reported.json] == ["sent", "said", "day", "row"]
     assert outbox_row(db) == row
     assert receiver.connections == count(db, "telemetry_notice") == 0
 
@@ -176,11 +176,11 @@ def test_what_is_not_to_be_carried_is_not_printed(
     for change in changes:
         run(db, change)
     sentence = f"The heartbeat of {DAY} cannot be carried by hand: {why}."
-    refused, told = commands(environment, "send --by-hand", "send --by-hand --json")
+    refused, reported = commands(environment, "send --by-hand", "send --by-hand --json")
     assert (refused.code, refused.out) == (1, "")
     assert refused.sentence == sentence
-    assert (told.code, told.json["sent"], told.json["said"]) == (1, False, sentence)
-    assert [*told.json] == ["sent", "said", "day", "row"]
+    assert (reported.code, reported.json["sent"], reported.json["said"]) == (1, False, sentence)
+    assert [*reported.json] == ["sent", "said", "day", "row"]
     assert (
         one(db, "SELECT count(*) FROM telemetry_outbox WHERE last_error = 'carried by hand'") == 0
     )

@@ -146,9 +146,9 @@ class TestAFailureWithJson:
         failed, checked = commands(away, "status --json", "status --json --check")
         assert (failed.code, failed.json["code"]) == (1, 1)
         assert (checked.code, checked.json["code"]) == (0, 0)
-        for told in (failed.json, checked.json):
-            assert told["error"] == "The database cannot be reached."
-            assert told["enabled"]
+        for reported in (failed.json, checked.json):
+            assert reported["error"] == "The database cannot be reached."
+            assert reported["enabled"]
 
 
 def documented(command_line: str) -> set[str]:

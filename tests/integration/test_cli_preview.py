@@ -49,8 +49,8 @@ def test_a_new_install_reads_one_valid_line_under_the_nil_id_and_nothing_is_stor
     heartbeat = parse(body)
     assert heartbeat.canonical() == body
     assert heartbeat.instance_id == NIL
-    (told,) = shown.err.splitlines()
-    assert "nil UUID" in told
+    (reported,) = shown.err.splitlines()
+    assert "nil UUID" in reported
     assert row_counts(db) == before
     assert receiver.connections == 0
 
@@ -65,8 +65,8 @@ def test_it_works_while_telemetry_is_off_and_says_so_beside_the_body(
     shown = command(environment, "preview", TELEMETRY_ENABLED="off")
     assert shown.code == 0
     assert parse(shown.out).instance_id == known
-    (told,) = shown.err.splitlines()
-    assert "TELEMETRY_ENABLED is false" in told
+    (reported,) = shown.err.splitlines()
+    assert "TELEMETRY_ENABLED is false" in reported
     assert row_counts(db) == before
     assert receiver.connections == 0
 
@@ -104,17 +104,17 @@ class TestTheDifference:
         self, environment: dict[str, str], db: Engine
     ) -> None:
         before = row_counts(db)
-        shown, told = commands(environment, "preview --diff", "preview --diff --json")
-        assert (shown.code, told.code) == (0, 0)
+        shown, reported = commands(environment, "preview --diff", "preview --diff --json")
+        assert (shown.code, reported.code) == (0, 0)
         heading, *lines, summary = shown.out.splitlines()
         assert heading == "No heartbeat has been sent from here yet, so every field is new:"
         for line, (name, field) in zip(lines, fields(), strict=True):
             assert line.startswith(f"+ {name} = ")
             assert line.endswith(f"    {field.description}")
         assert summary == f"{len(lines)} fields added, 0 removed, 0 changed."
-        assert told.json["since"] is None
-        assert [*told.json["added"]] == [name for name, _ in fields()]
-        assert told.json["removed"] == told.json["changed"] == {}
+        assert reported.json["since"] is None
+        assert [*reported.json["added"]] == [name for name, _ in fields()]
+        assert reported.json["removed"] == reported.json["changed"] == {}
         assert row_counts(db) == before
 
     def test_is_to_the_last_that_was_sent_and_of_values_too(
@@ -132,18 +132,18 @@ class TestTheDifference:
             assert pipeline.write_heartbeat()
             pipeline.drain()
         here = {**environment, "CONSENTOS_DEPLOYMENT": "helm"}
-        shown, told = commands(here, "preview --diff", "preview --diff --json")
+        shown, reported = commands(here, "preview --diff", "preview --diff --json")
         sent = flat(receiver.requests[0].body.decode())
         heading, sent_at, deployment, summary = shown.out.splitlines()
         assert heading == "Changes since the heartbeat of 2026-05-02, the last one sent:"
         assert sent_at.startswith(f'~ sent_at = "{sent["sent_at"]}" -> "2026-05-03T')
         assert deployment == '~ deployment = "unknown" -> "helm"'
         assert summary == "0 fields added, 0 removed, 2 changed."
-        assert (told.json["since"], told.json["added"], told.json["removed"]) == (
+        assert (reported.json["since"], reported.json["added"], reported.json["removed"]) == (
             *("2026-05-02", {}),
             {},
         )
-        assert told.json["changed"]["deployment"] == ["unknown", "helm"]
+        assert reported.json["changed"]["deployment"] == ["unknown", "helm"]
         assert receiver.connections == 2
 
     def test_names_a_field_that_is_new_and_one_that_is_gone(

@@ -82,12 +82,12 @@ def test_what_was_sent_is_held_byte_for_byte(
     to_collector: dict[str, str], sent: list[str], endpoint: str
 ) -> None:
     off = {"TELEMETRY_ENABLED": "false"}
-    shown, told, while_off, without = commands_each_in(
+    shown, reported, while_off, without = commands_each_in(
         to_collector,
         [(VERIFY, {}), (f"{VERIFY} --json", {}), (VERIFY, off), ("audit --verify --json", {})],
     )
     instance_id = json.loads(sent[0])["instance_id"]
-    assert [ended.code for ended in (shown, told, while_off, without)] == [0] * 4
+    assert [ended.code for ended in (shown, reported, while_off, without)] == [0] * 4
     held = f"The receiver at {endpoint} holds 3 of the 3 heartbeats that were sent, byte for byte."
     assert held in shown.out.splitlines()
     assert (while_off.out, while_off.err) == (shown.out, shown.err)
@@ -96,7 +96,7 @@ def test_what_was_sent_is_held_byte_for_byte(
         ["equal_unsent", "missing", "different", "only_there", "no_longer_here"], 0
     )
     here = {"endpoint": endpoint, "ids": [instance_id], "sent": 3, "equal": 3}
-    assert told.json["remote"] == {**here, **none}
+    assert reported.json["remote"] == {**here, **none}
     assert without.json["remote"] is None
 
 
@@ -117,7 +117,7 @@ class TestOneChangedByte:
         lines = [line for line in shown.out.splitlines() if not line.startswith("The receiver at")]
         return [line.partition(": ")[2] for line in lines], alone
 
-    def test_at_the_receiver_is_told_from_the_other_two(
+    def test_at_the_receiver_is_distinguished_from_the_other_two(
         self, to_collector: dict[str, str], own: Collector, log: Path
     ) -> None:
         text = 'replace(body::text, \'"python_version": "3.\', \'"python_version": "4.\')::jsonb'
@@ -130,7 +130,7 @@ class TestOneChangedByte:
         assert f"{OTHER_BYTES}: the row or the receiver's copy was changed.\n" in alone.out
         assert "holds 2 of the 3 heartbeats" in alone.out
 
-    def test_in_the_row_is_told_from_the_other_two(
+    def test_in_the_row_is_distinguished_from_the_other_two(
         self, to_collector: dict[str, str], sent: list[str], db: Engine, log: Path
     ) -> None:
         run(db, "ALTER TABLE telemetry_outbox DISABLE TRIGGER telemetry_outbox_frozen")
@@ -149,7 +149,7 @@ class TestOneChangedByte:
         ]
         assert alone.code == 1
 
-    def test_in_the_log_is_told_from_the_other_two(
+    def test_in_the_log_is_distinguished_from_the_other_two(
         self, to_collector: dict[str, str], sent: list[str], log: Path
     ) -> None:
         log.write_text(log.read_text().replace(sent[1], self.changed(sent[1])))
@@ -171,12 +171,12 @@ class TestWhatOneSideLacks:
             "UPDATE telemetry_attempt SET endpoint = 'http://elsewhere.example/v1/heartbeat'"
             f" WHERE outbox_id = (SELECT id FROM telemetry_outbox WHERE day = '{SECOND}')",
         )
-        shown, told = commands(to_collector, VERIFY, f"{VERIFY} --json")
-        assert (shown.code, told.code) == (1, 1)
+        shown, reported = commands(to_collector, VERIFY, f"{VERIFY} --json")
+        assert (shown.code, reported.code) == (1, 1)
         assert "holds 0 of the 3 heartbeats" in shown.out
-        assert found(told) == {"sent": 3, "missing": 3}
+        assert found(reported) == {"sent": 3, "missing": 3}
         missing = "it was sent, and the receiver does not hold it: "
-        sentences = {each["day"]: each["sentence"] for each in told.json["problems"]}
+        sentences = {each["day"]: each["sentence"] for each in reported.json["problems"]}
         assert sentences == {
             FIRST: f"{missing}it was deleted there",
             SECOND: f"{missing}it was sent to another endpoint, shown in its attempt,"
@@ -189,18 +189,18 @@ class TestWhatOneSideLacks:
     ) -> None:
         run(db, f"DELETE FROM telemetry_outbox WHERE day = '{FIRST}'")
         week = {"TELEMETRY_RETENTION_DAYS": "1"}
-        shown, told, kept = commands_each_in(
+        shown, reported, kept = commands_each_in(
             to_collector, [(VERIFY, {}), (f"{VERIFY} --json", {}), (f"{VERIFY} --json", week)]
         )
         instance_id = json.loads(sent[0])["instance_id"]
-        assert (shown.code, told.code, kept.code) == (1, 1, 0)
+        assert (shown.code, reported.code, kept.code) == (1, 1, 0)
         assert shown.out.startswith(
             f"receiver, {instance_id}: the receiver holds a heartbeat of {at(FIRST)} that is not"
             " stored here: this database was restored from a backup, "
         )
-        (problem,) = told.json["problems"]
+        (problem,) = reported.json["problems"]
         assert problem["instance_id"] == instance_id
-        assert found(told) == {"sent": 2, "equal": 2, "only_there": 1}
+        assert found(reported) == {"sent": 2, "equal": 2, "only_there": 1}
         assert found(kept) == {"sent": 2, "equal": 2, "no_longer_here": 1}
 
     def test_is_not_missed_before_the_day(
@@ -429,7 +429,7 @@ STRANGE = [
 
 @pytest.mark.usefixtures("one_row")
 class TestAReceiver:
-    def test_that_is_none_of_this_project_is_said_to_be_none(
+    def test_that_is_not_of_this_project_is_reported_as_such(
         self, environment: dict[str, str], receiver: Receiver
     ) -> None:
         receiver.answers = [*STRANGE]
@@ -492,12 +492,12 @@ class TestAReceiver:
     ) -> None:
         assert environment
         receiver.answers = [answer(503, "Retry-After: 60")]
-        slept, told = list[float](), list[str]()
+        slept, reported = list[float](), list[str]()
         monkeypatch.setattr("app.receiver.time.sleep", slept.append)
         with pytest.raises(asking.ReceiverError, match="HTTP 503"):
-            asking.ask(Settings.load(), [ID, uuid4()], None, told.append)
+            asking.ask(Settings.load(), [ID, uuid4()], None, reported.append)
         assert slept == [60.0] * asking.MOST_WAITS
-        assert told == ["The receiver asks to wait 60 seconds …"] * asking.MOST_WAITS
+        assert reported == ["The receiver asks to wait 60 seconds …"] * asking.MOST_WAITS
 
     def test_that_never_comes_to_an_end_is_left(
         self, environment: dict[str, str], receiver: Receiver
@@ -564,7 +564,7 @@ def test_nobody_is_asked_where_the_endpoint_cannot_be_made_out(
     assert count(db, "telemetry_outbox") == 1
 
 
-def test_remote_belongs_to_verify(environment: dict[str, str], receiver: Receiver) -> None:
+def test_remote_goes_with_verify(environment: dict[str, str], receiver: Receiver) -> None:
     for ended in commands(environment, "audit --remote", "audit --remote last"):
         assert (ended.code, ended.out) == (2, "")
         assert "--remote goes with --verify" in " ".join(ended.err.replace("│", " ").split())

@@ -115,9 +115,9 @@ def test_what_another_program_has_sent_is_not_sent_again(
         "INSERT INTO instance VALUES"
         " (gen_random_uuid(), '2026-01-01', now(), '2026-05-02T02:30:00Z')",
     )
-    told = command(environment, "send", "--json")
-    assert (told.code, told.json["sent"], told.json["row"]) == (0, True, None)
-    assert "by another program" in told.json["said"]
+    reported = command(environment, "send", "--json")
+    assert (reported.code, reported.json["sent"], reported.json["row"]) == (0, True, None)
+    assert "by another program" in reported.json["said"]
     assert receiver.connections == 0
     assert count(db, "telemetry_outbox") == 0
 
@@ -131,9 +131,9 @@ def test_what_a_worker_is_sending_is_left_to_it(
         "UPDATE telemetry_outbox SET state = 'sending', drains = 1,"
         " lease_token = gen_random_uuid(), lease_until = now() + interval '40 s'",
     )
-    told = command(environment, "send")
-    assert told.code == 1
-    assert "a worker is sending it at this moment" in told.out
+    reported = command(environment, "send")
+    assert reported.code == 1
+    assert "a worker is sending it at this moment" in reported.out
     assert receiver.connections == 0
 
 
@@ -152,8 +152,8 @@ def test_what_cannot_be_counted_is_named_and_nothing_is_sent(
     environment: dict[str, str], db: Engine, receiver: Receiver
 ) -> None:
     run(db, "ALTER TABLE users DROP COLUMN deleted_at")
-    told = command(environment, "send")
-    assert (told.code, told.out) == (1, "")
-    assert 'column "deleted_at" does not exist' in told.sentence
+    reported = command(environment, "send")
+    assert (reported.code, reported.out) == (1, "")
+    assert 'column "deleted_at" does not exist' in reported.sentence
     assert receiver.connections == 0
     assert count(db, "telemetry_outbox") == 0

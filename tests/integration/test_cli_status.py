@@ -30,8 +30,8 @@ def test_a_fresh_install_is_on_and_says_when_it_will_first_send(
 ) -> None:
     clock("2026-05-02T09:00:00Z")
     here = {**environment, "TELEMETRY_ENDPOINT": f"{receiver.url}?token={PASSWORD}"}
-    shown, told = commands(here, "status", "status --json")
-    assert (shown.code, shown.err, told.code) == (0, "", 0)
+    shown, reported = commands(here, "status", "status --json")
+    assert (shown.code, shown.err, reported.code) == (0, "", 0)
     assert line(shown, "telemetry") == "on"
     assert line(shown, "endpoint") == receiver.url
     assert line(shown, "version") == "0.2.0"
@@ -44,7 +44,7 @@ def test_a_fresh_install_is_on_and_says_when_it_will_first_send(
     assert line(shown, "next send") == "2026-05-03 02:30:00Z"
     assert line(shown, "pending") == "nothing"
     assert line(shown, "last error") == "none"
-    assert told.json == {
+    assert reported.json == {
         "release": __version__,
         "enabled": True,
         "reason": None,
@@ -89,19 +89,23 @@ class TestAHeartbeat:
         self, environment: dict[str, str], db: Engine
     ) -> None:
         shown, listed = commands(environment, "status", "status --json")
-        row, told = outbox_row(db), listed.json
+        row, reported = outbox_row(db), listed.json
         again = f"{row['next_attempt_at']:%Y-%m-%d %H:%M:%S}Z"
         assert line(shown, "pending") == f"2026-05-02, 1 attempt, next attempt {again}"
         assert line(shown, "next send") == again
         assert line(shown, "last error").startswith("retryable (HTTP 429), 2026-05-02 02:30:0")
         assert line(shown, "instance") == str(row["instance_id"])
         assert line(shown, "notice") == "2026-05-01 12:00:00Z"
-        (pending,) = told["pending"]
+        (pending,) = reported["pending"]
         assert pending["payload"] == row["payload"]
         assert (pending["day"], pending["state"]) == ("2026-05-02", "pending")
-        assert pending["next_attempt_at"] == told["next_send"] == row["next_attempt_at"].isoformat()
-        assert told["last_error"]["http_status"] == 429
-        assert told["last_success"] is None
+        assert (
+            pending["next_attempt_at"]
+            == reported["next_send"]
+            == row["next_attempt_at"].isoformat()
+        )
+        assert reported["last_error"]["http_status"] == 429
+        assert reported["last_success"] is None
 
     @pytest.mark.usefixtures("refused")
     def test_that_waits_awaits_being_discarded_once_telemetry_is_off(
@@ -109,13 +113,17 @@ class TestAHeartbeat:
     ) -> None:
         off = {**environment, "TELEMETRY_ENABLED": "flase", "CONSENTOS_DEPLOYMENT": PASSWORD + "!"}
         shown, listed = commands(off, "status", "status --json")
-        told = listed.json
+        reported = listed.json
         assert line(shown, "telemetry").startswith("off: TELEMETRY_ENABLED must be true or false")
         assert line(shown, "pending") == "2026-05-02, 1 attempt, will be discarded"
         assert line(shown, "next send") == "never: telemetry is off"
         assert line(shown, "warning").startswith("CONSENTOS_DEPLOYMENT must be")
-        assert (told["enabled"], told["next_send"], told["overdue"]) == (False, None, False)
-        assert told["reason"] in shown.out
+        assert (reported["enabled"], reported["next_send"], reported["overdue"]) == (
+            False,
+            None,
+            False,
+        )
+        assert reported["reason"] in shown.out
         assert receiver.connections == 1
 
     @pytest.mark.usefixtures("written")
@@ -134,11 +142,11 @@ class TestAHeartbeat:
         self, environment: dict[str, str], written: Pipeline, db: Engine
     ) -> None:
         written.drain()
-        told = command(environment, "status", "--json").json
+        reported = command(environment, "status", "--json").json
         stamped = one(db, "SELECT last_telemetry_at FROM instance")
-        assert told["last_success"] == stamped.isoformat()
-        assert told["next_send"] == "2026-05-03T02:30:00+00:00"
-        assert (told["pending"], told["last_error"]) == ([], None)
+        assert reported["last_success"] == stamped.isoformat()
+        assert reported["next_send"] == "2026-05-03T02:30:00+00:00"
+        assert (reported["pending"], reported["last_error"]) == ([], None)
 
 
 @pytest.mark.usefixtures("noticed")
@@ -152,9 +160,9 @@ class TestTheCheck:
         overdue = command(environment, "status", "--check")
         assert overdue.code == 1
         assert line(overdue, "overdue")
-        told, checked = commands(environment, "status --json", "status --json --check")
-        assert (told.code, checked.code) == (0, 1)
-        assert told.json["overdue"]
+        reported, checked = commands(environment, "status --json", "status --json --check")
+        assert (reported.code, checked.code) == (0, 1)
+        assert reported.json["overdue"]
         assert checked.json["overdue"]
 
     def test_passes_while_telemetry_is_off(self, environment: dict[str, str], clock: Clock) -> None:
@@ -192,12 +200,12 @@ class TestTheCheck:
         self, environment: dict[str, str]
     ) -> None:
         gone = {**environment, "DATABASE_URL": UNREACHABLE}
-        asked, checked, told = commands(gone, "status", "status --check", "status --json")
-        assert told.json["enabled"]
-        assert told.json["error"] == "The database cannot be reached."
+        asked, checked, reported = commands(gone, "status", "status --check", "status --json")
+        assert reported.json["enabled"]
+        assert reported.json["error"] == "The database cannot be reached."
         assert asked.sentence == checked.sentence == "The database cannot be reached."
         assert (asked.code, checked.code) == (1, 0)
-        # What needs no database is told all the same.
+        # What needs no database is reported all the same.
         assert line(asked, "telemetry") == line(checked, "telemetry") == "on"
 
     def test_is_no_judge_without_a_database_to_ask(self, environment: dict[str, str]) -> None:

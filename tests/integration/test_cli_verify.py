@@ -134,7 +134,7 @@ def test_what_the_pipeline_leaves_behind_verifies_in_every_state(
     left = [receiver.requests[n].body for n in (0, 3)]
     log.write_bytes(b"".join(b"telemetry.payload %s\n" % body for body in left))
     off = {"TELEMETRY_ENABLED": "false"}
-    shown, told, beside, while_off = commands_each_in(
+    shown, reported, beside, while_off = commands_each_in(
         environment,
         [
             ("audit --verify", {}),
@@ -143,17 +143,17 @@ def test_what_the_pipeline_leaves_behind_verifies_in_every_state(
             ("audit --verify", off),
         ],
     )
-    assert {ended.code for ended in (shown, told, beside, while_off)} == {0}
+    assert {ended.code for ended in (shown, reported, beside, while_off)} == {0}
     assert shown.out.startswith("No problem in 8 heartbeats with 6 attempts.\n")
     assert shown.out == while_off.out
     counted: dict[str, Any] = {"rows": 8, "attempts": 6, "logged": None, "too_long": []}
-    assert told.json == {"verified": True, **counted, "problems": [], "remote": None}
-    assert beside.json == {**told.json, "logged": 2}
+    assert reported.json == {"verified": True, **counted, "problems": [], "remote": None}
+    assert beside.json == {**reported.json, "logged": 2}
 
 
 def test_an_outbox_without_a_row_verifies(environment: dict[str, str]) -> None:
-    shown, told = commands(environment, "audit --verify", "audit --verify --json")
-    assert (shown.code, told.code) == (0, 0)
+    shown, reported = commands(environment, "audit --verify", "audit --verify --json")
+    assert (shown.code, reported.code) == (0, 0)
     nothing: dict[str, Any] = {
         "rows": 0,
         "attempts": 0,
@@ -162,7 +162,7 @@ def test_an_outbox_without_a_row_verifies(environment: dict[str, str]) -> None:
         "problems": [],
         "remote": None,
     }
-    assert told.json == {"verified": True, **nothing}
+    assert reported.json == {"verified": True, **nothing}
 
 
 OTHER = "5b1c2f63-0c43-4f0e-9c56-0d2b0e6a9f10"
@@ -238,15 +238,15 @@ def test_each_row_that_is_not_as_it_was_written_is_named_and_its_body_is_not_rep
         row_id = put(db, day, tries, **row)
         expected |= {f"{day} {row_id}: {sentence}." for sentence in sentences}
     put(db, next(days))
-    shown, told = commands(environment, "audit --verify", "audit --verify --json")
-    assert (shown.code, told.code) == (1, 1)
+    shown, reported = commands(environment, "audit --verify", "audit --verify --json")
+    assert (shown.code, reported.code) == (1, 1)
     assert set(shown.out.splitlines()) == expected
     assert len(shown.out.splitlines()) == len(expected)
     assert f"{len(expected)} problems in 18 heartbeats" in shown.sentence
-    assert told.json["verified"] is False
-    lines = {"{day} {id}: {sentence}.".format(**each) for each in told.json["problems"]}
+    assert reported.json["verified"] is False
+    lines = {"{day} {id}: {sentence}.".format(**each) for each in reported.json["problems"]}
     assert lines == expected
-    for ended in (shown, told):
+    for ended in (shown, reported):
         assert not repeats_a_body(ended)
 
 
@@ -299,7 +299,7 @@ class TestTheTriggerThatFreezesARow:
         assert stands_after(db, always)
         assert stands_after(db, ANEW.format(TRIGGER))
 
-    def test_is_told_of_beside_what_was_changed_without_it(
+    def test_is_reported_next_to_what_was_changed_without_it(
         self, environment: dict[str, str], db: Engine
     ) -> None:
         row_id = put(db, "2026-05-02")
@@ -360,8 +360,8 @@ def test_a_log_is_read_whoever_has_written_its_lines_and_whatever_else_is_in_it(
                 line = line.replace(b"%b", body_of(day).encode())  # noqa: PLW2901 - filled in
             file.write(line + b"\n")
         file.write(line_of(FIRST).encode())
-    told = command(environment, "audit", "--verify", "--json", "--log", str(log))
-    assert (told.code, told.json["rows"], told.json["logged"]) == (0, 6, 7)
+    reported = command(environment, "audit", "--verify", "--json", "--log", str(log))
+    assert (reported.code, reported.json["rows"], reported.json["logged"]) == (0, 6, 7)
     shown = command(environment, "audit", "--verify", "--log", "-", typed=log.read_text("latin-1"))
     assert shown.code == 0
     assert shown.out.startswith("No problem in 6 heartbeats with 6 attempts and 7 logged bodies.\n")
@@ -436,7 +436,7 @@ class TestSinceADay:
         assert problem.id == row_id
 
 
-def test_what_does_not_belong_together_is_a_wrong_call(
+def test_options_that_do_not_go_together_are_a_wrong_call(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     log = tmp_path / "log"

@@ -424,7 +424,7 @@ IN_S = "; GRANT USAGE ON SCHEMA s TO {role}; ALTER TABLE s.t ADD x text"
 
 class TestTheStatus:
     @pytest.mark.parametrize(
-        ("statement", "told"),
+        ("statement", "reported"),
         [
             ("GRANT SELECT (domain) ON sites TO {role}", "has SELECT (domain) ON sites"),
             ("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}", "has SELECT ON api_keys"),
@@ -469,12 +469,12 @@ class TestTheStatus:
         ],
     )
     def test_tells_each_right_that_is_not_needed(
-        self, pipeline: Pipeline, db: Engine, statement: str, told: str
+        self, pipeline: Pipeline, db: Engine, statement: str, reported: str
     ) -> None:
         assert report.status(pipeline).excess_rights == []
         with role_put_back(db):
             run(db, statement.format(role=ROLE))
-            assert told in report.status(pipeline).excess_rights
+            assert reported in report.status(pipeline).excess_rights
 
     def test_tells_nothing_of_what_an_extension_shows_to_everybody(
         self, pipeline: Pipeline, db: Engine

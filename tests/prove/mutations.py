@@ -249,7 +249,7 @@ MUTATIONS = (
         "app/verification.py",
         '        if body == row["payload"]:\n',
         "        if body is not None:\n",
-        f"{REMOTE}::test_at_the_receiver_is_told_from_the_other_two",
+        f"{REMOTE}::test_at_the_receiver_is_distinguished_from_the_other_two",
     ),
     Mutation(
         2,

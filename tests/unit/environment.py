@@ -5,7 +5,7 @@ import pytest
 from app.settings import Disabled, Settings
 
 MARKER = "7731"
-"""Stands in every wrong value, and must stand in nothing that is told about it."""
+"""Stands in every wrong value, and must stand in nothing that is reported about it."""
 
 
 RELEASED = {"ENVIRONMENT": "production", "APP_VERSION": "1.2.3"}
@@ -25,6 +25,6 @@ def reason(settings: Settings) -> str | None:
     return settings.gate.reason if isinstance(settings.gate, Disabled) else None
 
 
-def told(settings: Settings) -> str:
+def reported(settings: Settings) -> str:
     """Return all that these settings say to an operator or to a developer."""
     return "\n".join([repr(settings), str(settings), repr(settings.gate), *settings.warnings])

@@ -18,7 +18,7 @@ import pytest
 import typer.main
 import yaml
 
-import app.cli  # noqa: F401 - has every command register itself
+import app.cli  # noqa: F401 - registers every command
 from app import __version__
 from app.cli.entry import app as cli
 from app.settings import Settings

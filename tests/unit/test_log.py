@@ -127,12 +127,12 @@ def test_no_log_level_hides_an_event_or_a_payload(level: str) -> None:
     assert written(say, level) == "\n".join(lines)
 
 
-def test_an_event_below_info_is_told_at_debug_only() -> None:
+def test_an_event_below_info_is_reported_at_debug_only() -> None:
     def say() -> None:
         log.event("detail", level=logging.DEBUG)
 
-    told = {level: bool(written(say, level)) for level in LEVELS}
-    assert told == {level: level == "DEBUG" for level in LEVELS}
+    reported = {level: bool(written(say, level)) for level in LEVELS}
+    assert reported == {level: level == "DEBUG" for level in LEVELS}
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -149,15 +149,15 @@ def test_what_libraries_tell_below_a_warning_is_hidden_at_every_level(
     assert written(say, level) == ""
 
 
-def test_a_librarys_warning_is_told_with_its_level_and_its_name() -> None:
+def test_a_librarys_warning_is_reported_with_its_level_and_its_name() -> None:
     line = written(lambda: logging.getLogger("sqlalchemy.pool").warning("odd"))
     assert line == "sqlalchemy.pool: odd level=WARNING\n"
 
 
-@pytest.mark.parametrize(("level", "told"), [("DEBUG", True), ("INFO", True), ("ERROR", False)])
-def test_dramatiqs_own_lines_follow_the_log_level(level: str, told: bool) -> None:  # noqa: FBT001 - pytest's parameter
+@pytest.mark.parametrize(("level", "reported"), [("DEBUG", True), ("INFO", True), ("ERROR", False)])
+def test_dramatiqs_own_lines_follow_the_log_level(level: str, reported: bool) -> None:  # noqa: FBT001 - pytest's parameter
     say = logging.getLogger("dramatiq.worker.WorkerThread").info
-    assert bool(written(lambda: say("Worker is ready."), level)) is told
+    assert bool(written(lambda: say("Worker is ready."), level)) is reported
 
 
 def test_each_line_is_one_write() -> None:
@@ -224,11 +224,11 @@ def test_lost_lines_are_reported_as_a_failure_when_there_is_a_reader_again(pipe:
         TimeoutError(),
     ],
 )
-def test_a_cause_that_is_not_known_to_be_harmless_is_told_by_its_type(error: Exception) -> None:
+def test_a_cause_that_is_not_known_to_be_harmless_is_reported_by_its_type(error: Exception) -> None:
     assert log.cause(error) == type(error).__name__
 
 
-def test_a_database_that_cannot_be_reached_is_told_without_where_it_is_and_who_asked() -> None:
+def test_a_database_that_cannot_be_reached_is_reported_without_where_it_is_and_who_asked() -> None:
     url = f"postgresql+psycopg://user{MARKER}:word{MARKER}@/{MARKER}?host=/nowhere/{MARKER}"
     with pytest.raises(OperationalError, match=MARKER) as error:
         create_engine(url, poolclass=NullPool).connect()
@@ -236,7 +236,7 @@ def test_a_database_that_cannot_be_reached_is_told_without_where_it_is_and_who_a
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         ('password authentication failed for user "{}"', "the database refuses the password"),
         ('FATAL:  database "{}" does not exist', "the database or its role does not exist"),
@@ -249,8 +249,8 @@ def test_a_database_that_cannot_be_reached_is_told_without_where_it_is_and_who_a
         ),
     ],
 )
-def test_a_refused_connection_is_told_in_words_of_our_own(words: str, told: str) -> None:
-    assert log.cause(psycopg.OperationalError(words.format(MARKER))) == told
+def test_a_refused_connection_is_reported_in_words_of_our_own(words: str, reported: str) -> None:
+    assert log.cause(psycopg.OperationalError(words.format(MARKER))) == reported
 
 
 @pytest.mark.parametrize(
@@ -265,23 +265,23 @@ def test_a_refusal_in_any_language_is_a_refusal_and_not_an_unreachable_database(
     words: str,
 ) -> None:
     where = f'connection failed: connection to server at "{MARKER}", port 5432 failed: '
-    told = log.cause(psycopg.OperationalError(where + words.format(MARKER)))
-    assert told.startswith("the database refuses the connection (wrong password,")
+    reported = log.cause(psycopg.OperationalError(where + words.format(MARKER)))
+    assert reported.startswith("the database refuses the connection (wrong password,")
 
 
 def test_a_refusal_after_a_password_is_known_by_the_connection() -> None:
     used = FinishedPGconn(used_password=True)
-    told = log.cause(psycopg.OperationalError("no words", pgconn=cast("PGconn", used)))
-    assert told.startswith("the database refuses the connection")
+    reported = log.cause(psycopg.OperationalError("no words", pgconn=cast("PGconn", used)))
+    assert reported.startswith("the database refuses the connection")
 
 
 @pytest.mark.parametrize("kind", [errors.UniqueViolation, errors.InvalidTextRepresentation])
-def test_an_error_about_a_row_is_told_by_its_type_and_state(kind: type[psycopg.Error]) -> None:
-    told = log.cause(kind(f"Key (id)=({MARKER}) already exists."))
-    assert told == f"{kind.__name__} {kind.sqlstate}"
+def test_an_error_about_a_row_is_reported_by_its_type_and_state(kind: type[psycopg.Error]) -> None:
+    reported = log.cause(kind(f"Key (id)=({MARKER}) already exists."))
+    assert reported == f"{kind.__name__} {kind.sqlstate}"
 
 
-def test_a_time_is_told_to_the_second_with_its_offset() -> None:
+def test_a_time_is_reported_to_the_second_with_its_offset() -> None:
     at = datetime(2026, 5, 2, 2, 30, tzinfo=UTC) + timedelta(milliseconds=999)
     line = written(lambda: log.event("attempt", next_attempt_at=at))
     assert line == "telemetry.attempt next_attempt_at=2026-05-02T02:30:00+00:00 level=INFO\n"

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.settings.proxy import choose, exempts, proxy_url
-from tests.unit.environment import MARKER, load, reason, told
+from tests.unit.environment import MARKER, load, reason, reported
 
 ENDPOINT = "https://telemetry.example.com/v1/heartbeat"
 PROXY = "http://proxy.corp:3128"
@@ -79,7 +79,7 @@ def test_a_proxy_that_cannot_be_understood_is_named_and_ignored_and_not_repeated
     assert reason(settings) is None
     (warning,) = settings.warnings
     assert warning.startswith(f"{variable} is not a valid proxy URL")
-    assert MARKER not in told(settings)
+    assert MARKER not in reported(settings)
 
 
 def test_a_proxy_for_all_stands_in_for_one_that_cannot_be_understood() -> None:
@@ -163,7 +163,7 @@ def test_an_entry_that_cannot_be_understood_is_ignored_with_a_warning_and_not_re
     assert settings.proxy == PROXY
     (warning,) = settings.warnings
     assert warning.startswith("NO_PROXY has an invalid entry")
-    assert MARKER not in told(settings)
+    assert MARKER not in reported(settings)
     assert load(NO_PROXY=entry).warnings == ()
 
 
@@ -176,4 +176,4 @@ def test_no_entry_is_an_error(entry: str) -> None:
 def test_a_password_of_a_proxy_is_in_nothing_that_settings_show() -> None:
     settings = load(HTTPS_PROXY=f"http://user:{MARKER}@proxy.corp:3128")
     assert settings.proxy == f"http://user:{MARKER}@proxy.corp:3128"
-    assert MARKER not in told(settings)
+    assert MARKER not in reported(settings)

@@ -1,4 +1,4 @@
-"""Endpoint, database and Redis: every spelling in use is understood, and no secret is told."""
+"""Endpoint, database and Redis: every spelling in use is understood, and no secret is reported."""
 
 import re
 import ssl
@@ -14,7 +14,7 @@ from sqlalchemy import make_url
 
 from app.settings import SettingsError
 from app.settings.collector import CollectorSettings
-from tests.unit.environment import MARKER, load, reason, told
+from tests.unit.environment import MARKER, load, reason, reported
 
 CONNECTIONS = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL")
 
@@ -65,7 +65,7 @@ def test_an_endpoint_is_any_http_url_with_a_host(url: str) -> None:
 def test_anything_else_is_no_endpoint_and_means_off(url: str) -> None:
     settings = load(TELEMETRY_ENDPOINT=url)
     assert (reason(settings) or "").startswith("TELEMETRY_ENDPOINT ")
-    assert MARKER not in told(settings)
+    assert MARKER not in reported(settings)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_connection_that_is_none_is_refused_by_name_and_is_not_repeated(
     settings = load(**{variable: value})
     with pytest.raises(SettingsError, match=rf"^{variable} ") as refusal:
         settings.require(variable.lower())
-    everything = [told(settings), *traceback.format_exception(refusal.value)]
+    everything = [reported(settings), *traceback.format_exception(refusal.value)]
     assert MARKER not in "".join(everything)
 
 
@@ -328,18 +328,16 @@ def test_no_secret_is_in_what_settings_show_of_themselves() -> None:
         REDIS_URL=f"redis://:{MARKER}@h",
     )
     assert reason(settings) is None
-    assert MARKER not in told(settings)
+    assert MARKER not in reported(settings)
 
 
 def test_no_token_of_the_endpoint_is_in_what_settings_show_of_themselves() -> None:
     settings = load(TELEMETRY_ENDPOINT=f"https://example.com/v1?token={MARKER}")
-    assert MARKER not in told(settings)
+    assert MARKER not in reported(settings)
 
 
 @pytest.mark.parametrize("value", ["", "0", "65536", "-1", "http", f"{MARKER}x"])
-def test_the_collector_refuses_a_port_that_is_none(
-    value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_collector_refuses_an_invalid_port(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", value)
     with pytest.raises(SettingsError, match=r"^PORT must be ") as refusal:
         CollectorSettings.load().refuse_what_is_wrong()

@@ -31,7 +31,7 @@ def row(state: str, *outcomes: str | None, body: str = BODY) -> dict[str, Any]:
     return {"id": ID, "day": DAY, "payload": body, "state": state, "tries": tries}
 
 
-def told(problems: Iterable[Problem]) -> list[tuple[str, int | None, UUID | None]]:
+def reported(problems: Iterable[Problem]) -> list[tuple[str, int | None, UUID | None]]:
     return [(problem.sentence, problem.line, problem.id) for problem in problems]
 
 
@@ -75,7 +75,7 @@ class TestTheOutboxBesideALog:
     def test_misses_what_has_left_whatever_became_of_the_row(
         self, state: str, outcomes: tuple[str | None, ...]
     ) -> None:
-        assert told(of_log([row(state, *outcomes)], []).problems) == [(NOT_LOGGED, None, ID)]
+        assert reported(of_log([row(state, *outcomes)], []).problems) == [(NOT_LOGGED, None, ID)]
 
     @pytest.mark.parametrize("outcome", ["retryable", "rejected", None])
     def test_misses_nothing_that_was_not_accepted(self, outcome: str | None) -> None:
@@ -84,7 +84,7 @@ class TestTheOutboxBesideALog:
     @given(st.integers(0, len(BODY) - 1), st.characters(codec="ascii"))
     def test_notices_one_character_that_is_another(self, place: int, other: str) -> None:
         changed = BODY[:place] + other + BODY[place + 1 :]
-        problems = told(of_log([row("rejected", "rejected")], [Logged(changed, 9)]).problems)
+        problems = reported(of_log([row("rejected", "rejected")], [Logged(changed, 9)]).problems)
         expected = [[]] if changed == BODY else [[(NOT_STORED, 9, None)], [(NOT_WHOLE, 9, None)]]
         assert problems in expected
 
@@ -98,7 +98,7 @@ class TestTheOutboxBesideALog:
     )
     def test_joins_nothing_else_and_does_not_accuse_the_row(self, following: str) -> None:
         split = Logged(BODY[:300], 9, following)
-        assert told(of_log([row("sent", "sent")], [split]).problems) == [
+        assert reported(of_log([row("sent", "sent")], [split]).problems) == [
             (NOT_WHOLE, 9, None),
             (NOT_READ, None, ID),
         ]
@@ -106,12 +106,14 @@ class TestTheOutboxBesideALog:
     def test_says_what_cannot_be_read_and_does_not_accuse_the_row(self) -> None:
         compared = of_log([row("sent", "sent")], [Unreadable(7, "of a reason")])
         unread = "the log has a body in this line that cannot be read: of a reason"
-        assert told(compared.problems) == [(unread, 7, None), (NOT_READ, None, ID)]
+        assert reported(compared.problems) == [(unread, 7, None), (NOT_READ, None, ID)]
 
     def test_skips_a_line_that_is_too_long_to_hold_a_body(self) -> None:
         compared = of_log([row("sent", "sent")], [TooLong(3), Logged(BODY, 4)])
         assert (compared.problems, compared.too_long) == ([], [3])
-        assert told(of_log([row("sent", "sent")], [TooLong(3)]).problems) == [(NOT_READ, None, ID)]
+        assert reported(of_log([row("sent", "sent")], [TooLong(3)]).problems) == [
+            (NOT_READ, None, ID)
+        ]
 
 
 INSTANCE = UUID(json.loads(BODY)["instance_id"])
@@ -246,13 +248,13 @@ class TestALogBesideTheReceiver:
     def test_says_whether_the_receiver_holds_a_body_that_is_not_stored(self) -> None:
         for held, ending in (({BODY}, "holds it"), (set(), "does not hold it either")):
             problems = of_log([], [Logged(BODY, 4)], held=held).problems
-            assert told(problems) == [(f"{NOT_STORED}; the receiver {ending}", 4, None)]
+            assert reported(problems) == [(f"{NOT_STORED}; the receiver {ending}", 4, None)]
 
     def test_says_that_the_receiver_holds_a_row_that_was_not_logged(self) -> None:
         rows = [row("sent", "sent")]
-        held = told(of_log(rows, [], held={BODY}).problems)
+        held = reported(of_log(rows, [], held={BODY}).problems)
         assert held == [(f"{NOT_LOGGED}; the receiver holds the row's bytes", None, ID)]
-        assert told(of_log(rows, [], held=set()).problems) == [(NOT_LOGGED, None, ID)]
+        assert reported(of_log(rows, [], held=set()).problems) == [(NOT_LOGGED, None, ID)]
 
 
 class TestABodyIsWithoutFault:
@@ -306,11 +308,11 @@ class TestABodyIsWithoutFault:
 
     def test_that_does_not_repeat_a_name_that_could_forge_a_line(self) -> None:
         body = '{"telemetry_schema":1,"a\\nNo problem, says acme.example":1}'
-        told = fault(body)
-        assert told
-        assert told.isprintable()
+        reported = fault(body)
+        assert reported
+        assert reported.isprintable()
 
-    def test_that_is_told_of_a_body_however_deep(self) -> None:
+    def test_that_is_reported_for_a_body_of_any_depth(self) -> None:
         assert fault("[" * 200_000) == "its body is not a JSON object with a telemetry_schema"
 
 
