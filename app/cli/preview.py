@@ -34,7 +34,7 @@ def preview(
     if not found.instance_known:
         typer.echo(
             "No instance id exists yet: the first heartbeat creates a random one. The preview"
-            " shows zeros in its place.",
+            " shows the nil UUID in its place.",
             err=True,
         )
     if isinstance(settings.gate, Disabled):

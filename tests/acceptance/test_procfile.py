@@ -169,7 +169,7 @@ def test_a_redis_url_with_an_unknown_option_is_reported_without_it(
     url = processes.environment["REDIS_URL"]
     process = processes.start(name, REDIS_URL=f"{url}?{option}")
     assert process.wait(20) != 0
-    assert "consentos-telemetry: REDIS_URL has an option" in process.output()
+    assert "consentos-telemetry: REDIS_URL has an unknown option" in process.output()
     assert "CANARY" not in process.output()
     assert "Traceback" not in process.output()
 

@@ -200,7 +200,7 @@ class TestForget:
             (1, 0),
             (1, 0),
         ]
-        assert "every heartbeat on record" in refused.out + refused.err
+        assert "every stored heartbeat" in refused.out + refused.err
         assert everything(db) == before
         assert command(administered, "forget", typed="y\n").code == 0
         assert count(db, "telemetry_outbox") == 0

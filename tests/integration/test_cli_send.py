@@ -133,7 +133,7 @@ def test_what_a_worker_is_sending_is_left_to_it(
     )
     reported = command(environment, "send")
     assert reported.code == 1
-    assert "a worker is sending it at this moment" in reported.out
+    assert "a worker is sending it right now" in reported.out
     assert receiver.connections == 0
 
 

@@ -266,7 +266,7 @@ class TestTheCommand:
     ) -> None:
         ended = command(administered, "grants", "--role", NEW_ROLE, "--apply")
         assert ended.code == 0
-        assert f"without a password: give it one (in psql: \\password {NEW_ROLE})" in ended.out
+        assert f"without a password: set one (psql: \\password {NEW_ROLE})" in ended.out
         assert password_of(db, NEW_ROLE) is None
 
     def test_leaves_the_password_of_a_role_that_exists(

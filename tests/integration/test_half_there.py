@@ -330,5 +330,5 @@ def test_a_role_that_does_not_own_the_tables_is_told_whose_they_must_be(
     assert (ended.code, ended.out) == (1, "")
     assert ended.sentence == (
         "Permission denied for table telemetry_alembic_version: MIGRATION_DATABASE_URL must name a"
-        " role that may."
+        " role with that right."
     )

@@ -168,8 +168,8 @@ class TestTheCheck:
         ended = command({**due, "REDIS_URL": "redis://127.0.0.1:1/0"}, "status", "--check")
         assert ended.code == 0
         assert ended.sentence == (
-            "Redis cannot be used, so no worker is woken: nothing listens where REDIS_URL"
-            " points to."
+            "Redis cannot be used, so no worker is woken: nothing listens at the address"
+            " in REDIS_URL."
         )
 
     @pytest.mark.parametrize(
