@@ -1,4 +1,4 @@
-"""The sender's times: how long it waits for an answer, between two tries, and for its own thread."""
+"""The sender's times: how long it waits for an answer, for another try, and for its own thread."""
 
 import os
 import time
