@@ -115,7 +115,7 @@ class TestRestarted:
         assert_sent(db, receiver, "sent")
         assert len(failures(stopped.process)) == len(receiver.requests) == 1
 
-    def test_between_the_claim_and_the_post_it_is_not_even_noticed(
+    def test_between_the_claim_and_the_post_nothing_fails(
         self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
         stopped = standing_at("app.sender:deliver:call", processes)
@@ -185,7 +185,7 @@ class TestAway:
         assert_sent(db, receiver, "sent")
         assert len(receiver.requests) == 1
 
-    def test_what_was_on_its_way_when_it_went_for_long_leaves_again_with_the_same_bytes(
+    def test_a_post_whose_outcome_cannot_be_recorded_for_long_is_repeated_with_the_same_bytes(
         self,
         postgres: Server,
         processes: Processes,
@@ -224,7 +224,7 @@ class TestAway:
         assert_sent(db, receiver, *unrecorded, "sent")
         assert 1 <= len(receiver.requests) <= len(attempts(db))
 
-    def test_one_that_stands_still_in_mid_settle_does_not_keep_a_worker_from_stopping(
+    def test_a_server_that_is_frozen_in_mid_settle_does_not_keep_a_worker_from_stopping(
         self,
         postgres: Server,
         processes: Processes,
@@ -243,7 +243,7 @@ class TestAway:
         recover(processes, clock, db)
         assert_sent(db, receiver, None, "sent")
 
-    def test_one_that_stands_still_at_a_connection_is_given_up_after_five_seconds(
+    def test_a_server_that_is_frozen_at_a_connection_is_given_up_after_five_seconds(
         self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
         worker = ready(processes)
@@ -595,7 +595,7 @@ class TestAWriteThatFails:
         until_worked_off(processes)
         assert len(failures(worker)) == 1
 
-    def test_for_a_locked_table_keeps_nobody_who_comes_later_waiting(
+    def test_because_a_table_is_locked_makes_no_later_session_wait(
         self, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
         worker = ready(processes)
@@ -725,7 +725,7 @@ def test_a_row_that_is_deleted_during_its_post_is_not_written_anew(
 
 @pytest.mark.usefixtures("pending")
 @pytest.mark.parametrize(("name", "value"), [("timezone", "Asia/Tokyo"), ("datestyle", "SQL, DMY")])
-def test_the_databases_own_habits_with_times_change_nothing(
+def test_the_databases_own_time_zone_and_date_format_change_nothing(
     pipeline: Pipeline, receiver: Receiver, db: Engine, name: str, value: str
 ) -> None:
     database = one(db, "SELECT current_database()")

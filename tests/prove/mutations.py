@@ -793,7 +793,7 @@ MUTATIONS = (
         "app/database.py",
         "        connection.invalidate()\n",
         "        return connection\n",
-        "faults/test_database.py::test_between_the_claim_and_the_post_it_is_not_even_noticed",
+        "faults/test_database.py::test_between_the_claim_and_the_post_nothing_fails",
     ),
     Mutation(
         5,
