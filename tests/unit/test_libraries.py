@@ -159,7 +159,7 @@ def test_uvicorns_protocol_has_the_state_that_a_connection_reads() -> None:
     assert vars(ServerState()).keys() >= {"total_requests", "connections", "tasks"}
 
 
-def test_httpx_takes_its_stand_in_where_its_command_line_is_not_loaded() -> None:
+def test_httpx_works_without_its_command_line() -> None:
     assert vars(httpx)["main"].__module__ == "httpx"
 
 
