@@ -88,7 +88,9 @@ def judge(mutation: Mutation, copies: SimpleQueue[Path]) -> Verdict:
 
 
 def prove(
-    words: Annotated[str, typer.Argument(help="Run only mutations whose description contains these words.")] = "",
+    words: Annotated[
+        str, typer.Argument(help="Run only mutations whose description contains these words.")
+    ] = "",
 ) -> None:
     """Break each promise on purpose, in a copy of the project, and check that a test fails.
 

@@ -13,8 +13,8 @@ class Mutation:
     old: str
     new: str
     noticed_by: str
-    """A test, as pytest names it below ``tests/``. All its variants must pass without the change, and
-    at least one must fail with it."""
+    """A test, as pytest names it below ``tests/``. All its variants must pass without the change; at
+    least one must fail with it."""
 
 
 SENDING = "integration/test_sending.py"
@@ -1345,7 +1345,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "an old heartbeat stays while another has a wrong clock",
+        "what is too old stays next to what a wrong clock sends",
         "app/collector/weeks.py",
         "if each.begins is None or _moment(each.begins) > cutoff or each.ended(cutoff - LATE)",
         "if each.begins is None or _moment(each.begins) > cutoff",
