@@ -13,8 +13,8 @@ class Mutation:
     old: str
     new: str
     noticed_by: str
-    """A test, as pytest names it below ``tests/``. All its variants must pass without the change; at
-    least one must fail with it."""
+    """A test, as pytest names it below ``tests/``. All its variants must pass without the change;
+    one at least must fail with it."""
 
 
 SENDING = "integration/test_sending.py"
