@@ -2,8 +2,8 @@
 
 ``python -m tests.versions [DIRECTORY_OF_POSTGRES REDIS_SERVER [PYTEST_ARGUMENT ...]]``
 
-If TEST_DATABASE_URL and TEST_REDIS_URL are set, it uses these servers and starts none. The tests of
-the collector's proxy use Debian's nginx.
+If TEST_DATABASE_URL and TEST_REDIS_URL are set, it uses these servers and starts none; all arguments
+are pytest's. The tests of the collector's proxy use Debian's nginx.
 """
 
 import os
@@ -133,7 +133,7 @@ def main() -> int:
     """Start both servers unless they are named, and run the tests; return pytest's exit code."""
     names = ("TEST_DATABASE_URL", "TEST_REDIS_URL")
     if all(os.environ.get(name) for name in names):
-        return tests({name: os.environ[name] for name in names}, sys.argv[3:])
+        return tests({name: os.environ[name] for name in names}, sys.argv[1:])
     (*named,) = map(Path, sys.argv[1:3])
     programs, redis_server = named or debians()
     with tempfile.TemporaryDirectory(prefix="versions-") as name:
