@@ -2,8 +2,8 @@
 
 ``python -m tests.versions [DIRECTORY_OF_POSTGRES REDIS_SERVER [PYTEST_ARGUMENT ...]]``
 
-If TEST_DATABASE_URL and TEST_REDIS_URL are set, it uses these servers and starts none; all arguments
-are pytest's. The tests of the collector's proxy use Debian's nginx.
+If TEST_DATABASE_URL and TEST_REDIS_URL are set, it uses these servers and starts none; then all
+arguments are pytest's. The tests of the collector's proxy use Debian's nginx.
 """
 
 import os
