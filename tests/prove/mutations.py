@@ -1,4 +1,4 @@
-"""Small changes, each of which breaks one promise, with the tests that have to notice."""
+"""Small changes, each of which breaks one promise, and the test that must fail."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class Mutation:
     old: str
     new: str
     noticed_by: str
-    """A test, as pytest names it below ``tests/``; every variant of it that runs must pass before,
-    and one at least must fail after."""
+    """A test, as pytest names it below ``tests/``. All its variants must pass without the change;
+    one at least must fail with it."""
 
 
 SENDING = "integration/test_sending.py"
@@ -171,7 +171,7 @@ MUTATIONS = (
     ),
     Mutation(
         2,
-        "the body is composed anew for the POST",
+        "the body is composed again for the POST",
         "app/delivery.py",
         'body.encode("ascii"),',
         "json.dumps(json.loads(body)).encode(),",
@@ -179,7 +179,7 @@ MUTATIONS = (
     ),
     Mutation(
         2,
-        "the log composes the body anew",
+        "the log composes the body again",
         "app/delivery.py",
         "log.payload(self._claim.body)",
         "log.payload(json.dumps(json.loads(self._claim.body)))",
@@ -220,7 +220,7 @@ MUTATIONS = (
     ),
     Mutation(
         2,
-        "a trigger that is disabled is taken for one that stands",
+        "a trigger that is disabled counts as one that works",
         "app/outbox.py",
         " AND tgenabled IN ('O', 'A')",
         "",
@@ -414,7 +414,7 @@ MUTATIONS = (
     ),
     Mutation(
         3,
-        "a notice in the future is not given anew",
+        "a notice in the future is not given again",
         "app/notice.py",
         "            where=NOTICE.c.noticed_at > func.now() + CLOCKS_DIFFER,\n",
         "            where=NOTICE.c.noticed_at < func.now() - CLOCKS_DIFFER,\n",
@@ -545,7 +545,7 @@ MUTATIONS = (
     # 4. Nothing else
     Mutation(
         4,
-        "a heartbeat takes fields that nobody described",
+        "a heartbeat accepts fields that are not documented",
         "app/payload.py",
         'extra="forbid"',
         'extra="allow"',
@@ -761,7 +761,7 @@ MUTATIONS = (
     ),
     Mutation(
         5,
-        "a solo that is told to stop lets its POST go on",
+        "a solo that gets SIGTERM lets its POST continue",
         "workers/scheduler.py",
         "            stopping.set()\n",
         "            pass\n",
@@ -1021,7 +1021,7 @@ MUTATIONS = (
     ),
     Mutation(
         6,
-        "Dramatiq's own lines about Redis are logged beside ours",
+        "Dramatiq's own lines about Redis are logged in addition to ours",
         "workers/broker.py",
         "        handler.addFilter(_is_not_about_redis)\n",
         "        del handler\n",
@@ -1102,7 +1102,7 @@ MUTATIONS = (
     ),
     Mutation(
         6,
-        "a right that is not needed is not told",
+        "a right that is not needed is not reported",
         "app/grants.py",
         "elif needed is None or (needed and column not in needed):",
         "elif needed is None:",
@@ -1440,7 +1440,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "what is too old stays beside what a wrong clock sends",
+        "what is too old stays next to what a wrong clock sends",
         "app/collector/weeks.py",
         "if each.begins is None or _moment(each.begins) > cutoff or each.ended(cutoff - LATE)",
         "if each.begins is None or _moment(each.begins) > cutoff",
@@ -1512,7 +1512,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a process that stands still holds its lock for ever",
+        "a process that hangs holds its lock without limit",
         "app/collector/store.py",
         """    " set_config('idle_in_transaction_session_timeout', '10s', true),"\n""",
         "",
@@ -1739,7 +1739,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "the chart installs a collector that knows no proxy",
+        "the chart installs a collector without a trusted proxy",
         "deploy/collector/helm/templates/web.yaml",
         "{{- $_ := required ",
         "{{- $_ := print ",
@@ -1793,7 +1793,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a recount that was stopped begins anew",
+        "a recount that was stopped starts from the beginning",
         "app/collector/commands/counting.py",
         "    if not under_way or max(since, possible) < under_way.since:\n",
         "    if since:\n",
@@ -1860,7 +1860,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a late heartbeat replaces what its install told after it",
+        "a late heartbeat replaces what its install sent after it",
         "app/collector/store.py",
         "            body = CASE WHEN {_LATE} THEN install.body ELSE excluded.body END,\n",
         "            body = excluded.body,\n",
