@@ -42,7 +42,7 @@ def test_the_help_of_every_command_explains_it() -> None:
         ("audit", "--limit --all --state pending, --since"),
         (
             "audit",
-            "--log telemetry payload piped --since log begins --export JSON Lines new file,",
+            "--log telemetry payload stdin --since log begins --export JSON Lines new file,",
         ),
         ("schema", "the JSON Schema of the heartbeat"),
         ("send", "with 0 when 3 when telemetry is off never asks a receiver before the time"),
