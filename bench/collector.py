@@ -199,10 +199,10 @@ def table(result: dict[str, Any]) -> str:
     """Return the results as a table, one column for each size."""
     sizes = result["sizes"]
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("heartbeats in all", lambda size: f"{size['heartbeats']:,}"),
+        ("heartbeats in total", lambda size: f"{size['heartbeats']:,}"),
         ("active in 48 hours", lambda size: f"{size['movements'][daily.ACTIVE_2D]:,}"),
-        ("taken, a second", lambda size: f"{size['ingest']['a_second']:,.0f}"),
-        ("one count", lambda size: f"{1000 * size['measure_s']:,.0f} ms"),
+        ("stored a second", lambda size: f"{size['ingest']['a_second']:,.0f}"),
+        ("counting a day", lambda size: f"{1000 * size['measure_s']:,.0f} ms"),
         *((f"the table `{name}`", _size_of(name)) for name in sizes[0]["tables"]),
         *((f"read: {name}", _ms_of("read", name)) for name in sizes[0]["read"]),
         *((f"`GET {path}`", _ms_of("page", path)) for path in sizes[0]["page"]),

@@ -128,10 +128,10 @@ def table(result: dict[str, Any]) -> str:
     rows = [
         ("what", "took"),
         ("---", "---:"),
-        (f"a day of {million['installs']:,} installs, counted", f"{million['s']:.1f} s"),
-        ("temporary files for that", f"{megabytes:,.0f} MB"),
+        (f"counting a day of {million['installs']:,} installs", f"{million['s']:.1f} s"),
+        ("temporary files of that count", f"{megabytes:,.0f} MB"),
         (f"the first count: {of_old}", f"{old['count_s']:.0f} s"),
-        ("migration 0004 of those", f"{old['migrate_s']:.0f} s"),
+        ("migration 0004 of these heartbeats", f"{old['migrate_s']:.0f} s"),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

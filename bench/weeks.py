@@ -178,20 +178,20 @@ def table(result: dict[str, Any]) -> str:
         ("what", "took"),
         ("---", "---:"),
         (
-            f"storing, with {weekly['heartbeats']:,} in {weekly['weeks']} weeks, by {BATCH}",
+            f"storing {BATCH} at a time, with {weekly['heartbeats']:,} in {weekly['weeks']} weeks",
             f"{weekly['stored_per_second']:,.0f} a second",
         ),
-        ("deleting an id there", f"{weekly['forget_ms']:.1f} ms"),
+        ("deleting an id, in the same tables", f"{weekly['forget_ms']:.1f} ms"),
         (
             f"dropping a week of {A_WEEK:,}",
             f"{weekly['drop_s']:.2f} s, {weekly['drop_wal_bytes'] / 1e6:,.1f} MB of WAL",
         ),
         (
-            f"deleting {old['deleted']:,} by their key, of the table of before",
+            f"deleting {old['deleted']:,} rows by key, from the unpartitioned table",
             f"{old['delete_s']:.0f} s, {old['delete_wal_bytes'] / 1e6:,.0f} MB of WAL",
         ),
         (f"upgrading a table of {old['heartbeats']:,}", f"{old['upgrade_s']:.1f} s"),
-        ("the longest that a heartbeat waited meanwhile", f"{old['longest_wait_s']:.2f} s"),
+        ("the longest wait of a heartbeat meanwhile", f"{old['longest_wait_s']:.2f} s"),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

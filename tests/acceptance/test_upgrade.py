@@ -79,7 +79,7 @@ NAMED_BY_A_TEST: tuple[Change, ...] = (
     ("app/grants.py", '"scan_jobs": {"SELECT": ("', '"scan_jobs": {"SELECT": ("status", "'),
     ("docs/privacy.md", "reads 24 columns", "reads 25 columns"),
     ("docs/telemetry.md", "read 24 columns", "read 25 columns"),
-    ("docs/guarantees.md", "a right to 24 columns", "a right to 25 columns"),
+    ("docs/guarantees.md", "can read 24 columns", "can read 25 columns"),
 )
 """What a failing test then names."""
 
