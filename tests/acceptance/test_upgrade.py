@@ -32,7 +32,7 @@ from tests.support.steps import until_worked_off
 
 FIELD = "scans_failed_last_24h"
 RECIPE = (
-    (ROOT / "CONTRIBUTING.md").read_text().partition("## A new field\n")[2].partition("\n## ")[0]
+    (ROOT / "CONTRIBUTING.md").read_text().partition("## Add a payload field\n")[2].partition("\n## ")[0]
 )
 (MODEL,) = re.findall(
     r"^ *```python\n(.*?)^ *```$", RECIPE.partition("\n## ")[0], re.DOTALL | re.MULTILINE
