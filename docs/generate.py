@@ -30,8 +30,8 @@ class PublishedError(Exception):
         """Say what to do instead."""
         super().__init__(
             f"Schema {version} is published: restore its model in app/payload.py, and"
-            f" add schema {payload.SCHEMA_VERSION + 1} after it, as CONTRIBUTING.md says under *Add a"
-            f" payload field*. Only if no release has had schema {version} yet, delete"
+            f" add schema {payload.SCHEMA_VERSION + 1} after it, as CONTRIBUTING.md says under *Add"
+            f" a payload field*. Only if no release has had schema {version} yet, delete"
             f" docs/heartbeat.v{version}.schema.json and run `make docs` again."
         )
 
