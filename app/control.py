@@ -43,7 +43,7 @@ def rotate(engine: Engine, *, enabled: bool) -> Rotated:
     While telemetry is off no new id is made: the first heartbeat after that makes it. The new one
     keeps when the install last sent, for a day has one heartbeat under whatever id.
     """
-    with _holding_the_outbox(engine) as connection:
+    with _outbox_locked(engine) as connection:
         known = instance.find(connection)
         former = instance.remove(connection)
         current = instance.ensure(connection) if known and enabled else None
@@ -98,7 +98,7 @@ def forget(engine: Engine) -> Forgotten:
     The notice goes too: it is given anew, and no heartbeat is written for a 02:30 before that, so
     that none follows on the day of one that is forgotten.
     """
-    with _holding_the_outbox(engine) as connection:
+    with _outbox_locked(engine) as connection:
         in_flight = _in_flight(connection)
         known = instance.remove(connection)
         heartbeats, attempts = outbox.remove(connection)
@@ -111,10 +111,10 @@ def _in_flight(connection: Connection) -> list[date]:
 
 
 @contextmanager
-def _holding_the_outbox(engine: Engine) -> Iterator[Connection]:
+def _outbox_locked(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that has the outbox to itself, when a write on its way has ended."""
     with database.transaction(engine.connect()) as connection:
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         connection.execute(text("SET LOCAL statement_timeout = '15s'"))
-        outbox.hold(connection)
+        outbox.lock_exclusive(connection)
         yield connection

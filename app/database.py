@@ -1,17 +1,17 @@
 """Connections to Postgres that hold nothing while idle, and errors told without a value in them."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from app.advice import advise_on_tables
+from app.advice import advise_on_rights, advise_on_tables
 
 _CLOCK = "consentos-telemetry clock"
 
@@ -100,18 +100,6 @@ def engine(url: str, *, patience: float = PATIENCE) -> Engine:
     return made
 
 
-def alive(connection: Connection) -> Connection:
-    """Return a shared connection; one that has died since its last use is made anew."""
-    if _CLOCK not in connection.info:
-        return connection
-    try:
-        live = connection.connection.dbapi_connection
-        connection.dialect.do_ping(live)  # type: ignore[arg-type]  # None once it is closed
-    except psycopg.Error:
-        connection.invalidate()
-    return connection
-
-
 @contextmanager
 def transaction(
     connecting: AbstractContextManager[Connection], *, read_only: bool = False
@@ -140,3 +128,54 @@ def clock(connection: Connection) -> datetime:
     """
     at: datetime = connection.info[_CLOCK]
     return at
+
+
+class Link:
+    """The pipeline's connection to Postgres, for transactions that follow one another.
+
+    It is opened at once. After ``close``, the next transaction opens it again.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Connect."""
+        self._engine = engine
+        self._connection: Connection | None = engine.connect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection: before a POST, before a wait, and at the end."""
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
+
+    @contextmanager
+    def transaction(self, *, read_only: bool = False) -> Iterator[Connection]:
+        """Open a transaction, as the function of that name does."""
+        live = self._live()
+        try:
+            with transaction(nullcontext(live), read_only=read_only) as connection:
+                yield connection
+        except DBAPIError as error:
+            advise_on_rights(error.orig)
+            raise
+
+    def _live(self) -> Connection:
+        """Return the connection, opened again if it was closed or has died since its last use."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        elif _CLOCK in self._connection.info:
+            _reopen_if_dead(self._connection)
+        return self._connection
+
+
+def _reopen_if_dead(connection: Connection) -> None:
+    try:
+        live = connection.connection.dbapi_connection
+        connection.dialect.do_ping(live)  # type: ignore[arg-type]  # None once it is closed
+    except psycopg.Error:
+        connection.invalidate()

@@ -6,7 +6,8 @@ object.
 """
 
 from datetime import date, datetime, timedelta
-from typing import Any, Literal, get_args
+from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -25,9 +26,21 @@ from sqlalchemy import (
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.types import UserDefinedType
 
-State = Literal["pending", "sending", "sent", "rejected", "expired", "discarded"]
-STATES: tuple[State, ...] = get_args(State)
-FINAL: tuple[State, ...] = ("sent", "rejected", "expired", "discarded")
+
+class State(StrEnum):
+    """The states of a row of the outbox."""
+
+    PENDING = "pending"
+    SENDING = "sending"
+    SENT = "sent"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    DISCARDED = "discarded"
+
+
+STATES = tuple(State)
+OPEN = (State.PENDING, State.SENDING)
+FINAL = (State.SENT, State.REJECTED, State.EXPIRED, State.DISCARDED)
 
 _TIME = DateTime(timezone=True)
 

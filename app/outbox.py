@@ -38,12 +38,13 @@ from app.models import (
     CURRENT_INSTANCE,
     FINAL,
     INSTANCE,
+    OPEN,
     OUTBOX,
     last_telemetry_at,
 )
-from app.models import STATES as STATES  # noqa: PLC0414 - the commands have it from here
-from app.models import State as State  # noqa: PLC0414 - as above
-from app.retry import Delivered, Outcome, Rejected, RetryAt, Verdict, backoff
+from app.models import STATES as STATES  # noqa: PLC0414 - the commands import it from here
+from app.models import State as State  # noqa: PLC0414 - as STATES
+from app.retry import FAILURES, Delivered, Outcome, Rejected, RetryAt, Verdict, backoff
 from app.schedule import CLOCKS_DIFFER, Day
 
 _now = func.now()
@@ -95,13 +96,13 @@ def has_day(connection: Connection, day: date) -> bool:
     return bool(connection.scalar(select(exists().where(_row.day == day))))
 
 
-def enter(connection: Connection) -> None:
-    """Be one of those who change the outbox: wait for who holds it, and be waited for by others."""
+def lock_shared(connection: Connection) -> None:
+    """Take the shared lock that every writer of the outbox holds."""
     connection.execute(text("LOCK TABLE telemetry_outbox IN ROW EXCLUSIVE MODE"))
 
 
-def hold(connection: Connection) -> None:
-    """Have the outbox to oneself: wait for who is in it, and let only readers in until the end."""
+def lock_exclusive(connection: Connection) -> None:
+    """Lock the outbox: wait for its writers to end, and let only readers in until the end."""
     connection.execute(text("LOCK TABLE telemetry_outbox IN EXCLUSIVE MODE"))
 
 
@@ -137,7 +138,7 @@ def until_due(connection: Connection) -> timedelta | None:
     """Return how long until the next pending row may be claimed, or None where there is none."""
     return connection.scalar(
         select(type_coerce(func.min(_due_at) - _now, Interval)).where(
-            _row.state == "pending", _row.expires_at > _now, _of_this_instance
+            _row.state == State.PENDING, _row.expires_at > _now, _of_this_instance
         )
     )
 
@@ -154,7 +155,7 @@ def claim(connection: Connection, lease: timedelta, *, day: date | None = None) 
         due = and_(_row.day == day, _asked_to_wait.is_not(True))
     chosen = (
         select(_row.id)
-        .where(_row.state == "pending", due, _row.expires_at > _now, _of_this_instance)
+        .where(_row.state == State.PENDING, due, _row.expires_at > _now, _of_this_instance)
         .order_by(_due_at)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -164,7 +165,7 @@ def claim(connection: Connection, lease: timedelta, *, day: date | None = None) 
         update(OUTBOX)
         .where(_row.id == chosen.c.id)
         .values(
-            state="sending",
+            state=State.SENDING,
             drains=_row.drains + 1,
             lease_token=token,
             lease_until=_now + lease,
@@ -249,16 +250,18 @@ def settle(connection: Connection, claim: Claim, verdict: Verdict, error: str | 
     """End the claim with its verdict; False, and nothing changed, where the lease is lost."""
     match verdict:
         case Delivered():
-            return _end_lease(connection, claim, state="sent", finished_at=_now, last_error=None)
+            return _end_lease(
+                connection, claim, state=State.SENT, finished_at=_now, last_error=None
+            )
         case Rejected():
             return _end_lease(
-                connection, claim, state="rejected", finished_at=_now, last_error=error
+                connection, claim, state=State.REJECTED, finished_at=_now, last_error=error
             )
         case RetryAt(at, not_before):
             return _end_lease(
                 connection,
                 claim,
-                state="pending",
+                state=State.PENDING,
                 next_attempt_at=at,
                 not_before=not_before,
                 last_error=error,
@@ -267,12 +270,12 @@ def settle(connection: Connection, claim: Claim, verdict: Verdict, error: str | 
 
 def release(connection: Connection, claim: Claim) -> bool:
     """Give a claim back as it was, but for its count of drains; False where the lease is lost."""
-    return _end_lease(connection, claim, state="pending")
+    return _end_lease(connection, claim, state=State.PENDING)
 
 
 def discard(connection: Connection, claim: Claim, reason: str) -> bool:
     """End the claim without an attempt: the heartbeat will not be sent; False as in ``settle``."""
-    return _end_lease(connection, claim, state="discarded", finished_at=_now, last_error=reason)
+    return _end_lease(connection, claim, state=State.DISCARDED, finished_at=_now, last_error=reason)
 
 
 def _end_lease(connection: Connection, claim: Claim, **result: object) -> bool:
@@ -291,7 +294,7 @@ def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
     """
     lapsed = connection.execute(
         select(_row.id, _row.drains, _now)
-        .where(_row.state == "sending", ~_held)
+        .where(_row.state == State.SENDING, ~_held)
         .with_for_update(skip_locked=True)
     ).all()
     for id_, drains, now in lapsed:
@@ -299,7 +302,7 @@ def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
             update(OUTBOX)
             .where(_row.id == id_)
             .values(
-                state="pending",
+                state=State.PENDING,
                 next_attempt_at=now + backoff(drains, jitter),
                 last_error="its lease lapsed",
                 lease_token=None,
@@ -311,17 +314,17 @@ def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
 
 def expire(connection: Connection) -> Sequence[Row[UUID, date]]:
     """End the pending rows whose day is over; return their ids and days."""
-    return _finish(connection, "expired", _row.expires_at <= _now)
+    return _finish(connection, State.EXPIRED, _row.expires_at <= _now)
 
 
 def discard_all(connection: Connection) -> Sequence[Row[UUID, date]]:
     """End every pending row: telemetry is off. Reads nothing but the outbox."""
-    return _finish(connection, "discarded", literal(True))
+    return _finish(connection, State.DISCARDED, literal(True))
 
 
 def discard_foreign(connection: Connection) -> Sequence[Row[UUID, date]]:
     """End the pending rows under an instance id that is no longer this install's."""
-    return _finish(connection, "discarded", _of_this_instance.is_not(True))
+    return _finish(connection, State.DISCARDED, _of_this_instance.is_not(True))
 
 
 def discard_future(connection: Connection) -> Sequence[Row[UUID, date]]:
@@ -332,22 +335,22 @@ def discard_future(connection: Connection) -> Sequence[Row[UUID, date]]:
     future = _row.expires_at > _no_such_day
     untried = (
         select(_row.id)
-        .where(_row.state == "pending", future, _row.attempts == 0)
+        .where(_row.state == State.PENDING, future, _row.attempts == 0)
         .with_for_update(skip_locked=True)
     )
     deleted = connection.execute(
         delete(OUTBOX).where(_row.id.in_(untried)).returning(_row.id, _row.day)
     ).all()
-    return [*deleted, *_finish(connection, "discarded", future)]
+    return [*deleted, *_finish(connection, State.DISCARDED, future)]
 
 
 def _finish(
-    connection: Connection, state: str, which: ColumnElement[bool]
+    connection: Connection, state: State, which: ColumnElement[bool]
 ) -> Sequence[Row[UUID, date]]:
     # A row that somebody has locked waits for the next sweep, and the others do not wait for it.
     free = (
         select(_row.id)
-        .where(_row.state == "pending", which)
+        .where(_row.state == State.PENDING, which)
         .with_for_update(skip_locked=True)
         .cte("free")
     )
@@ -363,7 +366,7 @@ CARRIED = "carried by hand"
 """Why a row is discarded whose bytes its operator takes to the receiver."""
 
 
-_carried = and_(_row.state == "discarded", _row.last_error == CARRIED)
+_carried = and_(_row.state == State.DISCARDED, _row.last_error == CARRIED)
 
 
 def carry(connection: Connection, day: date) -> tuple[str, UUID | None] | None:
@@ -376,8 +379,8 @@ def carry(connection: Connection, day: date) -> tuple[str, UUID | None] | None:
     unsent = and_(_row.expires_at > _now, ~_sent_already, ~_sent_by_us)
     ended = connection.execute(
         update(OUTBOX)
-        .where(_row.day == day, _row.state == "pending", _of_this_instance, unsent)
-        .values(state="discarded", finished_at=_now, last_error=CARRIED)
+        .where(_row.day == day, _row.state == State.PENDING, _of_this_instance, unsent)
+        .values(state=State.DISCARDED, finished_at=_now, last_error=CARRIED)
         .returning(_row.payload, _row.id)
     ).one_or_none()
     if ended:
@@ -448,21 +451,20 @@ def of_another_host_revision(connection: Connection, revision: str | None) -> Re
 def last_sent(connection: Connection) -> Record | None:
     """Return the latest day's row that was sent, or None where none ever was."""
     past = _row.created_at <= _now + CLOCKS_DIFFER
-    sent = select(OUTBOX).where(_row.state == "sent", past).order_by(_row.day.desc()).limit(1)
+    sent = select(OUTBOX).where(_row.state == State.SENT, past).order_by(_row.day.desc()).limit(1)
     return next(iter(_read(connection, sent)), None)
 
 
 def unfinished(connection: Connection) -> list[Record]:
     """Return the rows that are pending or being sent, the oldest day first."""
-    open_rows = _row.state.in_(("pending", "sending"))
-    return _read(connection, select(OUTBOX).where(open_rows).order_by(_row.day))
+    return _read(connection, select(OUTBOX).where(_row.state.in_(OPEN)).order_by(_row.day))
 
 
 def last_failure(connection: Connection) -> Record | None:
     """Return the latest attempt that failed, or whose process died in it; or None."""
-    in_flight = exists().where(_row.id == _attempt.outbox_id, _row.state == "sending")
+    in_flight = exists().where(_row.id == _attempt.outbox_id, _row.state == State.SENDING)
     died = _attempt.outcome.is_(None) & ~in_flight
-    failed = died | _attempt.outcome.in_(("retryable", "rejected"))
+    failed = died | _attempt.outcome.in_(FAILURES)
     past = _attempt.started_at <= _now + CLOCKS_DIFFER
     latest = select(ATTEMPT).where(failed, past).order_by(_attempt.started_at.desc()).limit(1)
     return next(iter(_read(connection, latest)), None)

@@ -13,8 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from functools import cached_property
-from threading import Event, local
-from typing import Self
+from threading import Event
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Row
@@ -22,7 +21,8 @@ from sqlalchemy.exc import DBAPIError
 
 from app import change, database, facts, instance, log, notice, outbox, payload
 from app.advice import advise_on_rights
-from app.delivery import Delivery, lease, sent_elsewhere
+from app.database import Link
+from app.delivery import Delivery, OwnStamp, lease
 from app.facts import NotConsentOSError
 from app.instance import Identity
 from app.outbox import Claim, Record, Wanted
@@ -114,19 +114,19 @@ class Carried:
     obstacle: Obstacle | None
 
 
-Ended = tuple[int, str, dict[str, object]]
-"""An event that is true once its transaction has committed: its level, name and fields."""
+LogEvent = tuple[int, str, dict[str, object]]
+"""An event to log once its transaction has committed: its level, name and fields."""
 
 
-def _discarded(rows: Sequence[Row[UUID, date]], reason: str) -> list[Ended]:
+def _discarded(rows: Sequence[Row[UUID, date]], reason: str) -> list[LogEvent]:
     return [
         (logging.INFO, "discarded", {"id": row.id, "day": row.day, "reason": reason})
         for row in rows
     ]
 
 
-def _log_all(ended: list[Ended]) -> None:
-    for level, name, fields in ended:
+def _log_all(events: list[LogEvent]) -> None:
+    for level, name, fields in events:
         log.event(name, level=level, **fields)
 
 
@@ -211,47 +211,37 @@ class Pipeline:
         self._write_failures = 0
         self._write_not_before = 0.0
         self._warned: dict[str, Day] = {}
-        self._stamped_at: datetime | None = None
-        self._thread = local()
+        self._own_stamp = OwnStamp()
 
     @cached_property
     def _engine(self) -> Engine:
         return database.engine(self.settings.require("database_url"))
 
-    @contextmanager
-    def transaction(self, *, read_only: bool = False) -> Iterator[Connection]:
-        """Open a transaction on the database that the settings name.
+    def connect(self) -> Link:
+        """Open a connection for transactions that follow one another.
 
         Raises:
-            SettingsError: they name none.
+            SettingsError: the settings name no database.
+            sqlalchemy.exc.DBAPIError: the database cannot be reached.
         """
-        shared: Connection | None = getattr(self._thread, "connection", None)
-        connecting = nullcontext(database.alive(shared)) if shared else self._engine.connect()
-        try:
-            with database.transaction(connecting, read_only=read_only) as connection:
-                yield connection
-        except DBAPIError as error:
-            advise_on_rights(error.orig)
-            raise
+        return Link(self._engine)
 
     @contextmanager
-    def connected(self) -> Iterator[Self]:
-        """Have this thread's transactions share one connection until the end, or until a POST."""
-        self._thread.connection = self._engine.connect()
-        try:
-            yield self
-        finally:
-            self._let_go()
+    def transaction(
+        self, link: Link | None = None, *, read_only: bool = False
+    ) -> Iterator[Connection]:
+        """Open a transaction on ``link``, or on a connection of its own.
 
-    def _let_go(self) -> None:
-        """Close the connection that is shared, if there is one: what comes now takes time."""
-        shared: Connection | None = vars(self._thread).pop("connection", None)
-        if shared:
-            shared.close()
+        Raises:
+            SettingsError: the settings name no database.
+        """
+        connecting = nullcontext(link) if link else self.connect()
+        with connecting as used, used.transaction(read_only=read_only) as connection:
+            yield connection
 
     # Writing
 
-    def write_heartbeat(self) -> bool:
+    def write_heartbeat(self, link: Link | None = None) -> bool:
         """Write the running day's heartbeat if the rule allows; return whether it was written.
 
         After a failure it does nothing for a minute, doubling to an hour.
@@ -263,7 +253,7 @@ class Pipeline:
         if isinstance(self._gate, Disabled) or time.monotonic() < self._write_not_before:
             return False
         try:
-            seen = self._write(waive_notice=False)
+            seen = self._write(link, waive_notice=False)
         except Exception:
             wait = min(FIRST_WRITE_BACKOFF * 2.0**self._write_failures, LAST_WRITE_BACKOFF)
             self._write_not_before = time.monotonic() + wait
@@ -273,8 +263,7 @@ class Pipeline:
         for reason in seen.ahead:
             self._warn_daily(seen.day, reason)
         if seen.obstacle == "sent elsewhere":
-            reason = sent_elsewhere(seen.last_telemetry_at, self._stamped_at)
-            self._warn_daily(seen.day, reason)
+            self._warn_daily(seen.day, self._own_stamp.explain(seen.last_telemetry_at))
         return seen.obstacle is None
 
     def _warn_daily(self, day: Day, reason: str) -> None:
@@ -283,13 +272,13 @@ class Pipeline:
             self._warned[reason] = day
             log.event("warning", level=logging.WARNING, reason=reason, day=day.date)
 
-    def _write(self, *, waive_notice: bool) -> Outlook:
+    def _write(self, link: Link | None, *, waive_notice: bool) -> Outlook:
         """Facts, instance where it is new, and heartbeat: one transaction, all or nothing."""
-        with self.transaction() as connection:
+        with self.transaction(link) as connection:
             seen = look(connection, waive_notice=waive_notice)
             if not seen.obstacle:
                 # What was seen holds from here on: nobody rotates or forgets in between.
-                outbox.enter(connection)
+                outbox.lock_shared(connection)
                 seen = look(connection, waive_notice=waive_notice)
             if seen.obstacle:
                 return seen
@@ -317,28 +306,28 @@ class Pipeline:
 
     # Keeping order
 
-    def sweep(self) -> bool:
+    def sweep(self, link: Link | None = None) -> bool:
         """Give the notice, end what is over, take back what was lost; return whether to drain.
 
         When telemetry is off it only discards what was pending.
         """
         wait = None
-        with self.transaction() as connection:
+        with self.transaction(link) as connection:
             if isinstance(self._gate, Enabled):
                 self._give_notice(connection)
-            ended = self._tidy(connection)
+            events = self._tidy(connection)
             if isinstance(self._gate, Enabled):
                 wait = outbox.until_due(connection)
-        _log_all(ended)
+        _log_all(events)
         return wait is not None and wait <= WAIT_FOR_SECOND
 
-    def prune(self) -> None:
+    def prune(self, link: Link | None = None) -> None:
         """Delete the finished rows that are older than the retention.
 
         Apart from the sweep, so that a role without the right to delete loses nothing else.
         """
         if days := self.settings.telemetry_retention_days:
-            with self.transaction() as connection:
+            with self.transaction(link) as connection:
                 outbox.prune(connection, timedelta(days=days))
 
     def _give_notice(self, connection: Connection) -> None:
@@ -368,50 +357,39 @@ class Pipeline:
         last = outbox.last_sent(connection)
         return ",".join(change.new_fields(last["payload"])) or None if last else "all"
 
-    def _tidy(self, connection: Connection) -> list[Ended]:
+    def _tidy(self, connection: Connection) -> list[LogEvent]:
         """Take back lapsed leases and end what may not leave; return what is to be logged."""
         lapsed = outbox.reclaim(connection, random.random())  # noqa: S311 - jitter
         error = "its lease lapsed: the process died, or could not record the outcome"
-        ended: list[Ended] = [
+        events: list[LogEvent] = [
             (logging.WARNING, "failed", {"stage": "drain", "id": row, "error": error})
             for row in lapsed
         ]
         if isinstance(self._gate, Disabled):
-            return ended + _discarded(outbox.discard_all(connection), "off")
+            return events + _discarded(outbox.discard_all(connection), "off")
         expired = outbox.expire(connection)
-        ended += [(logging.WARNING, "expired", {"id": row.id, "day": row.day}) for row in expired]
-        ended += _discarded(outbox.discard_future(connection), "its day is in the future")
-        return ended + _discarded(outbox.discard_foreign(connection), "instance id rotated")
+        events += [(logging.WARNING, "expired", {"id": row.id, "day": row.day}) for row in expired]
+        events += _discarded(outbox.discard_future(connection), "its day is in the future")
+        return events + _discarded(outbox.discard_foreign(connection), "instance id rotated")
 
     # Sending
 
     def drain(self) -> None:
         """Send what is due, waiting up to a minute for a row whose second is near."""
         while isinstance(self._gate, Enabled) and not self._stopping.is_set():
-            with self.connected():
-                with self.transaction() as connection:
+            with self.connect() as link:
+                with link.transaction() as connection:
                     claim = outbox.claim(connection, lease(self.settings))
                     wait = None if claim else outbox.until_due(connection)
                 if claim:
-                    self._deliver(claim)
+                    self._deliver(claim, link)
             if wait and timedelta() < wait <= WAIT_FOR_SECOND:
                 self._stopping.wait(wait.total_seconds())
             elif not claim:
                 return
 
-    def _deliver(self, claim: Claim) -> None:
-        delivery = Delivery(
-            claim,
-            self.settings,
-            self.transaction,
-            stopping=self._stopping,
-            let_go=self._let_go,
-            stamped_at=self._stamped_at,
-        )
-        try:
-            delivery.run()
-        finally:
-            self._stamped_at = delivery.stamped_at
+    def _deliver(self, claim: Claim, link: Link) -> None:
+        Delivery(claim, self.settings, link, self._stopping, self._own_stamp).run()
 
     def send(self) -> Sent:
         """Write the running day's heartbeat if it is missing and send it now.
@@ -425,12 +403,13 @@ class Pipeline:
         """
         seen = self._write_by_request()
         day = seen.day.date
-        with self.transaction() as connection:
-            claim = outbox.claim(connection, lease(self.settings), day=day)
-        if claim:
-            self._deliver(claim)
-        with self.transaction(read_only=True) as connection:
-            row = outbox.of_day(connection, day)
+        with self.connect() as link:
+            with link.transaction() as connection:
+                claim = outbox.claim(connection, lease(self.settings), day=day)
+            if claim:
+                self._deliver(claim, link)
+            with link.transaction(read_only=True) as connection:
+                row = outbox.of_day(connection, day)
         return Sent(day, row, seen.obstacle, sent_before=bool(seen.obstacle) and claim is None)
 
     def carry(self) -> Carried:
@@ -459,6 +438,6 @@ class Pipeline:
         if isinstance(self._gate, Disabled):
             raise PermissionError(self._gate.reason)
         with self.transaction() as connection:
-            ended = self._tidy(connection)
-        _log_all(ended)
-        return self._write(waive_notice=True)
+            events = self._tidy(connection)
+        _log_all(events)
+        return self._write(None, waive_notice=True)

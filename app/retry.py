@@ -14,6 +14,7 @@ LONGEST_RETRY_AFTER = timedelta(hours=6)
 RETRYABLE_STATUS = frozenset({408, 425, 429})
 
 Result = Literal["sent", "retryable", "rejected"]
+FAILURES: tuple[Result, ...] = ("retryable", "rejected")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The only HTTP, and the only tenacity: bytes go out to an endpoint, outcomes come back.
 
-It knows no database. ``begin`` is called before every POST, and only where it allows the POST does
-a byte leave. Of all answers only that to ``held`` is read, up to a bound.
+It uses no database. Of the answers only the one to ``held`` is read, up to a limit.
 """
 
 import asyncio
@@ -10,7 +9,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import CancelledError, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -69,38 +68,8 @@ class Target:
     proxy: str | None = field(default=None, repr=False)
 
 
-def deliver(
-    target: Target,
-    body: bytes,
-    *,
-    begin: Callable[[], datetime | None],
-    record: Callable[[Outcome], None],
-    stopping: Event,
-) -> Outcome | None:
-    """POST ``body`` up to 3 times and return the last outcome.
-
-    ``begin`` allows the next POST by returning the time now, or forbids it by None, which is then
-    returned at once. ``record`` gets each outcome that another try is to follow. ``stopping`` ends
-    the waits between, and a POST that does not end within a second of it.
-    """
-    tries = Retrying(
-        stop=stop_after_attempt(TRIES),
-        retry=retry_if_result(_worth_another),
-        wait=lambda state: max(BETWEEN_TRIES(state), _asked(_outcome(state))),
-        sleep=sleep_using_event(stopping),
-        before_sleep=lambda state: record(_outcome(state)),
-        retry_error_callback=_outcome,
-    )
-
-    def attempt() -> Outcome | None:
-        begun = begin()
-        return post(target, body, at=begun, stopping=stopping) if begun else None
-
-    return tries(attempt)
-
-
 def _outcome(state: RetryCallState) -> Outcome:
-    assert state.outcome is not None  # noqa: S101 - tells the type checker what tenacity promises
+    assert state.outcome is not None  # noqa: S101 - tenacity asks only after an outcome is set
     outcome: Outcome = state.outcome.result()
     return outcome
 
@@ -109,10 +78,39 @@ def _asked(outcome: Outcome) -> float:
     return (outcome.retry_after or timedelta()).total_seconds()
 
 
-def _worth_another(outcome: Outcome | None) -> bool:
-    if outcome is None or outcome.result != "retryable":
-        return False
-    return _asked(outcome) <= PATIENCE.total_seconds()
+def _worth_another(outcome: Outcome) -> bool:
+    return outcome.result == "retryable" and _asked(outcome) <= PATIENCE.total_seconds()
+
+
+_RETRY = retry_if_result(_worth_another)
+_STOP = stop_after_attempt(TRIES)
+
+
+@dataclass(frozen=True)
+class Try:
+    """One of the tries of a drain."""
+
+    _state: RetryCallState
+
+    def another_follows(self, outcome: Outcome) -> bool:
+        """Take the outcome of this try, and return whether another try follows after a wait."""
+        self._state.set_result(outcome)
+        return _RETRY(self._state) and not _STOP(self._state)
+
+
+def tries(stopping: Event) -> Iterator[Try]:
+    """Yield the tries of one drain, at most 3, and wait between them.
+
+    Give each one's outcome to its ``another_follows`` before the next. ``stopping`` ends a wait.
+    """
+    for each in Retrying(
+        stop=_STOP,
+        retry=_RETRY,
+        wait=lambda state: max(BETWEEN_TRIES(state), _asked(_outcome(state))),
+        sleep=sleep_using_event(stopping),
+        retry_error_callback=_outcome,
+    ):
+        yield Try(each.retry_state)
 
 
 def post(target: Target, body: bytes, *, at: datetime, stopping: Event) -> Outcome:

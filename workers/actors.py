@@ -35,14 +35,14 @@ def heartbeat() -> None:
 def sweep() -> None:
     """Every minute: keep the outbox in order, catch up a missed write, wake the sender."""
     due = False
-    with _swallowed("connect"), _pipeline().connected() as pipeline:
+    with _swallowed("connect"), _pipeline().connect() as link:
         with _swallowed("sweep"):
-            due = pipeline.sweep()
+            due = _pipeline().sweep(link)
             database_outage.succeeded()
         with _swallowed("write"):
-            due = pipeline.write_heartbeat() or due
+            due = _pipeline().write_heartbeat(link) or due
         with _swallowed("prune"):
-            pipeline.prune()
+            _pipeline().prune(link)
     with _swallowed("wake"):
         if due:
             drain.send()

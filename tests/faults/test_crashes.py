@@ -69,7 +69,7 @@ def collector(processes: Processes, collector_database: str, receiver: Receiver)
 @pytest.mark.usefixtures("pending")
 class TestAWorkerThatSends:
     @pytest.mark.parametrize(
-        "point", ["app.outbox:begin:call", "app.outbox:claim:return", "app.sender:deliver:call"]
+        "point", ["app.outbox:begin:call", "app.outbox:claim:return", "app.sender:tries:call"]
     )
     def test_killed_between_the_claim_and_the_post_nothing_has_left_and_it_leaves_later(
         self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine, point: str

@@ -45,10 +45,10 @@ def off(pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Pi
 
 def sweep(pipeline: Pipeline) -> None:
     """Do what the actor of that name does."""
-    with pipeline.connected():
-        pipeline.sweep()
-        pipeline.write_heartbeat()
-        pipeline.prune()
+    with pipeline.connect() as link:
+        pipeline.sweep(link)
+        pipeline.write_heartbeat(link)
+        pipeline.prune(link)
 
 
 def tables_in(cost: Cost, db: Engine) -> list[set[str]]:
