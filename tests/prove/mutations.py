@@ -81,8 +81,8 @@ MUTATIONS = (
         1,
         "what is pending is kept for when telemetry is on again",
         "app/pipeline.py",
-        'return ended + _discarded(outbox.discard_all(connection), "off")',
-        "return ended",
+        'return events + _discarded(outbox.discard_all(connection), "off")',
+        "return events",
         f"{OFF}::test_what_was_pending_is_discarded_and_never_leaves",
     ),
     Mutation(
@@ -155,27 +155,38 @@ MUTATIONS = (
     Mutation(
         2,
         "the attempt is written after the POST",
-        "app/sender.py",
-        """        begun = begin()
-        return post(target, body, at=begun, stopping=stopping) if begun else None""",
-        """        sent = post(target, body, at=datetime.now(UTC), stopping=stopping)
-        return sent if begin() else None""",
+        "app/delivery.py",
+        """            attempt = self._begin()
+            if not isinstance(attempt, Begun):
+                self._end_without_attempt(attempt, earlier)
+                return
+            self.link.close()
+            outcome = sender.post(target, body, at=attempt.at, stopping=self.stopping)
+""",
+        """            at = datetime.now().astimezone()
+            outcome = sender.post(target, body, at=at, stopping=self.stopping)
+            attempt = self._begin()
+            if not isinstance(attempt, Begun):
+                self._end_without_attempt(attempt, earlier)
+                return
+            self.link.close()
+""",
         f"{SENDING}::test_the_attempt_is_on_record_before_the_first_byte_leaves",
     ),
     Mutation(
         2,
         "the body is composed anew for the POST",
         "app/delivery.py",
-        'body.encode("ascii"),',
-        "json.dumps(json.loads(body)).encode(),",
+        'self.claim.body.encode("ascii")',
+        "json.dumps(json.loads(self.claim.body)).encode()",
         f"{SENDING}::test_row_request_and_log_hold_the_same_bytes",
     ),
     Mutation(
         2,
         "the log composes the body anew",
         "app/delivery.py",
-        "log.payload(self._claim.body)",
-        "log.payload(json.dumps(json.loads(self._claim.body)))",
+        "log.payload(self.claim.body)",
+        "log.payload(json.dumps(json.loads(self.claim.body)))",
         f"{SENDING}::test_row_request_and_log_hold_the_same_bytes",
     ),
     Mutation(
@@ -338,8 +349,8 @@ MUTATIONS = (
         3,
         "a lease is taken back before it lapses",
         "app/outbox.py",
-        '.where(_row.state == "sending", ~_held)',
-        '.where(_row.state == "sending")',
+        ".where(_row.state == State.SENDING, ~_held)",
+        ".where(_row.state == State.SENDING)",
         f"{SENDING}::test_one_that_lapsed_is_taken_back_and_the_same_bytes_go_out",
     ),
     Mutation(
@@ -467,7 +478,7 @@ MUTATIONS = (
         3,
         "a write does not wait for who holds the outbox, nor is it waited for",
         "app/pipeline.py",
-        "                outbox.enter(connection)\n",
+        "                outbox.lock_shared(connection)\n",
         "",
         f"{CONTROL}::test_is_waited_for_while_it_is_counted",
     ),
@@ -475,7 +486,7 @@ MUTATIONS = (
         3,
         "who forgets or rotates does not hold the outbox",
         "app/control.py",
-        "        outbox.hold(connection)\n",
+        "        outbox.lock_exclusive(connection)\n",
         "",
         f"{CONTROL}::test_is_waited_for_while_it_is_counted",
     ),
@@ -499,7 +510,7 @@ MUTATIONS = (
         3,
         "a heartbeat that is carried by hand is left for a worker to send",
         "app/outbox.py",
-        '        .values(state="discarded", finished_at=_now, last_error=CARRIED)\n',
+        "        .values(state=State.DISCARDED, finished_at=_now, last_error=CARRIED)\n",
         "        .values(last_error=CARRIED)\n",
         f"{BY_HAND}::test_no_worker_sends_it_after_that_and_the_day_is_used_up",
     ),
@@ -507,7 +518,7 @@ MUTATIONS = (
         3,
         "a heartbeat that a worker is sending is carried by hand as well",
         "app/outbox.py",
-        '        .where(_row.day == day, _row.state == "pending", _of_this_instance, unsent)\n',
+        "        .where(_row.day == day, _row.state == State.PENDING, _of_this_instance, unsent)\n",
         "        .where(_row.day == day, _of_this_instance, unsent)\n",
         f"{BY_HAND}::test_while_a_worker_is_sending_it_there_is_nothing_to_carry",
     ),
@@ -697,9 +708,9 @@ MUTATIONS = (
         5,
         "a transaction stays open during the POST",
         "app/delivery.py",
-        "        outcome = sender.deliver(\n",
-        "        held = self._transaction()\n        held.__enter__()\n"
-        "        outcome = sender.deliver(\n",
+        "            outcome = sender.post(target, body, at=attempt.at, stopping=self.stopping)\n",
+        "            with self.link.transaction():\n"
+        "                outcome = sender.post(target, body, at=attempt.at, stopping=self.stopping)\n",
         f"{SENDING}::test_no_transaction_is_open_during_the_post",
     ),
     Mutation(
@@ -732,10 +743,10 @@ MUTATIONS = (
         5,
         "a sweep waits for a row that somebody holds",
         "app/outbox.py",
-        """        .where(_row.state == "pending", which)
+        """        .where(_row.state == State.PENDING, which)
         .with_for_update(skip_locked=True)
 """,
-        """        .where(_row.state == "pending", which)
+        """        .where(_row.state == State.PENDING, which)
         .with_for_update()
 """,
         "faults/test_database.py::test_a_row_that_somebody_holds_does_not_keep_the_sweep_from_the_others",
@@ -744,7 +755,7 @@ MUTATIONS = (
         5,
         "the connection of a claim is held through the POST",
         "app/delivery.py",
-        "        self._let_go()\n",
+        "            self.link.close()\n",
         "",
         f"{SENDING}::test_no_transaction_is_open_during_the_post",
     ),
@@ -920,7 +931,7 @@ MUTATIONS = (
         6,
         "an attempt is not logged",
         "app/delivery.py",
-        "            self._log_attempt(outcome, ended.next_attempt_at)\n",
+        "            self._log_attempt(attempt, outcome, end.next_attempt_at)\n",
         "            pass\n",
         f"{SENDING}::test_every_attempt_line_has_the_words_that_operators_grep",
     ),
@@ -928,7 +939,7 @@ MUTATIONS = (
         6,
         "an attempt's outcome is not recorded",
         "app/delivery.py",
-        "        outbox.record(connection, self._attempt, outcome)\n        if outcome.result",
+        "        outbox.record(connection, attempt, outcome)\n        if outcome.result",
         "        if outcome.result",
         f"{SENDING}::test_the_attempt_is_on_record_before_the_first_byte_leaves",
     ),
