@@ -235,8 +235,8 @@ class Delivery:
     def _commit(self, write: Callable[[Connection], None]) -> None:
         """Write in a transaction, and try again for a while if the database fails.
 
-        An outcome is worth this patience: it cannot be found out again. A process that is told to
-        stop tries too, until its time to stop is over. No connection is held after it.
+        An outcome is worth this patience, because it cannot be found out again. A process that is
+        asked to stop also tries, until its time is over. No connection is open at the end.
         """
         for wait in PATIENCE_WITH_DATABASE:
             try:
