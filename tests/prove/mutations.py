@@ -710,7 +710,8 @@ MUTATIONS = (
         "app/delivery.py",
         "            outcome = sender.post(target, body, at=attempt.at, stopping=self.stopping)\n",
         "            with self.link.transaction():\n"
-        "                outcome = sender.post(target, body, at=attempt.at, stopping=self.stopping)\n",
+        "                outcome = sender.post("
+        "target, body, at=attempt.at, stopping=self.stopping)\n",
         f"{SENDING}::test_no_transaction_is_open_during_the_post",
     ),
     Mutation(
