@@ -42,14 +42,14 @@ OTHER_SESSIONS = (
 
 
 def kill(stopped: Stopped, db: Engine) -> None:
-    """Kill a process where it stands, and wait until Postgres has rolled back what it had begun."""
+    """Kill a stopped process, and wait until Postgres has rolled back its transaction."""
     stopped.kill()
     eventually(lambda: one(db, OTHER_SESSIONS) == 0)
 
 
 @pytest.fixture
 def collector(processes: Processes, collector_database: str, receiver: Receiver) -> Engine:
-    """The database of a collector, to which the receiver passes on what it gets."""
+    """The database of a collector, to which the receiver forwards every request."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = {"COLLECTOR_DATABASE_URL": collector_database, "PORT": str(port)}
@@ -88,7 +88,7 @@ class TestAWorkerThatSends:
         assert outcomes(db) == ["sent"]
 
     @pytest.mark.parametrize("name", ["worker", "solo"])
-    def test_killed_with_an_attempt_on_record_the_record_tells_one_too_many_and_none_too_few(
+    def test_killed_with_an_attempt_on_record_the_record_shows_one_too_many_and_none_too_few(
         self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine, name: str
     ) -> None:
         stopped = standing_at("app.sender:post:call", processes, name=name)
@@ -212,7 +212,7 @@ class TestAWorkerThatWrites:
         assert count(db, "instance") == 1
         assert left(receiver, db, times=1)
 
-    def test_killed_between_the_notice_and_its_record_the_notice_is_told_again(
+    def test_killed_between_the_notice_and_its_record_the_notice_is_logged_again(
         self, processes: Processes, db: Engine
     ) -> None:
         stopped = standing_at("app.pipeline:_give_notice:return", processes, "sweep")

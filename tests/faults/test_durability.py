@@ -1,4 +1,4 @@
-"""What has left is on record though the database's server dies without a warning."""
+"""Each attempt stays on record if the database server crashes."""
 
 import pytest
 from sqlalchemy import Engine

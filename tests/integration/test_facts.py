@@ -1,4 +1,4 @@
-"""ConsentOS's tables are counted as its own rules have it, judged by plain Python."""
+"""ConsentOS's tables are counted by ConsentOS's own rules, compared with a count in Python."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -41,7 +41,7 @@ def emptied(connection: Connection) -> Connection:
 
 
 def counted(connection: Connection) -> Truth:
-    """Return the raw counts, which the module itself gives to nobody."""
+    """Return the raw counts, which the module itself never returns."""
     row = dict(connection.execute(facts._CENSUS).mappings().one())  # noqa: SLF001 - see above
     del row["server_version_num"]
     return Truth(**row)
@@ -280,7 +280,7 @@ CREATE INDEX ix_consent_records_consented_at ON consent_records (consented_at);
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["never analyzed", "vacuumed and analyzed"])
-def test_consents_are_read_from_their_index_whatever_postgres_knows_of_them(
+def test_consents_are_read_from_their_index_with_and_without_statistics(
     db: Engine, *, known: bool
 ) -> None:
     run(db, UNKNOWN)

@@ -1,4 +1,4 @@
-"""Off means off: proved by what the receiver, the database and the sockets saw."""
+"""Off means off, as seen by the receiver, the database and the sockets."""
 
 import pytest
 from sqlalchemy import Engine, text

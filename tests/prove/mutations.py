@@ -343,7 +343,7 @@ MUTATIONS = (
         "app/outbox.py",
         "        .where(_row.id == claim.id, _row.lease_token == claim.token)\n",
         "        .where(_row.id == claim.id)\n",
-        f"{SENDING}::test_whoever_lost_it_changes_nothing_but_the_attempt",
+        f"{SENDING}::test_a_process_that_has_lost_it_changes_only_its_attempt",
     ),
     Mutation(
         3,
@@ -454,7 +454,7 @@ MUTATIONS = (
         "app/delivery.py",
         "            if error.connection_invalidated:\n                raise\n",
         "            raise\n",
-        f"{SENDING}::test_an_instance_that_somebody_holds_is_not_stamped_and_nothing_leaves_again",
+        f"{SENDING}::test_a_locked_instance_is_not_stamped_and_nothing_is_sent_again",
     ),
     Mutation(
         3,
@@ -553,7 +553,7 @@ MUTATIONS = (
         "app/sender.py",
         "follow_redirects=False",
         "follow_redirects=True",
-        f"{RECEIVER}::test_a_redirect_leads_nowhere",
+        f"{RECEIVER}::test_a_redirect_is_not_followed",
     ),
     Mutation(
         4,
@@ -627,7 +627,7 @@ MUTATIONS = (
         "            transport.abort()",
         "            transport.get_extra_info(None)",
         "integration/test_proxies.py"
-        "::test_a_proxy_that_is_silent_is_left_at_the_deadline_and_hung_up_on",
+        "::test_a_silent_proxy_is_given_up_at_the_deadline_and_its_connection_closed",
     ),
     Mutation(
         5,
@@ -669,7 +669,7 @@ MUTATIONS = (
         "app/sender.py",
         "        asyncio.timeout(target.timeout),\n",
         "        asyncio.timeout(None),\n",
-        f"{RECEIVER}::test_one_that_misbehaves_is_told_in_a_word_and_left_at_the_deadline",
+        f"{RECEIVER}::test_one_that_misbehaves_is_recorded_in_a_word_and_given_up_at_the_deadline",
     ),
     Mutation(
         5,
@@ -832,7 +832,7 @@ MUTATIONS = (
         "app/log.py",
         "    closed = sys.__stdout__ is None and stream in {None, sys.stdout}\n",
         "    closed = False\n",
-        f"{STDOUT}::test_has_the_log_go_to_stderr_and_the_heartbeat_out",
+        f"{STDOUT}::test_sends_the_log_to_stderr_and_the_heartbeat_still_leaves",
     ),
     Mutation(
         5,
@@ -840,7 +840,7 @@ MUTATIONS = (
         "app/log.py",
         "    streams.ensure()\n",
         "",
-        f"{STDOUT}::test_is_not_where_the_next_socket_is_opened",
+        f"{STDOUT}::test_is_not_reused_for_the_next_socket",
     ),
     # 6. No silent failure
     Mutation(

@@ -1,4 +1,4 @@
-"""A fleet that is true, and an attack on its numbers: installs that somebody has invented."""
+"""A fleet of true installs, and an attack on its numbers with invented installs."""
 
 import random
 from collections.abc import Iterator, Sequence

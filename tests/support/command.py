@@ -16,7 +16,7 @@ PASSWORD = "correct-horse-battery"  # noqa: S105 - only to see that nothing prin
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that has ended, with what it said."""
+    """A command that has ended, with its output."""
 
     code: int
     out: str
@@ -28,7 +28,7 @@ class Ended:
 
     @property
     def sentence(self) -> str:
-        """What it said on stderr, which has to be one line and one sentence."""
+        """Its output on stderr, which must be one line and one sentence."""
         (line,) = self.err.splitlines()
         assert line.startswith("consentos-telemetry: "), line
         assert line.endswith("."), line
@@ -45,7 +45,7 @@ def command(
 
 
 def commands(environment: Mapping[str, str], *lines: str, typed: str = "") -> list[Ended]:
-    """Run several commands one after the other in one process, for the sake of time."""
+    """Run several commands one after the other in one process, to save time."""
     return commands_each_in(environment, [(line, {}) for line in lines], typed)
 
 
@@ -69,7 +69,7 @@ SEVERAL = """
 import contextlib, io, json, os, sys
 from app import cli
 
-def told(line, changed):
+def run(line, changed):
     before = dict(os.environ)
     os.environ.update(changed)
     sys.argv[1:] = line.split()
@@ -85,7 +85,7 @@ def told(line, changed):
 
 given = json.load(sys.stdin)
 sys.stdin = io.StringIO(given["typed"])
-print(json.dumps([told(*each) for each in given["lines"]]))
+print(json.dumps([run(*each) for each in given["lines"]]))
 """
 
 

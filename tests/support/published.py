@@ -59,7 +59,7 @@ def with_value(name: str, value: Any) -> dict[str, Any]:
 
 
 def conforms(value: Any, schema: Mapping[str, Any] | None = None) -> bool:
-    """Check a body against the JSON Schema, as a stranger to this code would."""
+    """Check a body against the JSON Schema, without this project's code."""
     match json_schema() if schema is None else schema:
         case {"$ref": reference}:
             return conforms(value, json_schema()["$defs"][reference.rpartition("/")[2]])

@@ -115,7 +115,7 @@ def recover_by_another(
 
 
 def without_harm(*processes: Process) -> bool:
-    """Whether processes have told everything in lines of their own."""
+    """Whether processes have logged everything as events."""
     return not any("Traceback" in each.output() for each in processes)
 
 
