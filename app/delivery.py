@@ -186,7 +186,7 @@ class Delivery:
 
     def _write_verdict(self, connection: Connection, outcome: Outcome) -> ClaimEnd:
         """End the claim with the verdict on an outcome."""
-        jitter = random.random()  # noqa: S311 - spreads retries, protects nothing
+        jitter = random.random()  # noqa: S311 - spreads retries
         verdict = judge(outcome, self.claim.drains, database.clock(connection), jitter)
         error = outcome.error or f"HTTP {outcome.status}"
         held = outbox.settle(connection, self.claim, verdict, error)

@@ -358,7 +358,7 @@ class Pipeline:
 
     def _tidy(self, connection: Connection) -> list[LogEvent]:
         """Take back lapsed leases, end rows that may not be sent; return the events to log."""
-        lapsed = outbox.reclaim(connection, random.random())  # noqa: S311 - spreads retries, protects nothing
+        lapsed = outbox.reclaim(connection, random.random())  # noqa: S311 - spreads retries
         error = "its lease lapsed: the process died, or could not record the outcome"
         events: list[LogEvent] = [
             (logging.WARNING, "failed", {"stage": "drain", "id": row, "error": error})

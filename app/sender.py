@@ -36,8 +36,8 @@ from app.retry import Outcome, result_of
 # httpx._main is httpx's command line, with 5 MB of click, pygments and rich: httpx can do without.
 sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None makes its import fail
 
-import httpx  # noqa: E402
-from socksio.exceptions import SOCKSError  # noqa: E402
+import httpx  # noqa: E402 - after the line above
+from socksio.exceptions import SOCKSError  # noqa: E402 - as above
 
 TRIES = 3
 PATIENCE = timedelta(seconds=3)

@@ -78,7 +78,7 @@ def build() -> RedisBroker:
         raise SystemExit(1) from None
     # No wake-up is too old: its age means nothing, and comes from two clocks that may disagree.
     middleware = [PeriodiqMiddleware(skip_delay=math.inf), Announcement()]
-    broker = Broker(  # type: ignore[no-untyped-call]
+    broker = Broker(  # type: ignore[no-untyped-call]  # Dramatiq's has no types
         client=client,
         namespace=namespace,
         middleware=middleware,
@@ -138,7 +138,7 @@ class Consumer(_RedisConsumer):
         if room and not self.message_cache and not stopping.is_set():
             self._wait()
             self.misses = 0  # with misses, Dramatiq would add a wait of its own
-        return super().__next__()  # type: ignore[no-untyped-call]
+        return super().__next__()  # type: ignore[no-untyped-call]  # as below
 
     def _wait(self) -> None:
         """Wait for a message, for ``IDLE_SECONDS`` at most, or until the process must stop.

@@ -29,7 +29,7 @@ RETRY_SECONDS = 5
 """Seconds after which a wake-up that could not be sent is tried again."""
 
 
-class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries no types
+class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq has no types
     """periodiq's Scheduler, which survives an outage of Redis and ends cleanly when asked to stop.
 
     It replaces ``alarm_q`` and ``loop``, parts that periodiq does not document, because periodiq
@@ -60,7 +60,7 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
         try:
             # The broker's own count also includes messages that were fetched but not acknowledged.
             if self.broker.client.llen(f"{self.broker.namespace}:{QUEUE}") >= MOST_WAITING:
-                self._crowd.failed("schedule", "no worker takes what waits")
+                self._crowd.failed("schedule", "no worker takes the waiting wake-ups")
                 return False
             super().send_actors([actor], now)
         except RedisError:

@@ -26,7 +26,7 @@ def noticed(db: Engine) -> None:
 
 
 @pytest.fixture
-def pending(noticed: None, pipeline: Pipeline, clock: Clock) -> None:  # noqa: ARG001 - as a fixture
+def pending(noticed: None, pipeline: Pipeline, clock: Clock) -> None:  # noqa: ARG001 - pytest runs it first
     """It is half past two, and the day's heartbeat waits to be sent."""
     clock(DAY_BEGINS)
     assert pipeline.write_heartbeat()

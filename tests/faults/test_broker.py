@@ -85,7 +85,7 @@ class Admin:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Want a password that nobody has, of new connections and, as they are broken, of all."""
+        """Require an unknown password. The open connections are broken, so all of them need it."""
         self.ask("CONFIG SET", "requirepass", "unknown")
         self.hang_up()
         try:
@@ -159,7 +159,7 @@ def in_trouble(*names: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-def due(noticed: None, clock: Clock) -> None:  # noqa: ARG001 - as a fixture
+def due(noticed: None, clock: Clock) -> None:  # noqa: ARG001 - pytest runs it first
     """It is half past two, and the day's heartbeat is not written yet."""
     clock(DAY_BEGINS)
 
@@ -192,7 +192,7 @@ def scheduler_without_a_worker(processes: Processes, admin: Admin) -> Process:
 def start_with_a_post_on_its_way(
     processes: Processes, receiver: Receiver, name: str = "worker"
 ) -> tuple[Process, Callable[[], None]]:
-    """Start a worker whose first POST is answered as soon as the test says so."""
+    """Start a worker whose first POST is answered when the test asks for it."""
     reply, wanted = late(answer(202))
     receiver.answers = [reply, answer(202)]
     worker = ready(processes, name, TELEMETRY_TIMEOUT_SECONDS="60")
@@ -393,7 +393,7 @@ def lose_what_waits(relay: Relay) -> None:
 def test_a_wake_up_that_is_sent_twice_as_its_reply_was_lost_sends_one_heartbeat(
     processes: Processes, relayed_redis: Relay, admin: Admin, receiver: Receiver, db: Engine
 ) -> None:
-    processes.wake("drain")  # and so Redis knows the script whose reply is to be lost
+    processes.wake("drain")  # Redis then has the script whose reply is to be lost
     relayed_redis.lose_the_reply_to(rb"\r\nenqueue\r\n")
     scheduler = processes.start("scheduler", GUARD_CLOCK=ahead(MORE_THAN_A_LEASE, FIVE_SECONDS))
     assert relayed_redis.lost.wait(30)

@@ -148,7 +148,7 @@ class TestAWorkerThatSends:
         clock(MORE_THAN_A_BACKOFF)
         for actor in ("heartbeat", "sweep", "drain"):
             processes.wake(actor)
-        # Each of the three is done, and the drain that the heartbeat wakes.
+        # The three are done, and the drain that the heartbeat wakes.
         worker.wait_for("Acknowledging message", count=4)
         assert left(receiver, db, times=1)
         assert outbox_row(db)["state"] == "sent"
@@ -274,7 +274,7 @@ class TestARowThatKillsItsWorkerEveryTime:
     def wait_once_taken_back(
         worker: Process, processes: Processes, clock: Clock, db: Engine
     ) -> timedelta:
-        """Have it taken back as its lease lapses; return how long it then has to wait."""
+        """Let its lease lapse and a sweep take it back; return how long it then waits."""
         lapses = outbox_row(db)["lease_until"]
         clock(lapses.isoformat())
         processes.wake("sweep")

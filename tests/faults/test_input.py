@@ -16,7 +16,7 @@ from tests.support.receiver import Receiver
 from tests.support.steps import ready
 
 CANARY = "s3cret-CANARY"
-"""A word in every value that may not be repeated. It looks like a secret, and is in no other text."""
+"""A word in every value that may not be repeated. It looks like a secret and is unique."""
 
 KINDS: dict[str, str] = {
     "empty": "",
@@ -64,7 +64,7 @@ MISSPELT = {
 }
 
 
-def said_nothing_it_should_not(said: str) -> bool:
+def is_clean(said: str) -> bool:
     """Whether an output contains no value, no traceback and no control character."""
     printable = all(line.isprintable() for line in said.split("\n"))
     return printable and not any(word in said for word in (CANARY, "forged", "Traceback"))
@@ -100,7 +100,7 @@ def cases() -> Iterator[Case]:
     for name, meant in MISSPELT.items():
         off = f"{name} is not a variable of telemetry (did you mean {meant}?)"
         yield Case({name: CANARY}, off=off)
-    # Right, and yet not to be shown.
+    # This value is valid, but no output may show it.
     yield Case({"TELEMETRY_ENDPOINT": f"http://127.0.0.1:1/?token={CANARY}"})
 
 
@@ -111,7 +111,7 @@ def test_status_shows_what_every_wrong_value_and_every_misspelt_name_means(
     here = {**environment, "REDIS_URL": redis_url}
     ended = commands_each_in(here, [("status --json", each.wrong) for each in everything])
     for case, status in zip(everything, ended, strict=True):
-        assert said_nothing_it_should_not(status.out + status.err), case
+        assert is_clean(status.out + status.err), case
         shown = status.json
         assert ("error" in shown) is bool(case.refused), case
         if case.refused:
@@ -143,7 +143,7 @@ def test_every_command_works_or_gives_the_reason_with_everything_wrong_at_once(
         "send": 3,
     }
     for each in ended.values():
-        assert said_nothing_it_should_not(each.out + each.err)
+        assert is_clean(each.out + each.err)
     assert ended["send"].sentence.startswith("Telemetry is off: ")
     reason = ended["send"].sentence
     assert [name for name in (*OFF, "DO_NOT_TRACK", *MISSPELT) if name not in reason] == []
@@ -167,7 +167,7 @@ def test_an_invalid_database_url_stops_every_command_with_one_sentence(
         (name,) = variables
         assert (ended.code, ended.out) == (2, "")
         assert ended.sentence.startswith(f"{name} must be a URL like ")
-        assert said_nothing_it_should_not(ended.err)
+        assert is_clean(ended.err)
 
 
 WRONG_OPTIONS = (
@@ -193,7 +193,7 @@ def test_a_wrong_option_of_the_database_url_is_reported_without_its_value(
     for wrong, ended in zip(lines, commands_each_in(environment, lines), strict=True):
         assert ended.code in {1, 2}, wrong
         assert ended.sentence.startswith(REFUSALS), wrong
-        assert said_nothing_it_should_not(ended.out + ended.err), wrong
+        assert is_clean(ended.out + ended.err), wrong
     assert receiver.connections == 0
 
 
@@ -214,7 +214,7 @@ def test_a_worker_logs_every_wrong_value_in_its_first_lines_and_is_off(
     warnings = worker.lines("telemetry.warning reason=")
     warned = [decode(line.removeprefix("telemetry.warning reason="))[0] for line in warnings]
     assert [sentence.split()[0] for sentence in warned] == list(DEFAULT)
-    assert said_nothing_it_should_not(worker.output())
+    assert is_clean(worker.output())
     assert receiver.connections == 0
 
 
@@ -226,7 +226,7 @@ def test_a_worker_logs_every_misspelt_name_and_is_off(
     (off,) = worker.lines("telemetry.disabled reason=")
     for name, meant in MISSPELT.items():
         assert f"{name} is not a variable of telemetry (did you mean {meant}?)" in off
-    assert said_nothing_it_should_not(worker.output())
+    assert is_clean(worker.output())
     assert receiver.connections == 0
 
 
@@ -237,7 +237,7 @@ def test_a_worker_logs_a_wrong_option_of_the_database_url_without_its_value(
     worker = processes.start("worker", DATABASE_URL=url)
     processes.wake("sweep")
     worker.wait_for("telemetry.failed stage=connect error=")
-    assert said_nothing_it_should_not(worker.output())
+    assert is_clean(worker.output())
     assert receiver.connections == 0
 
 
@@ -253,7 +253,7 @@ def test_a_process_without_a_usable_url_ends_with_one_sentence(
         printed = process.lines("consentos-telemetry: ")
         assert len(printed) == 1, process.output()
         assert printed[0].startswith(f"consentos-telemetry: {variable} must ")
-        assert said_nothing_it_should_not(process.output())
+        assert is_clean(process.output())
 
 
 # The database
@@ -274,7 +274,7 @@ def outputs(environment: dict[str, str], *lines: str) -> Outputs:
     """Run commands, none of which may print a value, a traceback or a control character."""
     ended = commands(environment, *lines)
     for each in ended:
-        assert said_nothing_it_should_not(each.out + each.err)
+        assert is_clean(each.out + each.err)
     return {
         line: (each.code, each.sentence if each.code else each.out)
         for line, each in zip(lines, ended, strict=True)

@@ -335,7 +335,8 @@ class TestThroughAWorker:
     def test_hostile_answers_cost_neither_memory_nor_more_than_the_deadline(
         self, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
-        # A row that fails waits for long, and a success of one is none of another's day.
+        # A row that fails then waits for long. No row's day has begun, so that the stamp of one
+        # success does not count for the others.
         later = "expires_at = expires_at + interval '30 minutes'"
         run(db, f"UPDATE telemetry_outbox SET drains = 5, {later}")
         run(
@@ -398,7 +399,7 @@ class TestRetryAfter:
     @example(status=429, seconds=21_600, as_date=False, drains=0)
     @example(status=503, seconds=21_601, as_date=True, drains=0)
     @example(status=503, seconds=10**60, as_date=False, drains=0)
-    def test_the_next_try_is_never_sooner_than_asked_and_never_later_than_six_hours(  # noqa: PLR0913
+    def test_the_next_try_is_never_sooner_than_asked_and_never_later_than_six_hours(  # noqa: PLR0913 - fixtures and a parameter
         self,
         pipeline: Pipeline,
         receiver: Receiver,

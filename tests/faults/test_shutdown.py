@@ -43,7 +43,7 @@ senders = pytest.mark.parametrize("name", ["worker", "solo"])
 
 
 @pytest.fixture(autouse=True)
-def patient(pending: None, processes: Processes) -> None:  # noqa: ARG001 - as a fixture
+def patient(pending: None, processes: Processes) -> None:  # noqa: ARG001 - pytest runs it first
     """The day's heartbeat waits to be sent, with a deadline of a minute for each POST."""
     processes.environment["TELEMETRY_TIMEOUT_SECONDS"] = "60"
 
@@ -298,8 +298,8 @@ class TestWithoutRedis:
         worker = ready(processes, name)
         for _ in range(7):
             processes.wake("drain")
-        receiver.wait_for(2)  # both threads are at work, and as many wake-ups were fetched beside
-        assert waiting(processes) >= 3  # a solo has its own beside
+        receiver.wait_for(2)  # both threads work, and two more wake-ups were fetched
+        assert waiting(processes) >= 3  # solo schedules more itself
         with without_redis():
             worker.signal(SIGTERM)
             assert stopped(worker)

@@ -140,7 +140,7 @@ class TestOff:
         row = outbox_row(db)
         assert (row["state"], row["drains"], row["last_error"]) == ("pending", 1, "HTTP 503")
         off = restart(processes, worker, **switch)
-        clock(MORE_THAN_A_LEASE)  # and later than was asked for
+        clock(MORE_THAN_A_LEASE)  # later than the Retry-After
         do(processes, "drain", "sweep", "heartbeat", "drain")
         assert days(db) == {TODAY: "discarded"}
         assert bodies(receiver) == [row["payload"].encode()]

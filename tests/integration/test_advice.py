@@ -26,7 +26,7 @@ UPGRADE = (
 
 def cause_of(pipeline: Pipeline) -> str:
     """Return what a sweep and a write log."""
-    with pytest.raises(DBAPIError) as failure:  # noqa: PT012 - either of the two
+    with pytest.raises(DBAPIError) as failure:  # noqa: PT012 - either of two calls may raise
         pipeline.sweep()
         pipeline.write_heartbeat()
     return log.cause(failure.value)

@@ -34,14 +34,14 @@ def noticed(db: Engine, clock: Clock) -> None:
 
 
 @pytest.fixture
-def pending(noticed: None, pipeline: Pipeline, db: Engine) -> UUID:  # noqa: ARG001 - as a fixture
+def pending(noticed: None, pipeline: Pipeline, db: Engine) -> UUID:  # noqa: ARG001 - pytest runs it first
     """The day's heartbeat waits to be sent; the install's id."""
     assert pipeline.write_heartbeat()
     return only_id(db)
 
 
 @pytest.fixture
-def claim(pending: UUID, pipeline: Pipeline) -> Claim:  # noqa: ARG001 - as a fixture
+def claim(pending: UUID, pipeline: Pipeline) -> Claim:  # noqa: ARG001 - pytest runs it first
     """A worker has just taken the day's heartbeat."""
     with pipeline.transaction() as connection:
         taken = outbox.claim(connection, lease(pipeline.settings))

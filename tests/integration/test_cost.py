@@ -24,14 +24,14 @@ def sent(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_session_is_left(sent: None, db: Engine) -> Iterator[None]:  # noqa: ARG001 - as a fixture
+def no_session_is_left(sent: None, db: Engine) -> Iterator[None]:  # noqa: ARG001 - pytest runs it first
     """No test leaves a session open."""
     sessions = (
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'consentos-telemetry'"
         " AND datname = current_database() AND pid <> pg_backend_pid()"
     )
     yield
-    eventually(lambda: one(db, sessions) == 0, seconds=5)  # Postgres takes its leave in its time
+    eventually(lambda: one(db, sessions) == 0, seconds=5)  # Postgres ends a session a moment later
 
 
 @pytest.fixture

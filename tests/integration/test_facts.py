@@ -35,14 +35,14 @@ def connection(copy: Engine) -> Iterator[Connection]:
 
 @pytest.fixture
 def emptied(connection: Connection) -> Connection:
-    """The same, without a row in it."""
+    """The same connection, with empty tables."""
     connection.exec_driver_sql(f"TRUNCATE {', '.join(HOST)} CASCADE")
     return connection
 
 
 def counted(connection: Connection) -> Truth:
     """Return the raw counts, which the module itself never returns."""
-    row = dict(connection.execute(facts._CENSUS).mappings().one())  # noqa: SLF001 - see above
+    row = dict(connection.execute(facts._CENSUS).mappings().one())  # noqa: SLF001 - only it has raw counts
     del row["server_version_num"]
     return Truth(**row)
 

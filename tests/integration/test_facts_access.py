@@ -1,4 +1,4 @@
-"""The census reads what is listed and no more, waits for nobody, and says what it lacks."""
+"""The census reads only the listed columns, waits for no lock, and names what is missing."""
 
 import re
 import time

@@ -320,7 +320,7 @@ class TestWhatCannotBeKept:
         assert count(filled, "telemetry_outbox") == 30
 
 
-def test_a_role_that_does_not_own_the_tables_gets_a_sentence_that_names_the_owner(
+def test_a_role_that_does_not_own_the_tables_is_refused_with_one_sentence(
     environment: dict[str, str], db: Engine
 ) -> None:
     run(db, "DROP TRIGGER telemetry_outbox_frozen ON telemetry_outbox")

@@ -1,4 +1,4 @@
-"""ConsentOS's revision is kept beside each heartbeat, so that a stale APP_VERSION is noticed."""
+"""ConsentOS's revision is stored with each heartbeat, so that an old APP_VERSION is noticed."""
 
 import logging
 
@@ -40,7 +40,7 @@ def upgrade_consentos(db: Engine) -> None:
 
 @pytest.fixture
 def first(clock: Clock, db: Engine, logged: pytest.LogCaptureFixture) -> Pipeline:
-    """A worker that has written a day's heartbeat, beside a ConsentOS that is then upgraded."""
+    """A worker that has written a day's heartbeat before ConsentOS is upgraded."""
     pipeline = Pipeline(Settings.load())
     clock("2026-05-02T02:30:01Z")
     assert pipeline.write_heartbeat()

@@ -158,7 +158,7 @@ def test_every_command_works_where_the_tables_have_a_schema_of_their_own(
 def test_grants_says_whether_the_role_finds_the_tables(
     setting: str | None,
     options: str,
-    finds: bool,  # noqa: FBT001 - a case of the table above
+    finds: bool,  # noqa: FBT001 - pytest passes it by name
     variables: dict[str, str],
     consentos_db: Engine,
     role: str,

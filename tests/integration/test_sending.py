@@ -334,7 +334,7 @@ class TestPruned:
         pipeline.prune()
         assert count(db, "telemetry_outbox") == count(db, "telemetry_attempt") == 0
 
-    def test_a_row_that_somebody_holds_is_left_for_later(
+    def test_a_locked_row_is_deleted_later(
         self, pipeline: Pipeline, clock: Clock, db: Engine
     ) -> None:
         pipeline.drain()

@@ -72,7 +72,7 @@ class TestTheOutbox:
     @pytest.mark.parametrize(
         ("row", "constraint"),
         [
-            pytest.param({"state": "lost"}, "state", id="a state that is none"),
+            pytest.param({"state": "lost"}, "state", id="an unknown state"),
             pytest.param({"state": ""}, "state", id="an empty state"),
             pytest.param({"state": "sending"}, "leased", id="sending without a lease"),
             pytest.param(

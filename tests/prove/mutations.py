@@ -765,7 +765,7 @@ MUTATIONS = (
         "a connection that has died is used again",
         "app/database.py",
         "        connection.invalidate()\n",
-        "        return connection\n",
+        "        return\n",
         "faults/test_database.py::test_between_the_claim_and_the_post_it_is_not_even_noticed",
     ),
     Mutation(

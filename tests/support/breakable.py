@@ -41,7 +41,7 @@ class Server:
     def kill(self) -> None:
         """Kill it without a clean shutdown, and wait until it is gone."""
         family = self._family()
-        # SIGQUIT is Postgres's way to die at once: its children with it, its shared memory freed.
+        # At SIGQUIT, Postgres and its children end at once and free their shared memory.
         self._process.send_signal(SIGQUIT if self._process.name() == "postgres" else SIGKILL)
         psutil.wait_procs(family, SECONDS)
         assert not self._is_up()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Pipe:
-    """A pipe that a test fills and drains; whoever opens ``path`` writes into it."""
+    """A pipe that a test fills and drains. A process that opens ``path`` writes into it."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)

@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 EXAMPLE = PAGE.read_text().partition("```json\n")[2].partition("```")[0]
 """The body that our own page shows, of the newest schema."""
 
-# The payload that ConsentOS's page shows to its operators, as it stands there: of schema 1.
+# The payload of schema 1 exactly as on ConsentOS's page for its operators.
 DOCUMENTED = """\
 {
   "telemetry_schema": 1,

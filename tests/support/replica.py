@@ -123,7 +123,7 @@ def running(primary: servers.Servers, directory: Path) -> Iterator[Replica]:
     )
     replica = Replica(directory, programs, user, _started(directory, programs, user))
     try:
-        _wait_for(replica._answers)  # noqa: SLF001 - its own module
+        _wait_for(replica._answers)  # noqa: SLF001 - same module
         yield replica
     finally:
         replica.stop()

@@ -38,18 +38,18 @@ def eventually(holds: Callable[[], object], seconds: float = 30) -> None:
 
 
 def ahead(moment: str, by: timedelta = timedelta()) -> str:
-    """Return the GUARD_CLOCK of a process that is to begin at ``moment``, or ``by`` beside it."""
+    """Return the GUARD_CLOCK of a process that starts at ``moment``, or ``by`` apart from it."""
     return str((datetime.fromisoformat(moment) + by - datetime.now(UTC)).total_seconds())
 
 
 def be_at(moment: str, processes: Processes, clock: Clock) -> None:
-    """Have it be a time, for the database and for the processes that are started from now on."""
+    """Set the clock of the database and of the processes that are started from now on."""
     clock(moment)
     processes.environment["GUARD_CLOCK"] = ahead(moment)
 
 
 def come_near_half_past_two(processes: Processes, clock: Clock, db: Engine) -> None:
-    """Have it be some seconds before half past two, for the first time after a notice."""
+    """Set the clocks to some seconds before the first half past two after a notice."""
     run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00Z')")
     be_at("2026-05-02T02:29:54Z", processes, clock)
 
@@ -86,7 +86,7 @@ def until_worked_off(processes: Processes) -> None:
 
 
 def do(processes: Processes, *actors: str) -> None:
-    """Have a worker run actors, one after the other, with all that they wake."""
+    """Run actors in a worker, one after the other, with all actors that they wake."""
     for actor in actors:
         processes.wake(actor)
         until_worked_off(processes)

@@ -126,6 +126,6 @@ def test_threads_that_fail_at_once_write_one_line(outage: Outage, said: Said) ->
 )
 def test_a_database_is_away_if_no_statement_could_succeed(
     error: Exception,
-    away: bool,  # noqa: FBT001 - pytest's parameter
+    away: bool,  # noqa: FBT001 - pytest passes it by name
 ) -> None:
     assert is_away(error) is away
