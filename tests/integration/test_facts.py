@@ -267,8 +267,8 @@ SELECT gen_random_uuid(), md5(n::text), 'accept_all', md5(n::text), 'Mozilla/5.0
        now() - n * interval '1 day' / 100000
 FROM generate_series(200000, 1, -1) AS n
 """
-"""As many older ones as new ones, in their order and about as wide as real ones: how many rows a
-table has that it knows nothing of, Postgres guesses from its size, and it sorts what seem few."""
+"""As many old rows as new ones, in order of time, as wide as real rows. Without statistics,
+Postgres guesses the number of rows from the size of the table, and it sorts if they seem few."""
 
 UNKNOWN = """
 ALTER TABLE consent_records RENAME TO analyzed;
@@ -276,7 +276,7 @@ CREATE TABLE consent_records (LIKE analyzed INCLUDING DEFAULTS) WITH (autovacuum
 DROP TABLE analyzed;
 CREATE INDEX ix_consent_records_consented_at ON consent_records (consented_at);
 """
-"""A table that Postgres knows nothing of, and learns nothing of by itself."""
+"""A table without statistics, for which autovacuum collects none."""
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["never analyzed", "vacuumed and analyzed"])

@@ -132,7 +132,7 @@ class TestAWriteThatCannotCount:
 
 @pytest.mark.usefixtures("noticed")
 class TestACountThatWouldNotBeTrue:
-    """Rows that the role cannot see are not zero: such a heartbeat is not written."""
+    """Rows that the role cannot see do not count as zero: the heartbeat is not written."""
 
     @pytest.mark.parametrize(
         ("harm", "cause"),

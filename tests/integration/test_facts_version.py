@@ -1,4 +1,4 @@
-"""The Postgres version is made of two numbers, never of a text that a build may have changed."""
+"""The Postgres version is built from numbers, never from a text that a build may have changed."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime

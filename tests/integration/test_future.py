@@ -1,4 +1,4 @@
-"""A stored time that lies in the future is not believed: a clock was ahead once, and says so."""
+"""A stored time in the future is reported and ignored, because a clock was ahead once."""
 
 import logging
 

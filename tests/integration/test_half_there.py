@@ -1,4 +1,4 @@
-"""`migrate` upgrades tables with data in them, and ends every state that a half restore leaves."""
+"""`migrate` upgrades tables with data in them, and repairs whatever a half restore leaves."""
 
 import re
 from collections.abc import Iterator

@@ -14,7 +14,7 @@ from tests.support.processes import READY, Process, Processes, Stopped
 from tests.support.receiver import Receiver
 
 TODAY, TOMORROW = "2026-05-02", "2026-05-03"
-"""The day that most of these tests are about, and the next."""
+"""The day of most of these tests, and the next."""
 
 DAY_BEGINS = f"{TODAY}T02:30:00Z"
 TOMORROW_BEGINS = f"{TOMORROW}T02:30:00Z"
@@ -75,7 +75,7 @@ def standing_at(
 
 
 def worked_off(processes: Processes) -> bool:
-    """Whether no wake-up waits, and none is being worked on."""
+    """Whether no wake-up waits or is being worked on."""
     with Redis.from_url(processes.environment["REDIS_URL"]) as client:
         return not client.exists(f"{processes.queue}.msgs")
 
@@ -93,7 +93,7 @@ def do(processes: Processes, *actors: str) -> None:
 
 
 def recover(processes: Processes, clock: Clock, db: Engine) -> None:
-    """Let a lapsed lease be taken back, and the backoff after it pass, until the row is sent."""
+    """Let a sweep take back a lapsed lease and the backoff pass, until the row is sent."""
     clock(MORE_THAN_A_LEASE)
     processes.wake("sweep")
     eventually(lambda: outbox_row(db)["state"] != "sending")
@@ -128,7 +128,7 @@ def bodies(receiver: Receiver) -> list[bytes]:
 
 
 def left(receiver: Receiver, db: Engine, *, times: int) -> bool:
-    """Whether the bytes of the only row, and no others, have come so many times."""
+    """Whether the receiver got the bytes of the only row so many times, and nothing else."""
     return bodies(receiver) == [outbox_row(db)["payload"].encode()] * times
 
 
@@ -160,7 +160,7 @@ def put_a_row(db: Engine, day: str) -> None:
 
 @contextmanager
 def locked(db: Engine, tables: str) -> Iterator[Connection]:
-    """Hold tables as a migration of ConsentOS does, until the block ends."""
+    """Lock tables as a migration of ConsentOS does, until the block ends."""
     with db.begin() as connection:
         connection.execute(text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"))
         yield connection

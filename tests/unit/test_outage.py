@@ -14,7 +14,7 @@ TEN_MINUTES = 600
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test moves on."""
 
     def __init__(self) -> None:
         self.now = 1000.0

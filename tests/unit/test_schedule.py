@@ -1,4 +1,4 @@
-"""The heartbeat's day, the install's own second, and the one rule that decides a write."""
+"""The heartbeat's day, the install's offset, and the rule that decides a write."""
 
 import ast
 from collections import Counter
