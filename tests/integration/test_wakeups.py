@@ -1,4 +1,4 @@
-"""Redis, as `status` sees it: what is wrong with it, and when a worker last swept."""
+"""What `status` shows of Redis: what is wrong with it, and when a worker last swept."""
 
 import re
 from collections.abc import Iterator
@@ -159,7 +159,7 @@ class TestStatus:
 
 
 class TestTheCheck:
-    """It fails only for what a restart of the process may mend."""
+    """It fails only if a restart of the process may help."""
 
     def test_fails_while_redis_answers(self, due: dict[str, str], redis_url: str) -> None:
         assert command({**due, "REDIS_URL": redis_url}, "status", "--check").code == 1
