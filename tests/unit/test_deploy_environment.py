@@ -32,6 +32,7 @@ from tests.unit.places import (
     warnings,
 )
 
+
 def documented() -> list[str]:
     """Return the variables of the operator's page."""
     _, _, after = (ROOT / "docs" / "operate.md").read_text().partition("\n## Settings\n")
