@@ -247,7 +247,7 @@ class TestAScheduler:
         be_at(DAY_BEGINS, processes, clock)
         worker = processes.start("worker", LOG_LEVEL="DEBUG")
         # The heartbeat comes first, then the sweep: neither is sent, or the heartbeat only.
-        processes.start_to_stop_at(f"__main__:_is_sent:{when}", "scheduler").kill()
+        processes.start_to_stop_at(f"workers.scheduler:_is_sent:{when}", "scheduler").kill()
         be_at(MORE_THAN_A_LEASE, processes, clock)
         anew = processes.start("scheduler")
         worker.wait_for("Received message sweep")

@@ -388,11 +388,7 @@ class TestRetryAfter:
         assert tries(db) == [("retryable", 503, None)] * 3
         assert waits_for_its_backoff(db)
 
-    @settings(
-        max_examples=25,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         status=st.sampled_from([429, 503]),
         seconds=st.integers(5, 86_400) | st.integers(5, 10**18),

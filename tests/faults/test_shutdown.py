@@ -260,7 +260,7 @@ class TestAtBoot:
             ("worker", "workers.broker:connect:call"),
             ("scheduler", "workers.broker:build:call"),
             ("solo", "workers.broker:build:call"),
-            ("scheduler", "__main__:boot:return"),
+            ("scheduler", "workers.scheduler:boot:return"),
             ("solo", "workers.scheduler:boot:return"),
         ],
     )

@@ -27,8 +27,8 @@ def sent(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
 def no_session_is_left(sent: None, db: Engine) -> Iterator[None]:  # noqa: ARG001 - as a fixture
     """Whatever a test asks for, no session of it is left at its end."""
     sessions = (
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'consentos-telemetry'"
-        " AND datname = current_database() AND pid <> pg_backend_pid()"
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
     )
     yield
     eventually(lambda: one(db, sessions) == 0, seconds=5)  # Postgres takes its leave in its time

@@ -1,7 +1,7 @@
-"""Break each promise on purpose, in a copy of the project, and see the tests notice.
+"""Break each promise on purpose, in a copy of the project, and check that a test fails.
 
-A test that nothing can turn red proves nothing. Each mutation changes one place of the code; the
-test that stands beside the promise in docs/guarantees.md has to pass before it and fail after it.
+Each mutation changes one place of the code. The test that docs/guarantees.md names for the promise
+must pass before the change and fail after it.
 """
 
 import re
@@ -32,12 +32,12 @@ ALL_PASSED = 0
 """Pytest's exit code."""
 
 FAILED = re.compile(r"\d failed")
-"""What pytest says of a test that failed, and not of one that could not be set up."""
+"""Pytest prints this about a test that failed, but not about one whose setup failed."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tests said of one mutation."""
+    """The result of one mutation."""
 
     mutation: Mutation
     noticed: bool
@@ -62,11 +62,11 @@ def run(copy: Path, *tests: str, options: str) -> tuple[int, str]:
 
 @contextmanager
 def mutated(copy: Path, mutation: Mutation) -> Iterator[None]:
-    """Have the copy broken in one place until the block ends."""
+    """Break the copy in one place until the block ends."""
     file = copy / mutation.file
     code = file.read_text()
     if code.count(mutation.old) != 1:
-        raise LookupError(f"{mutation.file} does not hold, once: {mutation.old.strip()}")
+        raise LookupError(f"{mutation.file} does not have exactly once: {mutation.old.strip()}")
     file.write_text(code.replace(mutation.old, mutation.new))
     try:
         yield
@@ -75,7 +75,7 @@ def mutated(copy: Path, mutation: Mutation) -> Iterator[None]:
 
 
 def judge(mutation: Mutation, copies: SimpleQueue[Path]) -> Verdict:
-    """Run the mutation's test on a copy that nobody else uses meanwhile."""
+    """Run the mutation's test on a copy that no other thread uses."""
     copy, started = copies.get(), time.monotonic()
     try:
         with mutated(copy, mutation):
@@ -88,16 +88,18 @@ def judge(mutation: Mutation, copies: SimpleQueue[Path]) -> Verdict:
 
 
 def prove(
-    words: Annotated[str, typer.Argument(help="Only mutations whose description has them.")] = "",
+    words: Annotated[
+        str, typer.Argument(help="Run only mutations whose description contains these words.")
+    ] = "",
 ) -> None:
-    """Break each promise on purpose, in a copy of the project, and see the tests notice.
+    """Break each promise on purpose, in a copy of the project, and check that a test fails.
 
-    Exit code 0 where every mutation is noticed, 1 where one is not.
+    Exits 0 if every mutation is noticed, 1 if one is not.
     """
     console = Console(highlight=False, soft_wrap=True)
     chosen = [mutation for mutation in MUTATIONS if words in mutation.breaks]
     if not chosen:
-        console.print(f"No mutation's description has {words!r} in it.")
+        console.print(f"No mutation's description contains {words!r}.")
         raise typer.Exit(2)
     with tempfile.TemporaryDirectory(prefix="consentos-prove-") as directory:
         Path(directory).chmod(0o755)  # as root, Postgres runs as a user of its own
@@ -105,7 +107,7 @@ def prove(
         for number in range(COPIES):
             copies.put(Path(shutil.copytree(ROOT, f"{directory}/{number}", ignore=NOT_COPIED)))
         tests = {mutation.noticed_by for mutation in chosen}
-        with console.status(f"{len(tests)} tests on the code as it is"):
+        with console.status(f"{len(tests)} tests on the unchanged code"):
             copy = copies.get()
             before, said = run(copy, *tests, options=f"--numprocesses={COPIES}")
             if before != ALL_PASSED:  # alone, as each test is when something is broken

@@ -1,4 +1,4 @@
-"""Small changes, each of which breaks one promise, with the tests that have to notice."""
+"""Small changes, each of which breaks one promise, and the test that must fail."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class Mutation:
     old: str
     new: str
     noticed_by: str
-    """A test, as pytest names it below ``tests/``; every variant of it that runs must pass before,
-    and one at least must fail after."""
+    """A test, as pytest names it below ``tests/``. All its variants must pass without the change;
+    one at least must fail with it."""
 
 
 SENDING = "integration/test_sending.py"
@@ -58,6 +58,13 @@ PAGE = "integration/test_collector_page.py"
 CITE = "integration/test_collector_cite.py"
 BADGE = "unit/test_badge.py"
 EVENTS = "unit/test_events.py"
+LAST_AND_NEXT = "integration/test_last_and_next.py"
+ROWS = "integration/test_rows.py"
+SESSIONS = "integration/test_sessions.py"
+ERASING = "integration/test_erasing.py"
+TIMES = "unit/test_sender_times.py"
+IDLE = "integration/test_idle_workers.py"
+FLAGS = "integration/test_feature_flags.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -164,7 +171,7 @@ MUTATIONS = (
     ),
     Mutation(
         2,
-        "the body is composed anew for the POST",
+        "the body is composed again for the POST",
         "app/delivery.py",
         'body.encode("ascii"),',
         "json.dumps(json.loads(body)).encode(),",
@@ -172,7 +179,7 @@ MUTATIONS = (
     ),
     Mutation(
         2,
-        "the log composes the body anew",
+        "the log composes the body again",
         "app/delivery.py",
         "log.payload(self._claim.body)",
         "log.payload(json.dumps(json.loads(self._claim.body)))",
@@ -213,7 +220,7 @@ MUTATIONS = (
     ),
     Mutation(
         2,
-        "a trigger that is disabled is taken for one that stands",
+        "a trigger that is disabled counts as one that works",
         "app/outbox.py",
         " AND tgenabled IN ('O', 'A')",
         "",
@@ -307,6 +314,14 @@ MUTATIONS = (
         "            return len(some)\n",
         f"{LINES}::test_lines_that_had_to_wait_come_whole_and_in_order",
     ),
+    Mutation(
+        2,
+        "a heartbeat that was only begun is shown as one that failed",
+        "app/outbox.py",
+        "died = _attempt.outcome.is_(None) & ~in_flight",
+        "died = _attempt.outcome.is_(None)",
+        f"{LAST_AND_NEXT}::test_is_not_an_attempt_that_is_on_its_way",
+    ),
     # 3. One a day
     Mutation(
         3,
@@ -399,7 +414,7 @@ MUTATIONS = (
     ),
     Mutation(
         3,
-        "a notice in the future is not given anew",
+        "a notice in the future is not given again",
         "app/notice.py",
         "            where=NOTICE.c.noticed_at > func.now() + CLOCKS_DIFFER,\n",
         "            where=NOTICE.c.noticed_at < func.now() - CLOCKS_DIFFER,\n",
@@ -519,10 +534,18 @@ MUTATIONS = (
         "    unsent = _row.expires_at > _now\n",
         f"{BY_HAND}::test_what_is_not_to_be_carried_is_not_printed",
     ),
+    Mutation(
+        3,
+        "of two heartbeats that are due the later one may be taken first",
+        "app/outbox.py",
+        "        .order_by(_due_at)\n",
+        "",
+        f"{ROWS}::test_of_two_rows_that_are_due_the_one_that_was_due_first_is_taken",
+    ),
     # 4. Nothing else
     Mutation(
         4,
-        "a heartbeat takes fields that nobody described",
+        "a heartbeat accepts fields that are not documented",
         "app/payload.py",
         'extra="forbid"',
         'extra="allow"',
@@ -582,6 +605,22 @@ MUTATIONS = (
         '        if problem := self._problems.get("TELEMETRY_ENDPOINT"):\n',
         "        if problem := None:\n",
         f"{REMOTE}::test_nobody_is_asked_where_the_endpoint_cannot_be_made_out",
+    ),
+    Mutation(
+        4,
+        "an error of the database repeats a statement's parameters",
+        "app/database.py",
+        "        hide_parameters=True,\n",
+        "",
+        f"{SESSIONS}::test_an_error_of_the_database_repeats_no_parameter",
+    ),
+    Mutation(
+        4,
+        "an id that only the outbox still has is not erased at the receiver",
+        "app/control.py",
+        "sorted({*instance.ids(connection), *outbox.instance_ids(connection)})",
+        "sorted({*instance.ids(connection)})",
+        f"{ERASING}::test_an_id_that_was_rotated_away_is_erased_too",
     ),
     # 5. It never hurts its host
     Mutation(
@@ -722,7 +761,7 @@ MUTATIONS = (
     ),
     Mutation(
         5,
-        "a solo that is told to stop lets its POST go on",
+        "a solo that gets SIGTERM lets its POST continue",
         "workers/scheduler.py",
         "            stopping.set()\n",
         "            pass\n",
@@ -754,7 +793,7 @@ MUTATIONS = (
         "app/database.py",
         "        connection.invalidate()\n",
         "        return connection\n",
-        "faults/test_database.py::test_between_the_claim_and_the_post_it_is_not_even_noticed",
+        "faults/test_database.py::test_between_the_claim_and_the_post_nothing_fails",
     ),
     Mutation(
         5,
@@ -829,6 +868,38 @@ MUTATIONS = (
         "    streams.ensure()\n",
         "",
         f"{STDOUT}::test_is_not_where_the_next_socket_is_opened",
+    ),
+    Mutation(
+        5,
+        "a POST whose thread hangs is waited for without end",
+        "app/sender.py",
+        " or time.monotonic() - started > target.timeout + GRACE:",
+        ":",
+        f"{TIMES}::test_a_post_is_left_soon_after_its_deadline_though_its_thread_hangs",
+    ),
+    Mutation(
+        5,
+        "a session of a process that hangs keeps its transaction open",
+        "app/database.py",
+        "    \" set_config('idle_in_transaction_session_timeout', '30s', true),\"\n",
+        "",
+        f"{SESSIONS}::test_a_session_of_the_pipeline_is_ended_when_it_is_idle_in_a_transaction",
+    ),
+    Mutation(
+        5,
+        "statements are prepared, which a pooler does not support",
+        "app/database.py",
+        '            "prepare_threshold": None,\n',
+        "",
+        f"{SESSIONS}::test_no_statement_is_prepared_because_a_pooler_changes_sessions_between_transactions",
+    ),
+    Mutation(
+        5,
+        "wake-ups pile up in Redis while there is no worker",
+        "workers/scheduler.py",
+        ">= MOST_WAITING:",
+        ">= 10**6:",
+        f"{IDLE}::test_wake_ups_do_not_pile_up_while_there_is_no_worker",
     ),
     # 6. No silent failure
     Mutation(
@@ -950,7 +1021,7 @@ MUTATIONS = (
     ),
     Mutation(
         6,
-        "Dramatiq's own lines about Redis are logged beside ours",
+        "Dramatiq's own lines about Redis are logged in addition to ours",
         "workers/broker.py",
         "        handler.addFilter(_is_not_about_redis)\n",
         "        del handler\n",
@@ -1031,7 +1102,7 @@ MUTATIONS = (
     ),
     Mutation(
         6,
-        "a right that is not needed is not told",
+        "a right that is not needed is not reported",
         "app/grants.py",
         "elif needed is None or (needed and column not in needed):",
         "elif needed is None:",
@@ -1052,6 +1123,22 @@ MUTATIONS = (
         "        Finalize(None, logging.shutdown, exitpriority=0)",
         "        pass",
         f"{STDOUT}::test_lines_that_nobody_has_read_by_the_end_are_reported_on_stderr",
+    ),
+    Mutation(
+        6,
+        "httpx's own time-outs end a POST before its deadline",
+        "app/sender.py",
+        "            timeout=None,",
+        "           ",
+        f"{TIMES}::test_only_the_deadline_of_the_settings_ends_a_post",
+    ),
+    Mutation(
+        6,
+        "a status mixes two moments",
+        "app/database.py",
+        "ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+        "READ ONLY",
+        f"{LAST_AND_NEXT}::test_a_status_is_of_one_moment",
     ),
     # 7. The broker may lose anything
     Mutation(
@@ -1122,6 +1209,14 @@ MUTATIONS = (
         "if len({relation.schema for relation in found}) > 1:",
         "if not found:",
         f"{ACCESS}::test_is_refused_with_its_reason_in_the_log_and_in_status",
+    ),
+    Mutation(
+        8,
+        "the rate limit is always sent as enabled",
+        "app/pipeline.py",
+        "rate_limit_enabled=settings.rate_limit_enabled,",
+        "rate_limit_enabled=True,",
+        f"{FLAGS}::test_a_variable_changes_its_own_flag_and_no_other",
     ),
     # 9. The collector does what it answers
     Mutation(
@@ -1345,7 +1440,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "what is too old stays beside what a wrong clock sends",
+        "what is too old stays next to what a wrong clock sends",
         "app/collector/weeks.py",
         "if each.begins is None or _moment(each.begins) > cutoff or each.ended(cutoff - LATE)",
         "if each.begins is None or _moment(each.begins) > cutoff",
@@ -1417,7 +1512,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a process that stands still holds its lock for ever",
+        "a process that hangs holds its lock without limit",
         "app/collector/store.py",
         """    " set_config('idle_in_transaction_session_timeout', '10s', true),"\n""",
         "",
@@ -1644,7 +1739,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "the chart installs a collector that knows no proxy",
+        "the chart installs a collector without a trusted proxy",
         "deploy/collector/helm/templates/web.yaml",
         "{{- $_ := required ",
         "{{- $_ := print ",
@@ -1698,7 +1793,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a recount that was stopped begins anew",
+        "a recount that was stopped starts from the beginning",
         "app/collector/commands/counting.py",
         "    if not under_way or max(since, possible) < under_way.since:\n",
         "    if since:\n",
@@ -1765,7 +1860,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a late heartbeat replaces what its install told after it",
+        "a late heartbeat replaces what its install sent after it",
         "app/collector/store.py",
         "            body = CASE WHEN {_LATE} THEN install.body ELSE excluded.body END,\n",
         "            body = excluded.body,\n",

@@ -1,5 +1,6 @@
 """The Procfile's own lines as processes that a test can watch, signal and kill."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -37,6 +38,8 @@ READY = {
 
 def minimal(environment: Mapping[str, str], trace: Path | None = None) -> dict[str, str]:
     """Return the whole environment of a process: ours, what Python needs, and the guard."""
+    if point := environment.get("GUARD_POINT"):
+        check(point)
     return {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "HOME": os.environ.get("HOME", "/"),
@@ -44,6 +47,19 @@ def minimal(environment: Mapping[str, str], trace: Path | None = None) -> dict[s
         **({"GUARD_TRACE": str(trace)} if trace else {}),
         **environment,
     }
+
+
+def check(point: str) -> None:
+    """Raise LookupError unless a GUARD_POINT names a function of the project and an event."""
+    module, function, when = point.split(":")
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    if not file.exists():
+        raise LookupError(f"GUARD_POINT={point}: there is no module {module}")
+    found = ast.walk(ast.parse(file.read_text()))
+    if function not in (each.name for each in found if isinstance(each, ast.FunctionDef)):
+        raise LookupError(f"GUARD_POINT={point}: {module} has no function {function}")
+    if when not in {"call", "return"}:
+        raise LookupError(f"GUARD_POINT={point}: the event is neither call nor return")
 
 
 def namespace(environment: Mapping[str, str]) -> str:
