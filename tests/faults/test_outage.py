@@ -78,7 +78,7 @@ def ways(server: redis.Redis, redis_url: str, authority: trustme.CA) -> dict[str
     }
 
 
-NO_RIGHT = "Redis does not allow its user a command or a key (see ACL SETUSER in the README)"
+NO_RIGHT = "Redis does not allow its user a command or a key (ACL SETUSER in docs/operate.md)"
 
 
 @pytest.mark.parametrize(

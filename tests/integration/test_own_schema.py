@@ -18,9 +18,8 @@ from tests.support.database import one, run
 from tests.support.processes import ROOT, Processes
 from tests.support.receiver import Receiver
 
-_, _, SECTION = (
-    (ROOT / "docs" / "operate.md").read_text().partition("\n## Beside ConsentOS's own migrations\n")
-)
+PAGE = (ROOT / "docs" / "operate.md").read_text()
+_, _, SECTION = PAGE.partition("\n## Put the tables into a schema of their own\n")
 SECTION, _, _ = SECTION.partition("\n## ")
 SQL = re.findall(r"(?ms)^ *```sql\n(.*?)^ *```", SECTION)
 
