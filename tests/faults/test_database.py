@@ -118,7 +118,7 @@ class TestRestarted:
     def test_between_the_claim_and_the_post_nothing_fails(
         self, postgres: Server, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
-        stopped = standing_at("app.sender:deliver:call", processes)
+        stopped = standing_at("app.sender:tries:call", processes)
         postgres.restart()
         stopped.go_on()
         stopped.process.wait_for("telemetry.attempt")

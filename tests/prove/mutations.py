@@ -88,8 +88,8 @@ MUTATIONS = (
         1,
         "what is pending is kept for when telemetry is on again",
         "app/pipeline.py",
-        'return ended + _discarded(outbox.discard_all(connection), "off")',
-        "return ended",
+        'return events + _discarded(outbox.discard_all(connection), "off")',
+        "return events",
         f"{OFF}::test_what_was_pending_is_discarded_and_never_leaves",
     ),
     Mutation(
@@ -162,27 +162,38 @@ MUTATIONS = (
     Mutation(
         2,
         "the attempt is written after the POST",
-        "app/sender.py",
-        """        begun = begin()
-        return post(target, body, at=begun, stopping=stopping) if begun else None""",
-        """        sent = post(target, body, at=datetime.now(UTC), stopping=stopping)
-        return sent if begin() else None""",
+        "app/delivery.py",
+        """            attempt = self._begin()
+            if not isinstance(attempt, Begun):
+                self._end_without_attempt(attempt, earlier)
+                return
+            self.link.close()
+            outcome = sender.post(target, body, at=attempt.at, stopping=self.stopping)
+""",
+        """            at = datetime.now().astimezone()
+            outcome = sender.post(target, body, at=at, stopping=self.stopping)
+            attempt = self._begin()
+            if not isinstance(attempt, Begun):
+                self._end_without_attempt(attempt, earlier)
+                return
+            self.link.close()
+""",
         f"{SENDING}::test_the_attempt_is_on_record_before_the_first_byte_leaves",
     ),
     Mutation(
         2,
         "the body is composed again for the POST",
         "app/delivery.py",
-        'body.encode("ascii"),',
-        "json.dumps(json.loads(body)).encode(),",
+        'self.claim.body.encode("ascii")',
+        "json.dumps(json.loads(self.claim.body)).encode()",
         f"{SENDING}::test_row_request_and_log_hold_the_same_bytes",
     ),
     Mutation(
         2,
         "the log composes the body again",
         "app/delivery.py",
-        "log.payload(self._claim.body)",
-        "log.payload(json.dumps(json.loads(self._claim.body)))",
+        "log.payload(self.claim.body)",
+        "log.payload(json.dumps(json.loads(self.claim.body)))",
         f"{SENDING}::test_row_request_and_log_hold_the_same_bytes",
     ),
     Mutation(
@@ -347,14 +358,14 @@ MUTATIONS = (
         "app/outbox.py",
         "        .where(_row.id == claim.id, _row.lease_token == claim.token)\n",
         "        .where(_row.id == claim.id)\n",
-        f"{SENDING}::test_whoever_lost_it_changes_nothing_but_the_attempt",
+        f"{SENDING}::test_a_process_that_has_lost_it_changes_only_its_attempt",
     ),
     Mutation(
         3,
         "a lease is taken back before it lapses",
         "app/outbox.py",
-        '.where(_row.state == "sending", ~_held)',
-        '.where(_row.state == "sending")',
+        ".where(_row.state == State.SENDING, ~_held)",
+        ".where(_row.state == State.SENDING)",
         f"{SENDING}::test_one_that_lapsed_is_taken_back_and_the_same_bytes_go_out",
     ),
     Mutation(
@@ -458,14 +469,14 @@ MUTATIONS = (
         "app/delivery.py",
         "            if error.connection_invalidated:\n                raise\n",
         "            raise\n",
-        f"{SENDING}::test_an_instance_that_somebody_holds_is_not_stamped_and_nothing_leaves_again",
+        f"{SENDING}::test_a_locked_instance_is_not_stamped_and_nothing_is_sent_again",
     ),
     Mutation(
         3,
         "what was on its way when a process died is not sent again",
         "app/pipeline.py",
-        "        lapsed = outbox.reclaim(connection, random.random())  # noqa: S311 - jitter\n",
-        "        lapsed: list[UUID] = []\n",
+        "        lapsed = outbox.reclaim(connection, random.random())",
+        "        lapsed: list[UUID] = []",
         "faults/test_crashes.py"
         "::test_killed_between_the_answer_and_the_settle_it_leaves_again_and_is_collected_once",
     ),
@@ -482,7 +493,7 @@ MUTATIONS = (
         3,
         "a write does not wait for who holds the outbox, nor is it waited for",
         "app/pipeline.py",
-        "                outbox.enter(connection)\n",
+        "                outbox.lock_shared(connection)\n",
         "",
         f"{CONTROL}::test_is_waited_for_while_it_is_counted",
     ),
@@ -490,7 +501,7 @@ MUTATIONS = (
         3,
         "who forgets or rotates does not hold the outbox",
         "app/control.py",
-        "        outbox.hold(connection)\n",
+        "        outbox.lock_exclusive(connection)\n",
         "",
         f"{CONTROL}::test_is_waited_for_while_it_is_counted",
     ),
@@ -514,7 +525,7 @@ MUTATIONS = (
         3,
         "a heartbeat that is carried by hand is left for a worker to send",
         "app/outbox.py",
-        '        .values(state="discarded", finished_at=_now, last_error=CARRIED)\n',
+        "        .values(state=State.DISCARDED, finished_at=_now, last_error=CARRIED)\n",
         "        .values(last_error=CARRIED)\n",
         f"{BY_HAND}::test_no_worker_sends_it_after_that_and_the_day_is_used_up",
     ),
@@ -522,7 +533,7 @@ MUTATIONS = (
         3,
         "a heartbeat that a worker is sending is carried by hand as well",
         "app/outbox.py",
-        '        .where(_row.day == day, _row.state == "pending", _of_this_instance, unsent)\n',
+        "        .where(_row.day == day, _row.state == State.PENDING, _of_this_instance, unsent)\n",
         "        .where(_row.day == day, _of_this_instance, unsent)\n",
         f"{BY_HAND}::test_while_a_worker_is_sending_it_there_is_nothing_to_carry",
     ),
@@ -565,7 +576,7 @@ MUTATIONS = (
         "app/sender.py",
         "follow_redirects=False",
         "follow_redirects=True",
-        f"{RECEIVER}::test_a_redirect_leads_nowhere",
+        f"{RECEIVER}::test_a_redirect_is_not_followed",
     ),
     Mutation(
         4,
@@ -655,7 +666,7 @@ MUTATIONS = (
         "            transport.abort()",
         "            transport.get_extra_info(None)",
         "integration/test_proxies.py"
-        "::test_a_proxy_that_is_silent_is_left_at_the_deadline_and_hung_up_on",
+        "::test_a_silent_proxy_is_given_up_at_the_deadline_and_its_connection_closed",
     ),
     Mutation(
         5,
@@ -697,7 +708,7 @@ MUTATIONS = (
         "app/sender.py",
         "        asyncio.timeout(target.timeout),\n",
         "        asyncio.timeout(None),\n",
-        f"{RECEIVER}::test_one_that_misbehaves_is_told_in_a_word_and_left_at_the_deadline",
+        f"{RECEIVER}::test_one_that_misbehaves_is_recorded_in_a_word_and_given_up_at_the_deadline",
     ),
     Mutation(
         5,
@@ -736,9 +747,10 @@ MUTATIONS = (
         5,
         "a transaction stays open during the POST",
         "app/delivery.py",
-        "        outcome = sender.deliver(\n",
-        "        held = self._transaction()\n        held.__enter__()\n"
-        "        outcome = sender.deliver(\n",
+        "            outcome = sender.post(target, body, at=attempt.at, stopping=self.stopping)\n",
+        "            with self.link.transaction():\n"
+        "                outcome = sender.post("
+        "target, body, at=attempt.at, stopping=self.stopping)\n",
         f"{SENDING}::test_no_transaction_is_open_during_the_post",
     ),
     Mutation(
@@ -771,10 +783,10 @@ MUTATIONS = (
         5,
         "a sweep waits for a row that somebody holds",
         "app/outbox.py",
-        """        .where(_row.state == "pending", which)
+        """        .where(_row.state == State.PENDING, which)
         .with_for_update(skip_locked=True)
 """,
-        """        .where(_row.state == "pending", which)
+        """        .where(_row.state == State.PENDING, which)
         .with_for_update()
 """,
         "faults/test_database.py::test_a_row_that_somebody_holds_does_not_keep_the_sweep_from_the_others",
@@ -783,7 +795,7 @@ MUTATIONS = (
         5,
         "the connection of a claim is held through the POST",
         "app/delivery.py",
-        "        self._let_go()\n",
+        "            self.link.close()\n",
         "",
         f"{SENDING}::test_no_transaction_is_open_during_the_post",
     ),
@@ -792,7 +804,7 @@ MUTATIONS = (
         "a connection that has died is used again",
         "app/database.py",
         "        connection.invalidate()\n",
-        "        return connection\n",
+        "        return\n",
         "faults/test_database.py::test_between_the_claim_and_the_post_nothing_fails",
     ),
     Mutation(
@@ -859,7 +871,7 @@ MUTATIONS = (
         "app/log.py",
         "    closed = sys.__stdout__ is None and stream in {None, sys.stdout}\n",
         "    closed = False\n",
-        f"{STDOUT}::test_has_the_log_go_to_stderr_and_the_heartbeat_out",
+        f"{STDOUT}::test_sends_the_log_to_stderr_and_the_heartbeat_still_leaves",
     ),
     Mutation(
         5,
@@ -867,7 +879,7 @@ MUTATIONS = (
         "app/log.py",
         "    streams.ensure()\n",
         "",
-        f"{STDOUT}::test_is_not_where_the_next_socket_is_opened",
+        f"{STDOUT}::test_is_not_reused_for_the_next_socket",
     ),
     Mutation(
         5,
@@ -991,7 +1003,7 @@ MUTATIONS = (
         6,
         "an attempt is not logged",
         "app/delivery.py",
-        "            self._log_attempt(outcome, ended.next_attempt_at)\n",
+        "            self._log_attempt(attempt, outcome, end.next_attempt_at)\n",
         "            pass\n",
         f"{SENDING}::test_every_attempt_line_has_the_words_that_operators_grep",
     ),
@@ -999,7 +1011,7 @@ MUTATIONS = (
         6,
         "an attempt's outcome is not recorded",
         "app/delivery.py",
-        "        outbox.record(connection, self._attempt, outcome)\n        if outcome.result",
+        "        outbox.record(connection, attempt, outcome)\n        if outcome.result",
         "        if outcome.result",
         f"{SENDING}::test_the_attempt_is_on_record_before_the_first_byte_leaves",
     ),

@@ -32,13 +32,13 @@ class Hurried(Event):
         return self.is_set()
 
 
-def deliver(receiver: Receiver) -> tuple[Outcome | None, list[float]]:
-    """Deliver a body; return the last outcome and the seconds of each wait between two tries."""
+def drain(receiver: Receiver) -> tuple[Outcome, list[float]]:
+    """Make the tries of a drain; return the last outcome and the seconds of each wait."""
     hurried = Hurried()
     target = sender.Target(receiver.url, schema=1, timeout=5)
-    outcome = sender.deliver(
-        target, BODY, begin=lambda: NOW, record=lambda _: None, stopping=hurried
-    )
+    for each in sender.tries(hurried):
+        outcome = sender.post(target, BODY, at=NOW, stopping=hurried)
+        each.another_follows(outcome)
     return outcome, hurried.waits
 
 
@@ -52,26 +52,24 @@ class TestBetweenTwoTries:
         self, receiver: Receiver
     ) -> None:
         receiver.answers = [answer(503)]
-        _, (first, second) = deliver(receiver)
+        _, (first, second) = drain(receiver)
         assert 0.5 <= first < 1
         assert 1 <= second < 1.5
 
     def test_the_wait_differs_from_one_install_to_the_next(self, receiver: Receiver) -> None:
         receiver.answers = [answer(503)]
-        assert len({wait for _ in range(5) for wait in deliver(receiver)[1]}) == 10
+        assert len({wait for _ in range(5) for wait in drain(receiver)[1]}) == 10
 
     def test_a_retry_after_of_three_seconds_is_waited_out(self, receiver: Receiver) -> None:
         receiver.answers = [answer(503, "Retry-After: 3"), answer(202)]
-        outcome, waits = deliver(receiver)
+        outcome, waits = drain(receiver)
         assert waits == [3]
-        assert outcome
         assert outcome.result == "sent"
 
     def test_a_longer_retry_after_ends_the_drain(self, receiver: Receiver) -> None:
         receiver.answers = [answer(503, "Retry-After: 4"), answer(202)]
-        outcome, waits = deliver(receiver)
+        outcome, waits = drain(receiver)
         assert waits == []
-        assert outcome
         assert (outcome.status, outcome.retry_after) == (503, timedelta(seconds=4))
 
 

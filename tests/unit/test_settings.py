@@ -1,6 +1,5 @@
-"""Off means off: the gate, and what is reported about a value without repeating it."""
+"""Off means off: the gate, and what is told about a value without repeating it."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.payload import Deployment, Version
 from app.settings import Enabled, Settings
-from app.settings.collector import CollectorSettings
-from tests.unit.environment import MARKER, load, reason, reported
+from tests.unit.environment import MARKER, load, reason, told
 
 SWITCHES = (
     "DO_NOT_TRACK",
@@ -94,7 +92,7 @@ def test_what_a_runner_left_beside_production_is_off(value: str) -> None:
     assert reason(load(ENVIRONMENT=value))
 
 
-def test_every_reason_for_off_is_reported_at_once() -> None:
+def test_every_reason_for_off_is_told_at_once() -> None:
     settings = load(TELEMETRY_ENABLED="0", DO_NOT_TRACK="1", ENVIRONMENT="dev", TELEMETRY_X="")
     told_of = reason(settings) or ""
     for variable in ("TELEMETRY_ENABLED", "DO_NOT_TRACK", "ENVIRONMENT", "TELEMETRY_X"):
@@ -119,7 +117,7 @@ def test_a_value_that_cannot_be_understood_is_off_and_is_not_repeated(
 ) -> None:
     settings = load(**{variable: value})
     assert (reason(settings) or "").startswith(f"{variable} ")
-    assert MARKER not in reported(settings)
+    assert MARKER not in told(settings)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +174,7 @@ def test_a_name_one_letter_off_is_off_and_the_right_name_is_suggested(name: str)
             assert reason(settings) == (
                 f"{spelt} is not a telemetry variable (did you mean {name}?)"
             )
-            assert MARKER not in reported(settings)
+            assert MARKER not in told(settings)
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -226,7 +224,7 @@ def test_a_wrong_label_earns_a_warning_and_telemetry_stays_on(
     assert getattr(settings, variable.lower()) == instead
     (warning,) = settings.warnings
     assert warning.startswith(f"{variable} must be ")
-    assert MARKER not in reported(settings)
+    assert MARKER not in told(settings)
 
 
 @pytest.mark.parametrize("value", ["ce", "ee", "CE", "Ee"])
@@ -285,15 +283,6 @@ def test_whatever_is_accepted_as_a_label_or_a_version_fits_the_payload(
     settings = load(CONSENTOS_DEPLOYMENT=deployment, APP_VERSION=version)
     TypeAdapter(Deployment).validate_python(settings.consentos_deployment)
     TypeAdapter(Version).validate_python(settings.app_version)
-
-
-def test_the_readme_has_a_row_for_each_variable_and_for_no_other() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    table = readme.partition("\n## Environment\n")[2].partition("\n\nA wrong")[0]
-    names = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
-    shown = {name for cell in names for name in re.findall(r"`([A-Z_]+)`", cell)}
-    collectors = {name.upper() for name in CollectorSettings.model_fields}
-    assert shown - collectors == {name.upper() for name in Settings.model_fields}
 
 
 def test_no_env_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
