@@ -34,17 +34,17 @@ class Badge:
         return _width(LABEL) + PADDING, _width(self.message) + PADDING
 
 
-def of(stats: Stats, *, stands_still: bool) -> Badge:
+def of(stats: Stats, *, counting_stopped: bool) -> Badge:
     """Return the badge of what is shown.
 
-    Where counting ``stands_still``, it says of which day its number is.
+    If ``counting_stopped``, it names the day of its number.
     """
     if not stats.days:
         return Badge("no day counted yet", "No day has been counted yet.")
     last = stats.days[-1]
     active, day = number(last.movements[ACTIVE_2D]), long_date(last.day)
     title = f"Active installs at the end of {day}: {active}."
-    if stands_still:
+    if counting_stopped:
         return Badge(f"{active} on {day}", f"Counting stands still. {title}", is_stale=True)
     return Badge(active, title, FRESH)
 

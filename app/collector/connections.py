@@ -100,12 +100,12 @@ class Connections(ServerState):
         self._close(longest)
         self._closed.add(now)
 
-    def enter(self, connection: "Connection", stage: Stage, now: float) -> None:
-        """Have a connection be in ``stage`` from ``now`` on."""
-        self.leave(connection)
+    def set_stage(self, connection: "Connection", stage: Stage, now: float) -> None:
+        """Note that a connection is in ``stage`` from ``now`` on."""
+        self.forget(connection)
         self._since[stage][connection] = now
 
-    def leave(self, connection: "Connection") -> None:
+    def forget(self, connection: "Connection") -> None:
         """Forget a connection's stage."""
         for connections in self._since.values():
             connections.pop(connection, None)
@@ -120,7 +120,7 @@ class Connections(ServerState):
                 self._close(connection)
 
     def _close(self, connection: "Connection") -> None:
-        self.leave(connection)
+        self.forget(connection)
         self.connections.discard(connection)
         # Not close(): that would wait until the caller has read all that was written.
         connection.transport.abort()
@@ -148,7 +148,7 @@ class Connection(HttpToolsProtocol):
         transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # asyncio would read 256 KiB
         self._unread = bytearray()
         self.server_state.make_room(self, self.loop.time())
-        self._note()
+        self._note_stage()
 
     def data_received(self, data: bytes) -> None:
         """Read on, and note how far the request has come."""
@@ -214,7 +214,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Free its place."""
         super().connection_lost(exc)
-        self.server_state.leave(self)
+        self.server_state.forget(self)
 
     def _read(self) -> None:
         """Give the parser what has come, but nothing beyond a request that is to be answered."""
@@ -225,7 +225,7 @@ class Connection(HttpToolsProtocol):
             self._feed(piece)
         if self._unread and (self._awaited is Stage.ANSWER or self.flow.write_paused):
             self.flow.pause_reading()
-        self._note()
+        self._note_stage()
 
     def _size(self) -> int:
         """Return how many bytes the parser may have: a whole head, or some of the body."""
@@ -280,11 +280,11 @@ class Connection(HttpToolsProtocol):
             self.transport.write("\r\n".join((*head, "", status.phrase)).encode())
         self.transport.close()
 
-    def _note(self) -> None:
+    def _note_stage(self) -> None:
         stage = self._find_stage()
         if stage is not self._stage:
             self._stage = stage
-            self.server_state.enter(self, stage, self.loop.time())
+            self.server_state.set_stage(self, stage, self.loop.time())
 
     def _find_stage(self) -> Stage:
         if self._awaited is Stage.BODY:

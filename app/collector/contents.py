@@ -6,7 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.collector.page import HEADERS, Templates, etag, respond
+from app.collector.caching import HEADERS, etag, respond
+from app.collector.rendering import Templates
 from app.payload import NEWEST, all_fields, json_schema
 
 HEARTBEAT, SCHEMA = "/heartbeat", "/v1/heartbeat.schema.json"

@@ -13,7 +13,7 @@ from uuid import UUID, uuid5
 from app.collector.daily import ACTIVE_2D, DAY, begins
 from app.collector.phrases import long_date, moment, number, percent
 from app.collector.rounding import FOLD_BELOW, Shown
-from app.collector.stats import LATE, DayOfStats, Stats, stands_still
+from app.collector.stats import LATE, DayOfStats, Stats, counting_stopped
 
 WEEK = timedelta(days=7)
 REACHED_PERCENT = 10
@@ -57,17 +57,17 @@ def fell(then: int, now: int) -> bool:
     return then >= FEWEST_ACTIVE and 100 * (then - now) > FELL_PERCENT * then
 
 
-def of(stats: Stats, *, stands_still: bool) -> list[Event]:
+def of(stats: Stats, *, counting_stopped: bool) -> list[Event]:
     """Return the events on the days of ``stats``, the newest first.
 
-    Where counting ``stands_still``, that is one of them. ``stats`` has to be of all installs. What
+    If ``counting_stopped``, that is one of them. ``stats`` must be of all installs. An event that
     may have begun before its first day is left out.
     """
     certain = _certain(stats)
     found = [
         *_releases(certain, dict(stats.releases)),
         *_falls(certain),
-        *_standstills(stats, stands_still=stands_still),
+        *_standstills(stats, counting_stopped=counting_stopped),
     ]
     found.sort(key=lambda event: (event.updated, event.day, event.title), reverse=True)
     return found[:AT_MOST]
@@ -168,10 +168,10 @@ def _most(installs: Shown) -> int:
     return FOLD_BELOW - 1 if installs is None else installs
 
 
-def _standstills(stats: Stats, *, stands_still: bool) -> Iterator[Event]:
+def _standstills(stats: Stats, *, counting_stopped: bool) -> Iterator[Event]:
     # A copy that is behind does not know whether the last day was counted.
     is_known = stats.until is not None and stats.standby_as_of is None
-    overdue = stats.until + DAY if stats.until and is_known and stands_still else None
+    overdue = stats.until + DAY if stats.until and is_known and counting_stopped else None
     for run in _runs(stats.days, _is_late):
         if run[0] is stats.days[0]:
             continue  # it may have begun before these days, or nobody counted before
@@ -185,7 +185,7 @@ def _standstills(stats: Stats, *, stands_still: bool) -> Iterator[Event]:
 
 
 def _is_late(day: DayOfStats) -> bool:
-    return day.counted_at is not None and stands_still(day.day - DAY, day.counted_at)
+    return day.counted_at is not None and counting_stopped(day.day - DAY, day.counted_at)
 
 
 def _late(days: Sequence[DayOfStats]) -> Event:

@@ -28,7 +28,7 @@ from app.collector.inbox import Inbox
 
 EVERY_SECONDS = 5.0
 """How long what a look has found is shown before the next look."""
-TELL_SECONDS = 60.0
+LOG_SECONDS = 60.0
 FAILED_SECONDS = 60.0
 """How long a failed commit counts: longer, and a collector that gets no requests because it is not
 ready would never be ready again."""
@@ -111,7 +111,7 @@ def _counted(connection: Connection, now: datetime) -> Look:
     span, again = daily.span(connection), recount.progress(connection)
     until = daily.begins(span.last + daily.DAY) if span else None
     last = span.last if span else _before_the_first(connection, again)
-    if last is None or not stats.stands_still(last, now):
+    if last is None or not stats.counting_stopped(last, now):
         return Look(now=now, counted_until=until)
     why = under_way(again) if again else f"the last day that is counted is {last}"
     sentence = f"{daily.finished(now)} is not counted: {why}"
@@ -181,7 +181,7 @@ class Health:
         self._inbox = inbox
         self._found = Look(trouble=SILENT)
         self._looked_at = float("-inf")
-        self._teller = _Teller()
+        self._log = _ReasonLog()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -207,7 +207,7 @@ class Health:
             late = time.monotonic() > began + WITHIN_SECONDS
             self._found = Look(trouble=SILENT) if late and not found.trouble else found
             self._looked_at = time.monotonic()
-            self._teller.tell(self.reasons(), self._looked_at)
+            self._log.write(self.reasons(), self._looked_at)
             looked.set()
             ended.wait(EVERY_SECONDS)
 
@@ -237,21 +237,21 @@ class Health:
         return (found.now - found.counted_until).total_seconds() + since_look
 
 
-class _Teller:
+class _ReasonLog:
     """Logs why the collector is not ready: when that changes, and at most once a minute."""
 
     def __init__(self) -> None:
-        self._told: Sequence[str] = ()
+        self._logged: Sequence[str] = ()
         self._not_before = float("-inf")
 
-    def tell(self, reasons: Sequence[str], now: float) -> None:
+    def write(self, reasons: Sequence[str], now: float) -> None:
         if not reasons:
-            if self._told:
+            if self._logged:
                 log.info("collector.recovered")
-            self._told = ()
-        elif reasons != self._told and now >= self._not_before:
+            self._logged = ()
+        elif reasons != self._logged and now >= self._not_before:
             log.error('collector.not_ready reason="%s"', "; ".join(reasons))
-            self._told, self._not_before = reasons, now + TELL_SECONDS
+            self._logged, self._not_before = reasons, now + LOG_SECONDS
 
 
 def routes(health: Health) -> list[Route]:

@@ -113,7 +113,7 @@ class Inbox:
         self._entries.put(None)
         self._writer.join(SETTLE_SECONDS)
 
-    async def keep(self, heartbeat: Heartbeat) -> bool:
+    async def store(self, heartbeat: Heartbeat) -> bool:
         """Return when a heartbeat is committed, and whether it was not there before.
 
         Raises:
@@ -190,7 +190,7 @@ class Inbox:
             if isinstance(results, RefusedError) and len(run) > 1:
                 self._write_runs([entry] for entry in run)  # none fails for another's sake
             else:
-                self._tell(run, results)
+                self._pass_on(run, results)
 
     def _take(self) -> list[_Entry]:
         """Wait for entries, and return those that came first; none at the end.
@@ -287,7 +287,7 @@ class Inbox:
         of_those = map(_result, fates)
         return [next(of_those) if began < each.until else _no_answer() for each in entries]
 
-    def _tell(self, entries: Sequence[_Entry], results: Results) -> None:
+    def _pass_on(self, entries: Sequence[_Entry], results: Results) -> None:
         with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
             entries[0].settled.get_loop().call_soon_threadsafe(self._settle, entries, results)
 

@@ -93,9 +93,9 @@ class Heartbeats:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 202 once the heartbeat is committed."""
-        self._outcomes.came_from(caller(scope))
+        self._outcomes.count_client(caller(scope))
         try:
-            new = await self._keep(scope, receive)
+            new = await self._store(scope, receive)
         except Exception as error:
             if isinstance(error, NewerSchemaError):
                 self._outcomes.newer_schema(error.version)
@@ -108,7 +108,7 @@ class Heartbeats:
             self._outcomes.count("accepted" if new else "duplicate")
             await ACCEPTED(scope, receive, send)
 
-    async def _keep(self, scope: Scope, receive: Receive) -> bool:
+    async def _store(self, scope: Scope, receive: Receive) -> bool:
         headers = dict(reversed(scope["headers"]))  # of several with one name, the first
         # First of all: who is refused while it still speaks may be cut off before it has heard why.
         body = await _read(headers, receive, self._body_seconds)
@@ -117,7 +117,7 @@ class Heartbeats:
         found = parse(body)
         if self._daily:
             self._admit(self._daily, caller(scope), found)
-        return await self._inbox.keep(found)
+        return await self._inbox.store(found)
 
     def _admit(self, daily: DailyInstalls, client: str, found: payload.Heartbeat) -> None:
         if seconds := daily.admit(client, UUID(found.instance_id), time.time()):
@@ -213,7 +213,7 @@ def _after(query: Mapping[str, str]) -> str | None:
         return _SENT_AT.validate_python(query["after"])
     except ValidationError:
         raise HTTPException(
-            400, "after has to look like 2026-05-02T02:30:00+00:00, with its + written as %2B."
+            400, "after must look like 2026-05-02T02:30:00+00:00, with its + written as %2B."
         ) from None
 
 

@@ -19,7 +19,7 @@ class Tally:
         """Log as ``line``."""
         self._line = line
         self._count = 0
-        self._told_at = float("-inf")
+        self._logged_at = float("-inf")
 
     def add(self, now: float) -> None:
         """Count one more; ``now`` is in seconds by a clock that never goes back.
@@ -27,9 +27,9 @@ class Tally:
         The first is logged at once. Those of the minute after it are in the next line.
         """
         self._count += 1
-        if now >= self._told_at + EVERY_SECONDS:
+        if now >= self._logged_at + EVERY_SECONDS:
             log.warning("%s count=%d", self._line, self._count)
-            self._count, self._told_at = 0, now
+            self._count, self._logged_at = 0, now
 
 
 class OnceAMinute(logging.Filter):

@@ -170,7 +170,7 @@ def document() -> Described:
             ),
         },
         "paths": {
-            "/v1/heartbeat": {"post": _keep()},
+            "/v1/heartbeat": {"post": _store()},
             "/v1/installs/{instance_id}": {"get": _read_held(), "delete": _forget()},
             "/v1/stats.json": {"get": _numbers("json", {JSON_TYPE: _ref("Stats")}, JSON_TYPE)},
             "/v1/stats.csv": {"get": _numbers("csv", {"text/csv": _text()}, "text/plain")},
@@ -242,14 +242,14 @@ def _schema(schema: Mapping[str, Any]) -> tuple[Described, Described]:
     return moved, moved.pop("$defs")
 
 
-def _keep() -> Described:
+def _store() -> Described:
     return {
-        "summary": "Keep a heartbeat",
+        "summary": "Store a heartbeat",
         "description": (
             f"One of at most {MAX_BODY_BYTES} bytes. The same one (`instance_id`, `sent_at`) may be"
             " sent again, and is kept once."
         ),
-        "operationId": "keep",
+        "operationId": "store",
         "requestBody": {"required": True, "content": {JSON_TYPE: _ref("Heartbeat")}},
         "responses": {
             "202": {"description": "It is kept: committed, and safe from a crash."},
@@ -443,8 +443,8 @@ def _state(description: str, schema: str) -> Described:
 
 
 def _error(description: str, headers: Mapping[str, object] | None = None) -> Described:
-    told: Described = {"description": description, "content": {JSON_TYPE: _ref("Error")}}
-    return {**told, "headers": {**headers}} if headers else told
+    described: Described = {"description": description, "content": {JSON_TYPE: _ref("Error")}}
+    return {**described, "headers": {**headers}} if headers else described
 
 
 def _ref(name: str) -> Described:

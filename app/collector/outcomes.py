@@ -36,7 +36,7 @@ BUSIEST = "from the busiest client"
 """Not an outcome, but how many of the same requests came from the client that has made most of them
 on this UTC day. Each process adds its own number."""
 
-TELL_SECONDS = 60.0
+LOG_SECONDS = 60.0
 
 _OF_DAY = text(f"SELECT outcome, requests FROM ingest WHERE day = :day AND outcome <> '{BUSIEST}'")  # noqa: S608 - this module's own words
 _FROM_BUSIEST = text(f"SELECT requests FROM ingest WHERE day = :day AND outcome = '{BUSIEST}'")  # noqa: S608 - see above
@@ -53,7 +53,7 @@ class Outcomes:
         self._busiest = busiest
         self._counts: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
-        self._told_at = float("-inf")
+        self._logged_at = float("-inf")
 
     def count(self, outcome: Outcome) -> None:
         """Count one request."""
@@ -61,12 +61,12 @@ class Outcomes:
             self._counts[outcome] += 1
             self._totals[outcome] += 1
 
-    def came_from(self, address: str) -> None:
+    def count_client(self, address: str) -> None:
         """Count one request for the client that it came from."""
         if self._busiest is None:
             return
         with self._lock:
-            if self._busiest.grows(address, time.time()):
+            if self._busiest.count(address, time.time()):
                 self._counts[BUSIEST] += 1
 
     def totals(self) -> dict[str, int]:
@@ -79,9 +79,9 @@ class Outcomes:
         self.count("newer schema")
         now = time.monotonic()
         with self._lock:
-            if now < self._told_at + TELL_SECONDS:
+            if now < self._logged_at + LOG_SECONDS:
                 return
-            self._told_at = now
+            self._logged_at = now
         log.warning("collector.newer_schema schema=%s", "?" if version is None else version)
 
     def write(self, engine: Engine) -> None:

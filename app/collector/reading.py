@@ -28,7 +28,7 @@ STALE_SECONDS = 20.0
 """What a look has found so long ago says nothing any more."""
 BEHIND = timedelta(minutes=1)
 """A standby that has come less far is not shown as now."""
-TELL_SECONDS = 60.0
+LOG_SECONDS = 60.0
 END_SECONDS = 0.5
 CONNECTIONS = 5
 MARKS = 1_000
@@ -109,7 +109,7 @@ class Readers:
             self._looks = bounded.connect(standby), bounded.connect(primary.url)
         self._found = _Look("it was not looked at")
         self._marks: deque[Mark] = deque(maxlen=MARKS)
-        self._teller = _Teller()
+        self._log = _StandbyLog()
 
     def read(self, what: Callable[[Connection, datetime | None], _T]) -> _T:
         """Return what ``what`` reads, in one transaction that cannot write.
@@ -131,7 +131,7 @@ class Readers:
             return  # it is well, and another statement may be
         self._found = _Look(_cause(error))
         standby.dispose()  # who is next shall not wait for the same server by another connection
-        self._teller.tell(self._found.trouble, time.monotonic())
+        self._log.write(self._found.trouble, time.monotonic())
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -159,7 +159,7 @@ class Readers:
         while not ended.is_set():
             self._mark(primary)
             self._found = self._look(standby)
-            self._teller.tell(self._found.trouble, time.monotonic())
+            self._log.write(self._found.trouble, time.monotonic())
             looked.set()
             ended.wait(EVERY_SECONDS)
 
@@ -230,18 +230,18 @@ def _cause(error: Exception) -> str:
     return "it cannot be reached"
 
 
-class _Teller:
+class _StandbyLog:
     """Logs that the standby is gone, once a minute while it is, and when it is back."""
 
     def __init__(self) -> None:
         self._gone = False
         self._not_before = float("-inf")
 
-    def tell(self, trouble: str | None, now: float) -> None:
+    def write(self, trouble: str | None, now: float) -> None:
         if trouble is None:
             if self._gone:
                 log.info("collector.standby_back")
             self._gone = False
         elif now >= self._not_before:
             log.warning('collector.standby_gone reason="%s"', trouble)
-            self._gone, self._not_before = True, now + TELL_SECONDS
+            self._gone, self._not_before = True, now + LOG_SECONDS

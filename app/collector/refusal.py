@@ -7,7 +7,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from app.collector import intake
-from app.collector.page import NEVER, Templates
+from app.collector.caching import NO_STORE
+from app.collector.rendering import Templates
 
 API = "/v1/"
 """Paths that begin with this are answered in JSON, whoever asks."""
@@ -31,7 +32,7 @@ def of(request: Request, error: Exception, templates: Templates) -> Response:
     if request.scope["path"].startswith(API) or not _prefers_html(request):
         return answer
     title, sentence = _WORDS.get(answer.status_code, _OTHER)
-    page = HTMLResponse(templates.refusal(sentence, title=title), answer.status_code, NEVER)
+    page = HTMLResponse(templates.refusal(sentence, title=title), answer.status_code, NO_STORE)
     for name, value in answer.headers.items():  # WWW-Authenticate, Retry-After, Allow
         page.headers.setdefault(name, value)
     return page

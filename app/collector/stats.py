@@ -49,7 +49,7 @@ LATE = timedelta(hours=1)
 """How long after its end a day may be counted before something is wrong."""
 
 
-def stands_still(last: date, now: datetime) -> bool:
+def counting_stopped(last: date, now: datetime) -> bool:
     """Return whether a day after ``last``, the last that was counted, is overdue."""
     return now >= begins(last + timedelta(days=2)) + LATE
 

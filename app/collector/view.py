@@ -87,22 +87,22 @@ class View:
     """When an install counts, as the end of a sentence."""
 
 
-def of(stats: Stats, *, stands_still: bool, established_days: int) -> View:
+def of(stats: Stats, *, counting_stopped: bool, established_days: int) -> View:
     """Return the page of what is shown.
 
-    Where counting ``stands_still``, a day is missing at its end. An install is established that was
-    heard from on ``established_days`` days.
+    If ``counting_stopped``, the last days are missing. An install is established after heartbeats
+    on ``established_days`` different days.
     """
     state = _state(stats)
     return View(
         headline=trends.headline(stats) if state == "numbers" else "",
         filtered=_filtered(stats),
-        warnings=_warnings(stats, stands_still=stands_still),
+        warnings=_warnings(stats, counting_stopped=counting_stopped),
         few=state == "numbers" and not stats.days[-1].movements[ACTIVE_2D],
         versions=_choices(stats.all_versions, stats.version, age)[::-1],
         editions=_choices(stats.all_editions, stats.edition, str),
         cells=_cells(_questions(stats)) if state == "numbers" else [],
-        events=_events(stats, stands_still=stands_still) if state == "numbers" else [],
+        events=_events(stats, counting_stopped=counting_stopped) if state == "numbers" else [],
         live=_live(stats.live) if stats.live else "",
         state=state,
         established=_established(established_days),
@@ -127,11 +127,11 @@ def _is_zero(stats: Stats) -> bool:
     return all(counted) and not any(each.new or each.lost for each in periods)
 
 
-def _warnings(stats: Stats, *, stands_still: bool) -> list[str]:
+def _warnings(stats: Stats, *, counting_stopped: bool) -> list[str]:
     found = []
     if stats.standby_as_of:
         found.append(_behind(stats.standby_as_of))
-    if stats.until and stands_still:
+    if stats.until and counting_stopped:
         where = " in this copy" if stats.standby_as_of else ""
         found.append(
             f"Counting stands still{where}: the last day that was counted is"
@@ -197,11 +197,11 @@ def _filtered(stats: Stats) -> str:
     return f"{those}, from {long_date(stats.since)} to {long_date(stats.until)}."
 
 
-def _events(stats: Stats, *, stands_still: bool) -> list[Event]:
+def _events(stats: Stats, *, counting_stopped: bool) -> list[Event]:
     """Return the last events of all installs; of some of them nothing is known."""
     if stats.version or stats.edition:
         return []
-    return events.of(stats, stands_still=stands_still)[:EVENTS]
+    return events.of(stats, counting_stopped=counting_stopped)[:EVENTS]
 
 
 def _cells(questions: Sequence[Question]) -> list[list[Question]]:

@@ -21,12 +21,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.collector import contents, health, intake, metrics, openapi, page, refusal, store
 from app.collector.health import Health
 from app.collector.holdings import Holdings
+from app.collector.housekeeping import housekeeping
 from app.collector.inbox import Inbox
-from app.collector.keeping import keeping
 from app.collector.limit import Busiest, DailyInstalls, Limiter, caller
 from app.collector.lines import Tally
 from app.collector.outcomes import Outcomes
 from app.collector.reading import Readers
+from app.collector.rendering import Templates
 from app.settings.collector import CollectorSettings
 
 BODY_SECONDS = 10.0
@@ -71,20 +72,23 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        kept = keeping(writing, settings.collector_retention_days, outcomes)
+        kept = housekeeping(writing, settings.collector_retention_days, outcomes)
         with kept, inbox, state.watching(), readers.watching():
             yield
         for each in (engine, writing):
             each.dispose()
 
-    templates = page.templates(private=settings.collector_token is not None)
+    templates = Templates(
+        established_days=settings.collector_established_days,
+        private=settings.collector_token is not None,
+    )
     app = _Application(
         routes=[
             *intake.routes(heartbeats, inbox, holdings, limiter),
             Route("/v1/openapi.json", _describe),
             *health.routes(state),
             *contents.routes(templates, settings.collector_retention_days),
-            *_page(readers, settings),
+            *_page(readers, templates, settings),
         ],
         lifespan=lifespan,
         exception_handlers=dict.fromkeys((*intake.EXPLAINED, Exception), _explain(templates)),
@@ -114,13 +118,9 @@ async def _describe(_: Request) -> Response:
     return JSONResponse(openapi.document())
 
 
-def _page(readers: Readers, settings: CollectorSettings) -> list[BaseRoute]:
+def _page(readers: Readers, templates: Templates, settings: CollectorSettings) -> list[BaseRoute]:
     """Return the page's routes: where there is a token, all but the static files are behind it."""
-    found = page.routes(
-        readers,
-        established_days=settings.collector_established_days,
-        private=settings.collector_token is not None,
-    )
+    found = page.routes(readers, templates, private=settings.collector_token is not None)
     if settings.collector_token is not None:
         guard = _Guard(settings.collector_token.get_secret_value())
         for route in found:
@@ -180,7 +180,7 @@ def _given(headers: Headers) -> bytes:
     return b""
 
 
-def _explain(templates: page.Templates) -> Callable[[Request, Exception], Awaitable[Response]]:
+def _explain(templates: Templates) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def explain(request: Request, error: Exception) -> Response:
         # One that is not EXPLAINED, Starlette raises again after this answer, and the server logs
         # it.

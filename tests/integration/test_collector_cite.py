@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.collector import page, store, web
+from app.collector import answers, store, web
 from app.collector.daily import begins
 from app.collector.names import OTHER
 from app.collector.phrases import long_date
@@ -210,16 +210,16 @@ def test_an_answer_may_be_cached_and_has_strict_headers(empty: Engine, path: str
 def test_an_answer_is_rendered_once_for_each_count(
     empty: Engine, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("LOOK_SECONDS", "LIVE_SECONDS"):
-        monkeypatch.setattr(page, name, 0.0)
+    for name in ("CHECK_SECONDS", "LIVE_SECONDS"):
+        monkeypatch.setattr(answers, name, 0.0)
     read: list[object] = []
-    numbers = page._read  # noqa: SLF001 - nothing else shows what is rendered anew
+    numbers = answers.read
 
     def counting(*arguments: Any) -> Any:
         read.append(arguments)
         return numbers(*arguments)
 
-    monkeypatch.setattr(page, "_read", counting)
+    monkeypatch.setattr(answers, "read", counting)
     counted(empty, yesterday() - timedelta(days=1), {"1.0.0": 1_234})
     app = serve(empty)
     assert ask(app, path, times=3).status_code == 200

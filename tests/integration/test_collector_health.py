@@ -33,11 +33,11 @@ from tests.support.collector import (
 )
 
 QUICK = """
-from app.collector import health, inbox, keeping
+from app.collector import health, inbox, housekeeping
 from app.collector.__main__ import main
 
 health.EVERY_SECONDS = 0.1
-keeping.EVERY_SECONDS = 0.1
+housekeeping.EVERY_SECONDS = 0.1
 {}
 main()
 """
@@ -269,7 +269,7 @@ def test_a_last_day_that_is_not_counted_is_a_reason_until_it_is(
     heard(migrated, now - timedelta(days=3), BODY)
     last = (now - timedelta(days=4)).date()
     reason = f"{daily.finished(now)} is not counted: the last day that is counted is {last}"
-    with serving(migrated, tmp_path / "idle", quick("keeping._keep = print")) as own:
+    with serving(migrated, tmp_path / "idle", quick("housekeeping._run = print")) as own:
         assert reasons(own) == [reason]
         assert own.post(of(1)).status_code == 202
     with serving(migrated, tmp_path / "log", quick()) as own:

@@ -147,8 +147,8 @@ def test_a_database_that_fails_fails_all_who_wait(own: Collector) -> None:
 
 async def all_fail(box: Inbox, number_of_them: int) -> None:
     """Bring so many heartbeats, in one transaction of an inbox that is not open yet."""
-    keeping = [box.keep(parse(of(number))) for number in range(number_of_them)]
-    tasks = [asyncio.create_task(each) for each in keeping]
+    stored = [box.store(parse(of(number))) for number in range(number_of_them)]
+    tasks = [asyncio.create_task(each) for each in stored]
     await asyncio.sleep(0)
     with box:
         found = await asyncio.gather(*tasks, return_exceptions=True)
@@ -282,16 +282,17 @@ def test_a_full_inbox_refuses_at_once_and_keeps_what_it_has(migrated: str) -> No
     async def fill() -> None:
         with Inbox(engine) as box:
             waiting = [
-                asyncio.create_task(box.keep(parse(of(number)))) for number in range(inbox.CAPACITY)
+                asyncio.create_task(box.store(parse(of(number))))
+                for number in range(inbox.CAPACITY)
             ]
             await asyncio.sleep(0)
             began = time.monotonic()
             with pytest.raises(UnavailableError, match="busy"):
-                await box.keep(parse(BODY))
+                await box.store(parse(BODY))
             assert time.monotonic() - began < 0.5
             lock.rollback()
             await asyncio.gather(*waiting)
-            await box.keep(parse(BODY))
+            await box.store(parse(BODY))
 
     with create_engine(migrated, poolclass=NullPool).connect() as lock:
         lock.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
@@ -307,7 +308,7 @@ def test_what_waits_when_the_inbox_closes_is_committed(migrated: str) -> None:
         with Inbox(engine) as box:
             for number in range(20):
                 heartbeat = parse(of(number))
-                tasks.append(asyncio.create_task(box.keep(heartbeat)))
+                tasks.append(asyncio.create_task(box.store(heartbeat)))
             await asyncio.sleep(0)  # they wait now, and nobody waits for them
 
     tasks: list[asyncio.Task[bool]] = []
@@ -392,8 +393,8 @@ class Senders:
     def lost(self) -> set[str]:
         """Return the ids that were acknowledged and are not there."""
         rows = query(self._collector.url, "SELECT instance_id::text FROM heartbeat")
-        told = {of(number).partition('"instance_id": "')[2][:36] for number in self.acknowledged}
-        return told - {instance_id for (instance_id,) in rows}
+        sent = {of(number).partition('"instance_id": "')[2][:36] for number in self.acknowledged}
+        return sent - {instance_id for (instance_id,) in rows}
 
 
 def test_postgres_killed_under_load_loses_nothing_that_was_acknowledged(

@@ -61,10 +61,10 @@ class Ledger:
                 self._heard[heartbeat.instance_id].append(said)
 
     def truth(self, day: date) -> Truth:
-        """Return what is to be told of a day."""
+        """Return the numbers of a day."""
         found: Truth = Counter()
-        for told in self._heard.values():
-            before = [each for each in told if each[0] < end(day)]
+        for received in self._heard.values():
+            before = [each for each in received if each[0] < end(day)]
             heard_on = sorted({each[0].date() for each in before})
             if len(heard_on) < self._established_days:
                 continue
@@ -109,16 +109,16 @@ class Ledger:
         yield "stack.postgres_version", body["stack"]["postgres_version"].split(".")[0]
         for section in ("counts", "features"):
             for name, value in body[section].items():
-                told = {True: "true", False: "false"}.get(value, value)
-                yield f"{section}.{name}", told
+                written = {True: "true", False: "false"}.get(value, value)
+                yield f"{section}.{name}", written
 
 
 def end(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC) + DAY
 
 
-def moment(told: str) -> datetime:
-    return datetime.fromisoformat(f"{told}+00:00")
+def moment(written: str) -> datetime:
+    return datetime.fromisoformat(f"{written}+00:00")
 
 
 def heartbeat(install: int = 1, sent_at: str = "2026-03-01T02:30:00", **said: Any) -> Heartbeat:
@@ -213,7 +213,7 @@ def truths(days: Sequence[tuple[date, list[Batch]]]) -> dict[date, Truth]:
 
 
 @pytest.fixture(scope="module")
-def told(
+def fed(
     databases: Databases, days: Sequence[tuple[date, list[Batch]]], truths: dict[date, Truth]
 ) -> Iterator[Engine]:
     """A collector that has taken the fleet's heartbeats, and has counted each day in its time."""
@@ -229,10 +229,10 @@ def told(
 
 
 def test_every_number_of_every_day_is_what_the_heartbeats_say(
-    told: Engine, truths: dict[date, Truth]
+    fed: Engine, truths: dict[date, Truth]
 ) -> None:
     for day, truth in truths.items():
-        assert counted(told, day) == truth
+        assert counted(fed, day) == truth
 
     # It is worth little where nothing happens.
     metrics = {cell.metric for truth in truths.values() for cell in truth}
@@ -245,7 +245,7 @@ def test_every_number_of_every_day_is_what_the_heartbeats_say(
 @pytest.mark.parametrize("edition", [None, "ce", "ee"])
 @pytest.mark.parametrize("version", [None, "0.4.0", "other", "9.9.9"])
 def test_the_numbers_are_read_as_they_are_under_every_filter(
-    told: Engine, truths: dict[date, Truth], version: str | None, edition: str | None
+    fed: Engine, truths: dict[date, Truth], version: str | None, edition: str | None
 ) -> None:
     def chosen(day: date) -> Truth:
         return Counter(
@@ -264,7 +264,7 @@ def test_the_numbers_are_read_as_they_are_under_every_filter(
 
     since = UNTIL - 20 * DAY
     looked_at = Filter(version, edition)
-    with told.begin() as connection:
+    with fed.begin() as connection:
         moves = movements(connection, since, UNTIL, looked_at)
         versions = daily.versions(connection, since, UNTIL, looked_at)
         found = dict(daily.values(connection, UNTIL, looked_at))
@@ -702,9 +702,9 @@ def test_an_upgrade_from_the_first_tables_knows_each_install_as_it_told_last(
     with engine.connect() as connection:
         migrate(connection, "collector", "0001")
     # The clock of the second was set back before it sent its last.
-    told = {1: ("07", "08", "09"), 2: ("07", "08", "06")}
+    fed = {1: ("07", "08", "09"), 2: ("07", "08", "06")}
     with engine.begin() as connection:
-        for install, sent_on in told.items():
+        for install, sent_on in fed.items():
             for on, version, sent in zip(("07", "07", "09"), RELEASES, sent_on, strict=False):
                 kept = heartbeat(install, f"2026-03-{sent}T02:30:00", version=version)
                 connection.execute(

@@ -72,7 +72,7 @@ CASES = [
 def collector(
     databases: Databases, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Collector]:
-    """A collector that has something to tell."""
+    """A collector that has something to show."""
     with databases.copy_of("template1") as url:
         with create_engine(url, poolclass=NullPool).connect() as connection:
             migrate(connection, "collector")

@@ -124,10 +124,10 @@ def test_every_way_in_which_a_request_can_end_is_counted_when_the_process_ends(
 
 
 OFTEN = """
-from app.collector import keeping
+from app.collector import housekeeping
 from app.collector.__main__ import main
 
-keeping.EVERY_SECONDS = 0.1
+housekeeping.EVERY_SECONDS = 0.1
 main()
 """
 
@@ -151,12 +151,12 @@ def test_what_cannot_be_added_is_kept_for_the_next_time(migrated: str) -> None:
     engine = store.connect(migrated)
     counts = Outcomes(Busiest())
     counts.count("accepted")
-    counts.came_from("192.0.2.1")
+    counts.count_client("192.0.2.1")
     query(migrated, "ALTER TABLE ingest RENAME TO hidden")
     with pytest.raises(ProgrammingError):
         counts.write(engine)
     counts.count("accepted")
-    counts.came_from("192.0.2.1")
+    counts.count_client("192.0.2.1")
     query(migrated, "ALTER TABLE hidden RENAME TO ingest")
     counts.write(engine)
     counts.write(engine)

@@ -1,4 +1,4 @@
-"""Who may see the numbers, what is held of whom, who is forgotten, and that no caller is told."""
+"""Who may see the numbers, what is held of whom, who is forgotten, and that no caller is logged."""
 
 import base64
 import json
@@ -560,10 +560,10 @@ def test_whatever_is_sent_and_whatever_fails_no_word_of_a_caller_is_kept(
     own.let_the_forgotten_come_again()
     assert 500 in call_everything()
 
-    told = "\n".join(own.log())
-    assert "collector.failed" in told
+    log = "\n".join(own.log())
+    assert "collector.failed" in log
     for canary in (*CANARIES, INSTANCE, "docker-compose"):
-        assert canary not in told
+        assert canary not in log
     for canary in CANARIES:
         assert canary not in kept + everything(own.url)
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__package__)
 
 
 @contextmanager
-def keeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator[None]:
+def housekeeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator[None]:
     """Count and delete now and once a minute, in a thread of its own, until the block ends.
 
     Heartbeats and installs older than ``retention_days`` are deleted; 0 keeps all of them. A
@@ -31,7 +31,7 @@ def keeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator
     ended = Event()
     # What is under way at the end is rolled back with the process.
     arguments = (engine, retention_days, outcomes, ended)
-    thread = Thread(target=_keep, args=arguments, name="keeping", daemon=True)
+    thread = Thread(target=_run, args=arguments, name="housekeeping", daemon=True)
     thread.start()
     try:
         yield
@@ -40,7 +40,7 @@ def keeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator
         thread.join(END_SECONDS)
 
 
-def _keep(engine: Engine, retention_days: int, outcomes: Outcomes, ended: Event) -> None:
+def _run(engine: Engine, retention_days: int, outcomes: Outcomes, ended: Event) -> None:
     while not ended.is_set():
         _attempt("weeks", lambda: weeks.make(engine))
         more = _attempt("count", lambda: recount.step(engine))
