@@ -1,8 +1,7 @@
-"""How the requests to keep a heartbeat ended: counted in memory, and added to a table each minute.
+"""The outcomes of requests to store a heartbeat: counted in memory, added to a table each minute.
 
-A count is lost with its process: ``kill -9`` loses that of the last minute. It holds no id, no
-address and no schema's number. A further row of the table counts the requests of each process's
-busiest client.
+``kill -9`` loses the counts of the last minute. A count contains no id, no address and no schema
+number. One more row of the table counts the requests of each process's busiest client.
 """
 
 import logging
@@ -28,13 +27,12 @@ Outcome = Literal[
     "unavailable",
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-"""``accepted`` is stored now, and ``duplicate`` was there already; ``invalid`` is no heartbeat, or
-did not arrive whole and in time; ``unavailable`` is what the collector could not or would not store
-at that moment."""
+"""``accepted`` is new, and ``duplicate`` was stored before; ``invalid`` is not a heartbeat, or did
+not arrive complete and in time; ``unavailable`` could not be stored at that moment."""
 
 BUSIEST = "from the busiest client"
-"""Not an outcome, but how many of the same requests came from the client that has made most of them
-on this UTC day. Each process adds its own number."""
+"""Not an outcome: how many of these requests came from the client with the most of them on this UTC
+day. Each process adds its own number."""
 
 LOG_SECONDS = 60.0
 
@@ -45,10 +43,10 @@ log = logging.getLogger(__package__)
 
 
 class Outcomes:
-    """The counts since they were added to the table last; any thread may add to them."""
+    """The counts since they were last added to the table; any thread may add to them."""
 
     def __init__(self, busiest: Busiest | None = None) -> None:
-        """Begin at zero; count the requests of the busiest client where ``busiest`` finds them."""
+        """Start at zero; with ``busiest``, also count the requests of the busiest client."""
         self._lock = Lock()
         self._busiest = busiest
         self._counts: Counter[str] = Counter()
@@ -70,12 +68,12 @@ class Outcomes:
                 self._counts[BUSIEST] += 1
 
     def totals(self) -> dict[str, int]:
-        """Return how many requests have ended in which way since the process began."""
+        """Return how many requests had each outcome since the process began."""
         with self._lock:
             return {outcome: self._totals[outcome] for outcome in OUTCOMES}
 
     def newer_schema(self, version: int | None) -> None:
-        """Count a request of a schema that is not known yet, and log it, at most once a minute."""
+        """Count a request of a schema that is not supported yet; log it at most once a minute."""
         self.count("newer schema")
         now = time.monotonic()
         with self._lock:
@@ -85,9 +83,9 @@ class Outcomes:
         log.warning("collector.newer_schema schema=%s", "?" if version is None else version)
 
     def write(self, engine: Engine) -> None:
-        """Add the counts to those of the day, by the database's clock, and begin at zero again.
+        """Add the counts to those of the day, by the database's clock, and start at zero again.
 
-        They are kept for the next time where that fails.
+        If that fails, they are kept for the next call.
         """
         with self._lock:
             counts, self._counts = self._counts, Counter()
@@ -103,7 +101,7 @@ class Outcomes:
 
 
 def of_day(connection: Connection, day: date) -> dict[str, int]:
-    """Return how many requests of a UTC day ended in which way; what did not happen is left out."""
+    """Return how many requests of a UTC day had each outcome that occurred."""
     return dict(connection.execute(_OF_DAY, {"day": day}).all())
 
 

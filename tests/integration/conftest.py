@@ -9,6 +9,7 @@ from sqlalchemy import Engine, NullPool, create_engine
 from app.collector import store
 from migrations import migrate
 from tests.support.collector import Collector, serving
+from tests.support.metrics import free_port
 
 
 @pytest.fixture
@@ -30,7 +31,14 @@ def empty(empty_database: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def own(migrated: str, tmp_path: Path) -> Iterator[Collector]:
+def metrics_port() -> int:
+    """The port of the metrics of ``own``."""
+    return free_port()
+
+
+@pytest.fixture
+def own(migrated: str, tmp_path: Path, metrics_port: int) -> Iterator[Collector]:
     """A collector for one test, which may break it or read its log."""
-    with serving(migrated, tmp_path / "log") as running:
+    port = str(metrics_port)
+    with serving(migrated, tmp_path / "log", COLLECTOR_METRICS_PORT=port) as running:
         yield running

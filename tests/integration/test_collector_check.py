@@ -331,7 +331,7 @@ def test_a_database_that_is_not_ready_is_one_sentence_and_nothing_else_is_looked
     well: str,
 ) -> None:
     query(well, "UPDATE collector_alembic_version SET version_num = '9999'")
-    sentence = "The tables are at revision 9999, of a newer release: run that one."
+    sentence = "The tables are at revision 9999, of a newer release: run that release."
     ended = run(COLLECTOR_DATABASE_URL=well)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, f"{sentence}\n", "")
     ended = run("--json", COLLECTOR_DATABASE_URL=well)
@@ -362,8 +362,8 @@ def test_each_finding_is_a_line_of_its_own(well: str) -> None:
     assert ended.stdout.splitlines() == [
         "No heartbeat was accepted for 30 hours.",
         (
-            "2 requests since yesterday were of a newer schema than this collector knows:"
-            " upgrade it today, and nothing is lost."
+            "2 requests since yesterday had a newer schema than this collector supports:"
+            " upgrade it today to lose none of them."
         ),
     ]
 

@@ -155,7 +155,7 @@ def test_an_old_number_has_its_day_and_is_grey(empty: Engine) -> None:
     assert (shown["color"], shown["isError"]) == ("5a616b", True)
     picture = ask(serve(empty), "/badge.svg").text
     assert f">1,234 on {long_date(old)}</text>" in picture
-    assert "Counting stands still." in picture
+    assert "Counting has stopped." in picture
     assert "1f5fbf" not in picture
 
 
@@ -308,7 +308,7 @@ def test_an_entry_keeps_its_id_while_days_are_added(empty: Engine) -> None:
     standing, *first = entries(ask(serve(empty), "/feed.atom"))
     counted(empty, yesterday(), *[{"1.0.0": 25, "2.0.0": 30}] * 2)
     later = entries(ask(serve(empty), "/feed.atom"))
-    assert standing["title"] == "Counting stands still"
+    assert standing["title"] == "Counting has stopped"
     assert [each["title"] for each in first] == [
         "Active installs fell by more than 30% in 7 days",
         "2.0.0 reached 10% of the active installs",
@@ -329,7 +329,7 @@ def test_a_collector_that_stands_still_says_so_in_the_feed(empty: Engine) -> Non
     last = yesterday() - timedelta(days=2)
     counted(empty, last, {"1.0.0": 10}, {"1.0.0": 10})
     (entry,) = entries(ask(serve(empty), "/feed.atom"))
-    assert entry["title"] == "Counting stands still"
+    assert entry["title"] == "Counting has stopped"
     assert f"The last day that was counted is {long_date(last)}." in entry["content"]
 
 
@@ -337,7 +337,7 @@ def test_days_that_were_counted_late_are_in_the_feed(empty: Engine) -> None:
     counted(empty, yesterday() - timedelta(days=2), {"1.0.0": 10}, {"1.0.0": 10})
     counted(empty, yesterday(), *[{"1.0.0": 10}] * 2, late=timedelta(hours=5))
     (entry,) = entries(ask(serve(empty), "/feed.atom"))
-    assert entry["title"] == "Counting stood still"
+    assert entry["title"] == "Counting was late"
     first = long_date(yesterday() - timedelta(days=1))
     assert f"The days from {first} to {long_date(yesterday())} were counted" in entry["content"]
     with empty.begin() as connection:

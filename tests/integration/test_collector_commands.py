@@ -268,7 +268,7 @@ def test_what_is_counted_as_other_is_shown_with_its_installs_the_most_first(
 
     shown = run(empty, "unlisted").out
     assert "releases add 9.9.9 --on YYYY-MM-DD" in shown
-    assert "Development builds, which are counted apart: 5 installs." in shown
+    assert "Development builds, which are counted separately: 5 installs." in shown
     assert "7.7.7" not in shown
 
 

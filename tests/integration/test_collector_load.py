@@ -34,6 +34,7 @@ from tests.support.collector import (
     query,
     serving,
 )
+from tests.support.metrics import samples
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +76,28 @@ def waits_for_a_lock(url: str) -> bool:
     )
 
 
+def arrived(port: int) -> float:
+    """Return how many wait in the inbox, and how many were refused because it was full."""
+    found = samples(port)
+    refused = found["consentos_collector_requests_total/unavailable"]
+    return found["consentos_collector_inbox_waiting"] + refused
+
+
 @contextmanager
-def waiting(collector: Collector, bodies: list[str]) -> Iterator[list[int]]:
+def waiting(collector: Collector, bodies: list[str], port: int) -> Iterator[list[int]]:
     """Have bodies wait for their commit until the block ends, and then their answers' statuses."""
     statuses: list[int] = []
     with ThreadPoolExecutor(len(bodies)) as pool:
         with held(collector.url):
             found = pool.map(lambda body: collector.post(body).status_code, bodies)
-            until(lambda: waits_for_a_lock(collector.url))
-            time.sleep(0.5)  # for all of them to arrive
+            until(lambda: arrived(port) == len(bodies))
             yield statuses
         statuses += found
 
 
-def test_what_waits_is_committed_together(own: Collector) -> None:
+def test_what_waits_is_committed_together(own: Collector, metrics_port: int) -> None:
     bodies = [of(number) for number in range(50)]
-    with waiting(own, bodies) as statuses:
+    with waiting(own, bodies, metrics_port) as statuses:
         assert own.rows() == []
     assert statuses == [202] * 50
     [(rows, transactions)] = query(
@@ -115,8 +122,8 @@ def test_a_page_on_a_connection_that_is_kept_does_not_wait_for_an_acknowledgemen
     assert sorted(took)[5] < 0.035  # an acknowledgement is waited for 40 ms, each time
 
 
-def test_nothing_is_acknowledged_before_it_is_committed(own: Collector) -> None:
-    with waiting(own, [BODY]) as statuses:
+def test_nothing_is_acknowledged_before_it_is_committed(own: Collector, metrics_port: int) -> None:
+    with waiting(own, [BODY], metrics_port) as statuses:
         assert own.rows() == []
         with socket.create_connection(("127.0.0.1", own.port)) as connection:
             connection.settimeout(0.3)
@@ -126,20 +133,20 @@ def test_nothing_is_acknowledged_before_it_is_committed(own: Collector) -> None:
     assert statuses == [202]
 
 
-def test_what_the_database_refuses_fails_nobody_else(own: Collector) -> None:
+def test_what_the_database_refuses_fails_nobody_else(own: Collector, metrics_port: int) -> None:
     query(own.url, "ALTER TABLE heartbeat ADD CHECK (body ->> 'deployment' <> 'poison')")
     bodies = [of(number) for number in range(20)]
     bodies[7] = changed(deployment="poison")
-    with waiting(own, bodies) as statuses:
+    with waiting(own, bodies, metrics_port) as statuses:
         assert statuses == []
     assert statuses == [202] * 7 + [500] + [202] * 12
     assert len(own.rows()) == 19
     assert set(own.failures()) == {"collector.failed stage=commit error=CheckViolation"}
 
 
-def test_a_database_that_fails_fails_all_who_wait(own: Collector) -> None:
+def test_a_database_that_fails_fails_all_who_wait(own: Collector, metrics_port: int) -> None:
     bodies = [of(number) for number in range(20)]
-    with waiting(own, bodies) as statuses:
+    with waiting(own, bodies, metrics_port) as statuses:
         query(own.url, "ALTER TABLE install RENAME TO hidden")
     assert statuses == [503] * 20
     assert own.rows() == []
@@ -317,10 +324,13 @@ def test_what_waits_when_the_inbox_closes_is_committed(migrated: str) -> None:
     assert query(migrated, "SELECT count(*) FROM heartbeat") == [(20,)]
 
 
-def test_a_full_inbox_is_503_with_a_time_to_come_back(tmp_path: Path, migrated: str) -> None:
-    with serving(migrated, tmp_path / "log", [sys.executable, "-c", SMALL, "serve"]) as own:
+def test_a_full_inbox_is_503_with_a_time_to_come_back(
+    tmp_path: Path, migrated: str, metrics_port: int
+) -> None:
+    small, port = [sys.executable, "-c", SMALL, "serve"], str(metrics_port)
+    with serving(migrated, tmp_path / "log", small, COLLECTOR_METRICS_PORT=port) as own:
         bodies = [of(number) for number in range(10)]
-        with waiting(own, bodies) as statuses:
+        with waiting(own, bodies, metrics_port) as statuses:
             refused = own.post(BODY)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
         assert refused.json() == {"error": "The collector is busy."}

@@ -213,7 +213,7 @@ def truths(days: Sequence[tuple[date, list[Batch]]]) -> dict[date, Truth]:
 
 
 @pytest.fixture(scope="module")
-def fed(
+def counted_daily(
     databases: Databases, days: Sequence[tuple[date, list[Batch]]], truths: dict[date, Truth]
 ) -> Iterator[Engine]:
     """A collector that has taken the fleet's heartbeats, and has counted each day in its time."""
@@ -229,10 +229,10 @@ def fed(
 
 
 def test_every_number_of_every_day_is_what_the_heartbeats_say(
-    fed: Engine, truths: dict[date, Truth]
+    counted_daily: Engine, truths: dict[date, Truth]
 ) -> None:
     for day, truth in truths.items():
-        assert counted(fed, day) == truth
+        assert counted(counted_daily, day) == truth
 
     # It is worth little where nothing happens.
     metrics = {cell.metric for truth in truths.values() for cell in truth}
@@ -245,7 +245,7 @@ def test_every_number_of_every_day_is_what_the_heartbeats_say(
 @pytest.mark.parametrize("edition", [None, "ce", "ee"])
 @pytest.mark.parametrize("version", [None, "0.4.0", "other", "9.9.9"])
 def test_the_numbers_are_read_as_they_are_under_every_filter(
-    fed: Engine, truths: dict[date, Truth], version: str | None, edition: str | None
+    counted_daily: Engine, truths: dict[date, Truth], version: str | None, edition: str | None
 ) -> None:
     def chosen(day: date) -> Truth:
         return Counter(
@@ -264,7 +264,7 @@ def test_the_numbers_are_read_as_they_are_under_every_filter(
 
     since = UNTIL - 20 * DAY
     looked_at = Filter(version, edition)
-    with fed.begin() as connection:
+    with counted_daily.begin() as connection:
         moves = movements(connection, since, UNTIL, looked_at)
         versions = daily.versions(connection, since, UNTIL, looked_at)
         found = dict(daily.values(connection, UNTIL, looked_at))
@@ -702,9 +702,9 @@ def test_an_upgrade_from_the_first_tables_knows_each_install_as_it_told_last(
     with engine.connect() as connection:
         migrate(connection, "collector", "0001")
     # The clock of the second was set back before it sent its last.
-    fed = {1: ("07", "08", "09"), 2: ("07", "08", "06")}
+    reported = {1: ("07", "08", "09"), 2: ("07", "08", "06")}
     with engine.begin() as connection:
-        for install, sent_on in fed.items():
+        for install, sent_on in reported.items():
             for on, version, sent in zip(("07", "07", "09"), RELEASES, sent_on, strict=False):
                 kept = heartbeat(install, f"2026-03-{sent}T02:30:00", version=version)
                 connection.execute(

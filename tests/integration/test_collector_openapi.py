@@ -34,7 +34,7 @@ def no_server_error_but_for_what_is_meant(
 ) -> bool | None:
     if case.path == "/readyz" and response.status_code == 503:
         return None
-    newer = "does not know telemetry_schema" in response.text
+    newer = "does not support telemetry_schema" in response.text
     if newer and (response.status_code, response.headers["retry-after"]) == (503, ["21600"]):
         assert isinstance(case.body, dict)
         version = case.body["telemetry_schema"]

@@ -15,6 +15,7 @@ from app.collector import intake, store
 from app.collector.limit import Busiest
 from app.collector.outcomes import BUSIEST, OUTCOMES, Outcomes
 from app.payload import NEWEST, SCHEMA_VERSION
+from tests.support import metrics
 from tests.support.collector import BODY, INSTANCE, Collector, changed, head, of, query, serving
 
 NEWER = changed(telemetry_schema=SCHEMA_VERSION + 1, invented="opensesame")
@@ -28,7 +29,7 @@ def test_a_newer_schema_is_503_to_be_sent_again_and_is_not_stored(own: Collector
     response = own.post(NEWER)
     assert (response.status_code, response.headers["retry-after"]) == (503, "21600")
     assert response.json() == {
-        "error": f"This collector does not know telemetry_schema {SCHEMA_VERSION + 1} yet;"
+        "error": f"This collector does not support telemetry_schema {SCHEMA_VERSION + 1} yet;"
         " try again later."
     }
     assert own.rows() == []
@@ -44,7 +45,7 @@ def test_a_number_is_named_only_where_it_could_be_that_of_a_schema(
 ) -> None:
     with pytest.raises(intake.NewerSchemaError) as refused:
         intake.parse(changed(telemetry_schema="n").replace('"n"', str(version)).encode())
-    words = f"This collector does not know telemetry_schema{named} yet; try again later."
+    words = f"This collector does not support telemetry_schema{named} yet; try again later."
     assert str(refused.value) == words
 
 
@@ -202,13 +203,16 @@ def test_a_table_of_outcomes_that_is_held_keeps_no_heartbeat_waiting_and_not_the
 def test_a_heartbeat_that_comes_twice_at_once_is_one_accepted_and_one_duplicate(
     migrated: str, tmp_path: Path
 ) -> None:
-    with serving(migrated, tmp_path / "log") as own:
+    port = metrics.free_port()
+    with serving(migrated, tmp_path / "log", COLLECTOR_METRICS_PORT=str(port)) as own:
         with create_engine(own.url, poolclass=NullPool).begin() as holder:
             holder.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
             threads = [threading.Thread(target=own.post, args=(BODY,)) for _ in range(3)]
             for thread in threads:
                 thread.start()
-            time.sleep(0.5)  # for all of them to wait in the inbox
+            deadline = time.monotonic() + 10
+            while metrics.waiting(port) < len(threads):
+                assert time.monotonic() < deadline
         for thread in threads:
             thread.join()
     assert counted(migrated) == {"accepted": 1, "duplicate": 2}

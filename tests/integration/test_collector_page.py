@@ -123,14 +123,14 @@ def test_the_last_day_is_the_last_that_is_over(fleet: Engine) -> None:
 def test_a_page_whose_last_day_is_long_over_says_that_counting_stands_still(
     fleet: Engine, databases: Databases
 ) -> None:
-    assert "Counting stands still" not in get(fleet, "/").text
+    assert "Counting has stopped" not in get(fleet, "/").text
     with copied(fleet, databases) as engine:
         with engine.begin() as connection:
             connection.execute(text("DELETE FROM measured WHERE day > current_date - 4"))
         last = long_date(yesterday() - timedelta(days=3))
         for path in ("/", "/?edition=ce"):
             said = words(get(engine, path).text)
-            assert f"Counting stands still: the last day that was counted is {last}." in said
+            assert f"Counting has stopped: the last day that was counted is {last}." in said
 
 
 @pytest.mark.usefixtures("looking_each_time")
@@ -407,13 +407,13 @@ def test_before_anything_was_heard_of_the_answer_is_kind(empty: Engine, form: st
     response = get(empty, form)
     assert response.status_code == 200
     if form == "/":
-        assert "No install has been heard from yet" in words(response.text)
+        assert "No install has reported yet" in words(response.text)
 
 
 def test_when_nothing_was_found_to_count_the_page_is_as_kind(empty: Engine) -> None:
     with empty.begin() as connection:
         connection.execute(text("INSERT INTO measured VALUES (current_date - 1, now())"))
-    assert "No install has been heard from yet" in words(get(empty, "/").text)
+    assert "No install has reported yet" in words(get(empty, "/").text)
 
 
 def test_on_the_first_day_the_page_says_that_it_is_counted_after_its_end(empty: Engine) -> None:

@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -34,6 +35,7 @@ from tests.support.collector import (
     run,
     serving,
 )
+from tests.support.metrics import waiting
 
 TOKEN = "op\u00e9n:sesame:please"  # noqa: S105 - for these tests
 CLOSED = ("/", "/v1/stats.json", "/v1/stats.csv")
@@ -301,7 +303,16 @@ def test_no_id_and_more_than_one_are_404(own: Collector) -> None:
     assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD", "DELETE"}
 
 
-def test_what_waits_when_an_install_is_forgotten_does_not_come_back(own: Collector) -> None:
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_waits_when_an_install_is_forgotten_does_not_come_back(
+    own: Collector, metrics_port: int
+) -> None:
     statuses: list[int] = []
     later = [changed(sent_at=f"2026-05-{day:02}T02:30:00+00:00") for day in range(1, 29)]
     threads = [
@@ -313,9 +324,9 @@ def test_what_waits_when_an_install_is_forgotten_does_not_come_back(own: Collect
         connection.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
         for thread in threads:
             thread.start()
-        time.sleep(1)  # for all of them to wait in the inbox
+        until(lambda: waiting(metrics_port) == len(threads))
         forgetting.start()
-        time.sleep(0.5)
+        until(lambda: waiting(metrics_port) == len(threads) + 1)
     for thread in (*threads, forgetting):
         thread.join()
     assert sorted(statuses) == [202] * 28 + [204]

@@ -1146,7 +1146,7 @@ MUTATIONS = (
         9,
         "an answer that is not read has no deadline",
         "app/collector/connections.py",
-        "        # Not close(): that would wait until the caller has read all that was written.\n"
+        "        # Not close(): that would wait until the client has read everything.\n"
         "        connection.transport.abort()\n",
         "        connection.transport.close()\n",
         f"{CLIENTS}::test_who_does_not_read_its_answer_is_cut_off",
@@ -2055,8 +2055,8 @@ MUTATIONS = (
         9,
         "what a recount needs is deleted",
         "app/collector/housekeeping.py",
-        "        needed = recount.progress(connection) is not None and not anyhow\n",
-        "        needed = recount.progress(connection) is not None and anyhow\n",
+        "        needed = recount.progress(connection) is not None and not even_if_needed\n",
+        "        needed = recount.progress(connection) is not None and even_if_needed\n",
         f"{HOUSEKEEPING}::test_what_a_recount_needs_is_deleted_when_that_is_over_or_has_failed",
     ),
     Mutation(

@@ -53,7 +53,7 @@ def test_it_shows_the_exact_number_or_that_there_are_few(active: int, message: s
 def test_an_old_number_has_its_day_and_is_grey_and_nobody_can_give_it_another_colour() -> None:
     shown = of(counted(1_234), counting_stopped=True)
     assert shown.message == "1,234 on 12 November 2026"
-    assert shown.title.startswith("Counting stands still. ")
+    assert shown.title.startswith("Counting has stopped. ")
     found = document(shown)
     assert (found["color"], found["isError"]) == (GREY, True)
 

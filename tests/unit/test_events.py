@@ -205,7 +205,7 @@ def test_a_day_that_was_counted_an_hour_late_is_an_event(by: timedelta, *, is_on
 def test_a_day_that_was_counted_late_says_when() -> None:
     (found,) = of_kind(late(3, 1, by=timedelta(hours=5, minutes=9)), "standstill")
     assert (found.title, found.sentence) == (
-        "Counting stood still",
+        "Counting was late",
         "11 November 2026 was counted late, on 12 November 2026 at 05:09 UTC.",
     )
 
@@ -237,7 +237,7 @@ def test_counting_that_stands_still_says_since_when() -> None:
     (found,) = of_kind(counted([{"1.0.0": 50}] * 3), "standstill", counting_stopped=True)
     assert found.day == LAST + DAY
     assert (found.title, found.sentence) == (
-        "Counting stands still",
+        "Counting has stopped",
         (
             "The last day that was counted is 12 November 2026. 13 November 2026 should have been"
             " counted at 00:00 UTC on 14 November 2026, and is not counted yet."
@@ -251,13 +251,13 @@ def test_counting_that_stands_still_goes_on_as_the_same_event_when_the_day_is_co
     later = known(later, {LAST + DAY: begins(LAST + DAY * 2) + HOUR * 9})
     (then,) = of_kind(later, "standstill")
     assert then.id == now.id
-    assert then.title == "Counting stood still"
+    assert then.title == "Counting was late"
     assert then.updated > now.updated
 
 
 def test_counting_that_stands_still_again_at_once_is_one_event() -> None:
     (found,) = of_kind(late(5, 1, 0), "standstill", counting_stopped=True)
-    assert (found.day, found.title) == (LAST - DAY, "Counting stands still")
+    assert (found.day, found.title) == (LAST - DAY, "Counting has stopped")
 
 
 def test_a_copy_that_is_behind_does_not_say_that_counting_stands_still() -> None:

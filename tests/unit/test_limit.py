@@ -198,7 +198,7 @@ def test_no_address_and_no_id_is_in_its_memory() -> None:
 
 def most(busiest: Busiest, addresses: list[str], now: float = DAY) -> int:
     """Return by how much the number of the busiest client grows."""
-    return sum(busiest.grows(address, now) for address in addresses)
+    return sum(busiest.count(address, now) for address in addresses)
 
 
 def test_the_requests_of_the_busiest_client_are_counted_and_of_no_other() -> None:
@@ -238,7 +238,7 @@ def test_a_proxy_is_the_busiest_among_thousands_that_come_once() -> None:
 
 def test_no_address_is_in_the_memory_of_the_busiest() -> None:
     busiest = Busiest()
-    busiest.grows("203.0.113.77", DAY)
+    busiest.count("203.0.113.77", DAY)
     memory = repr(vars(busiest))
     for trace in (b"203.0.113.77", b"\xcb\x00qM"):
         assert repr(trace)[2:-1] not in memory
