@@ -33,7 +33,7 @@ class Limiter:
     """Gives each client a bucket of ``rate`` tokens, which refills in a minute."""
 
     def __init__(self, rate: int, *, max_clients: int = MAX_CLIENTS) -> None:
-        """Remember at most ``max_clients``; beyond that, forget the one that has been idle longest."""
+        """Remember at most ``max_clients``; beyond that, forget the one idle for longest."""
         self._seconds_a_token = 60 / rate
         self._max_clients = max_clients
         self._key = token_bytes(32)
