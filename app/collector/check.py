@@ -238,7 +238,7 @@ _UNLISTED = text(
         AND NOT EXISTS (SELECT FROM release WHERE version = body ->> 'version')
     GROUP BY 1 HAVING count(*) >= :least
     ORDER BY installs DESC, version LIMIT :named
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 )
 
 

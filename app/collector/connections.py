@@ -142,10 +142,10 @@ class Connection(HttpToolsProtocol):
     _chunked = b""
     """The last bytes of a chunked body that have arrived."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows the type too
         """Wait for a head, if there is room."""
         super().connection_made(transport)
-        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # asyncio would read 256 KiB
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # a selector transport has it; its default is 256 KiB
         self._unread = bytearray()
         self.server_state.make_room(self, self.loop.time())
         self._note_stage()

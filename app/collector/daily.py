@@ -130,7 +130,7 @@ def _count(installs: str) -> TextClause:
         ) AS counted (metric, value, is_counted)
         WHERE is_counted AND seen >= :begins - interval '30 days'
         GROUP BY metric, named, body_of.edition, value
-        """  # noqa: S608 - this module's own words
+        """  # noqa: S608 - only constants of this module
     )
 
 
@@ -215,7 +215,7 @@ _LIVE = text(
     FROM install
     WHERE last_seen >= coalesce(CAST(:at AS timestamptz), now()) - interval '48 hours'
         AND excluded IS NULL AND right(body ->> 'version', 4) <> '{DEVELOPMENT}'
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 )
 
 
@@ -270,7 +270,7 @@ _CHOSEN = (
     " AND (CAST(:of_edition AS text) IS NULL OR edition = :of_edition)"
 )
 
-# What is put together below is this module's own words.
+# The SQL below is made of constants of this module only.
 _SPAN = text(
     "SELECT (SELECT min(day) FROM measured) AS first, day, as_of FROM measured"
     " ORDER BY day DESC LIMIT 1"

@@ -36,7 +36,7 @@ day. Each process adds its own number."""
 
 LOG_SECONDS = 60.0
 
-_OF_DAY = text(f"SELECT outcome, requests FROM ingest WHERE day = :day AND outcome <> '{BUSIEST}'")  # noqa: S608 - this module's own words
+_OF_DAY = text(f"SELECT outcome, requests FROM ingest WHERE day = :day AND outcome <> '{BUSIEST}'")  # noqa: S608 - only constants of this module
 _FROM_BUSIEST = text(f"SELECT requests FROM ingest WHERE day = :day AND outcome = '{BUSIEST}'")  # noqa: S608 - see above
 
 log = logging.getLogger(__package__)

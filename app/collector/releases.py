@@ -31,7 +31,7 @@ _ACTIVE = (
     "SELECT body FROM install WHERE last_seen >= now() - interval '48 hours'"
     " AND established_on IS NOT NULL AND excluded IS NULL AND right(body ->> 'version', 4)"
 )
-_DEV_BUILDS = text(f"SELECT count(*) FROM ({_ACTIVE} = '{DEVELOPMENT}') AS active")  # noqa: S608 - this module's own words
+_DEV_BUILDS = text(f"SELECT count(*) FROM ({_ACTIVE} = '{DEVELOPMENT}') AS active")  # noqa: S608 - only constants of this module
 
 
 def _unlisted(field: str) -> TextClause:
@@ -46,7 +46,7 @@ def _unlisted(field: str) -> TextClause:
         GROUP BY value
         ORDER BY installs DESC, value
         LIMIT :most
-        """  # noqa: S608 - this module's own words
+        """  # noqa: S608 - only constants of this module
     )
 
 

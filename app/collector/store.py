@@ -68,7 +68,7 @@ _MARKED = f"""
         epoch FROM at + CAST(:forgotten_for AS interval) - clock_timestamp())) AS seconds
     FROM unnest(CAST(:ids AS uuid[])) AS id JOIN forgotten ON mark = {_MARK("id")}
     WHERE at > clock_timestamp() - CAST(:forgotten_for AS interval)
-"""  # noqa: S608 - this module's own words
+"""  # noqa: S608 - only constants of this module
 
 # In the order of the ids, so that two batches with the same installs cannot deadlock.
 _INSERT = f"""
@@ -111,7 +111,7 @@ _INSERT = f"""
         SELECT FROM kept
         WHERE kept.instance_id = arrived.instance_id AND kept.sent_at = arrived.sent_at
     )
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 
 # The marks are searched again by a separate statement: it sees what was committed while the one
 # before waited for a row.

@@ -32,7 +32,7 @@ _NEXT_HOUR = "ORDER BY first_seen RANGE BETWEEN CURRENT ROW AND interval '1 hour
 def _in_groups(installs: str, alike: str) -> str:
     """Return the SQL of ``installs`` with ``grouped``: enough are ``alike`` within an hour."""
     return (
-        f"SELECT *, bool_or(enough) OVER (PARTITION BY {alike} {_NEXT_HOUR}) AS grouped FROM ("  # noqa: S608 - this module's own words
+        f"SELECT *, bool_or(enough) OVER (PARTITION BY {alike} {_NEXT_HOUR}) AS grouped FROM ("  # noqa: S608 - only constants of this module
         f"SELECT *, count(*) OVER (PARTITION BY {alike} {_PAST_HOUR}) >= :least AS enough"
         f" FROM {installs}) AS counted"
     )
@@ -62,7 +62,7 @@ _GROUPS = text(
     GROUP BY body, version, label
     HAVING NOT bool_and(excluded)
     ORDER BY count(*) DESC, min(first_seen)
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 )
 
 _MATCHES = f"""
@@ -78,14 +78,14 @@ _LOOK = text(
     f"""
     SELECT count(*) AS installs, count(established_on) AS established, min(established_on) AS since
     FROM install WHERE (excluded IS NOT NULL) = :excluded AND {_MATCHES}
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 )
 _NEXT = text(
     f"""
     SELECT instance_id FROM install
     WHERE instance_id > CAST(:after AS uuid) AND (excluded IS NOT NULL) = :excluded AND {_MATCHES}
     ORDER BY instance_id LIMIT {AT_ONCE}
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 )
 _EXCLUDE = text(
     "UPDATE install SET excluded = :reason"
