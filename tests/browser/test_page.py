@@ -438,7 +438,7 @@ def test_of_few_installs_only_their_days_are_shown(
     assert "shown from 5 active installs on" in main
 
 
-def test_the_page_says_that_counting_stands_still(
+def test_the_page_reports_that_counting_has_stopped(
     chromium: Browser, collectors: dict[str, Collector]
 ) -> None:
     with looking(chromium, collectors["stands still"]) as page:

@@ -87,7 +87,7 @@ def well(migrated: str) -> str:
     return migrated
 
 
-def test_while_all_is_well_it_says_so_and_exits_0(well: str) -> None:
+def test_if_all_is_well_it_prints_so_and_exits_0(well: str) -> None:
     ended = run(COLLECTOR_DATABASE_URL=well)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "All is well.\n", "")
     ended = run("--json", COLLECTOR_DATABASE_URL=well)
@@ -140,7 +140,7 @@ def test_a_last_day_that_is_not_counted_is_found(well: str) -> None:
     ]
 
 
-def test_a_count_that_is_under_way_is_named_and_is_no_finding_by_itself(well: str) -> None:
+def test_a_running_recount_is_reported_and_is_not_a_finding(well: str) -> None:
     since = yesterday() - timedelta(days=9)
     replayed = since - recount.BEFORE + timedelta(days=20)
     query(well, f"INSERT INTO recount (since, replayed) VALUES ('{since}', '{replayed}')")
@@ -281,9 +281,7 @@ def test_a_fleet_behind_a_proxy_that_is_named_is_no_finding_and_no_address_is_st
     assert "203.0.113" not in "".join((tmp_path / name).read_text() for name in "abc")
 
 
-def test_where_there_are_no_limits_to_share_nobody_counts_who_the_clients_are(
-    migrated: str, tmp_path: Path
-) -> None:
+def test_without_limits_clients_are_not_counted(migrated: str, tmp_path: Path) -> None:
     with serving(
         migrated, tmp_path / "log", COLLECTOR_CLIENT_RATE="0", COLLECTOR_CLIENT_INSTALLS="0"
     ) as own:

@@ -325,7 +325,7 @@ def test_a_feed_without_an_event_is_valid_too(empty: Engine) -> None:
         assert feed.findtext(f"{ATOM}updated")
 
 
-def test_a_collector_that_stands_still_says_so_in_the_feed(empty: Engine) -> None:
+def test_the_feed_reports_that_counting_has_stopped(empty: Engine) -> None:
     last = yesterday() - timedelta(days=2)
     counted(empty, last, {"1.0.0": 10}, {"1.0.0": 10})
     (entry,) = entries(ask(serve(empty), "/feed.atom"))

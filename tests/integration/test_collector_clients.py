@@ -373,7 +373,7 @@ def test_zero_sets_no_limit_and_fifty_is_the_default(own: Collector) -> None:
 
 
 @pytest.mark.parametrize("digit", ["0", "f"])
-def test_the_nil_and_the_max_uuid_are_nobodys(digit: str) -> None:
+def test_the_nil_and_the_max_uuid_are_rejected(digit: str) -> None:
     nobody = "-".join(digit * length for length in (8, 4, 4, 4, 12))
     with pytest.raises(intake.NotAHeartbeat) as refused:
         intake.parse(changed(instance_id=nobody).encode())

@@ -309,7 +309,7 @@ def start(url: str, line: str, **variables: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_recount_makes_every_day_true_again_and_says_so(url: str, run: Command) -> None:
+def test_a_recount_corrects_every_day_and_reports_its_progress(url: str, run: Command) -> None:
     true = numbers(url)
     spoil(url)
     done = run(url, "recount --json")

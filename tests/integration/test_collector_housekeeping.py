@@ -112,7 +112,7 @@ def test_each_step_deletes_so_many_and_says_whether_there_are_more(engine: Engin
     assert (count(url, "heartbeat"), count(url, "install")) == (0, 0)
 
 
-def test_an_install_that_is_heard_of_while_it_is_deleted_stays(engine: Engine) -> None:
+def test_an_install_that_reports_while_it_is_deleted_stays(engine: Engine) -> None:
     url = engine.url.render_as_string(hide_password=False)
     heard_of(url, range(2), days_ago=3)
     with engine.begin() as writing:

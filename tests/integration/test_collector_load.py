@@ -358,7 +358,7 @@ def test_a_caller_who_leaves_while_it_waits_is_harmless(own: Collector) -> None:
     assert own.log() == [f"collector.ready port={own.port}"]
 
 
-def test_three_hundred_who_say_nothing_keep_nobody_waiting(own: Collector) -> None:
+def test_three_hundred_silent_connections_delay_no_other(own: Collector) -> None:
     silent = [socket.create_connection(("127.0.0.1", own.port)) for _ in range(300)]
     for connection in silent[::2]:
         connection.sendall(head("Content-Length: 100") + b"{")
@@ -442,7 +442,7 @@ def test_sigterm_under_load_settles_what_waits_and_loses_nothing(own: Collector)
     assert own.failures("") == []
 
 
-def test_a_postgres_that_stands_still_is_503_in_time_and_does_not_hold_the_end(
+def test_a_frozen_postgres_is_503_in_time_and_does_not_delay_the_exit(
     own: Collector, postgres: Server
 ) -> None:
     assert own.post(of(1)).status_code == 202
@@ -490,7 +490,7 @@ def test_a_trusted_proxy_says_who_calls_and_only_its_own_word_counts(
         assert "203.0.113" not in own.output.read_text()
 
 
-def test_nobody_else_is_believed(migrated: str, tmp_path: Path) -> None:
+def test_no_other_proxy_is_trusted(migrated: str, tmp_path: Path) -> None:
     with serving(
         migrated,
         tmp_path / "log",

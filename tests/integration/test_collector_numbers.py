@@ -818,7 +818,7 @@ def test_two_heartbeats_that_are_taken_at_once_count_as_the_later(collector: Eng
     assert values(collector, "2026-03-01")["edition"] == {"ee": 1}
 
 
-def test_a_collector_that_nobody_has_told_anything_counts_nothing(collector: Engine) -> None:
+def test_a_collector_without_heartbeats_counts_nothing(collector: Engine) -> None:
     count(collector, "2026-03-01T12:00:00")
     count(collector, "2026-03-03T12:00:00")
     assert measured(collector) == []

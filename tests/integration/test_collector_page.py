@@ -120,7 +120,7 @@ def test_the_last_day_is_the_last_that_is_over(fleet: Engine) -> None:
     assert datetime.fromisoformat(shown["live"]["as_of"]) > datetime.now(UTC) - timedelta(minutes=1)
 
 
-def test_a_page_whose_last_day_is_long_over_says_that_counting_stands_still(
+def test_a_page_whose_last_day_is_old_reports_that_counting_has_stopped(
     fleet: Engine, databases: Databases
 ) -> None:
     assert "Counting has stopped" not in get(fleet, "/").text
@@ -261,7 +261,7 @@ def test_a_wrong_value_is_refused_with_a_sentence(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_version_that_is_not_told_gets_the_answer_of_one_that_does_not_exist(
+def test_a_version_that_is_not_shown_gets_the_answer_of_one_that_does_not_exist(
     fleet: Engine, form: str
 ) -> None:
     shown = {*document(fleet)["all_versions"]}
@@ -300,7 +300,7 @@ def test_every_answer_has_strict_headers(fleet: Engine, path: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_who_has_the_answer_already_is_told_no_more_than_that(fleet: Engine, form: str) -> None:
+def test_a_client_that_has_the_answer_gets_304_without_a_body(fleet: Engine, form: str) -> None:
     app = serve(fleet)
     first = ask(app, f"{form}?days=30")
     etag = first.headers["etag"]
@@ -403,7 +403,7 @@ def test_a_page_has_no_script_no_inline_style_and_nothing_from_elsewhere(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_before_anything_was_heard_of_the_answer_is_kind(empty: Engine, form: str) -> None:
+def test_before_the_first_heartbeat_every_form_has_an_answer(empty: Engine, form: str) -> None:
     response = get(empty, form)
     assert response.status_code == 200
     if form == "/":
@@ -487,7 +487,7 @@ def test_a_new_day_is_shown_within_two_seconds(fleet: Engine, databases: Databas
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_without_its_database_an_answer_says_so(
+def test_without_its_database_an_answer_is_503_with_a_sentence(
     form: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = store.connect("postgresql+psycopg://someone:opensesame@127.0.0.1:1/nowhere")

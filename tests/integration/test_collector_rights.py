@@ -205,7 +205,7 @@ def test_a_database_that_fails_is_503_for_reading_too(own: Collector) -> None:
     ]
 
 
-def test_reading_waits_for_nobody_for_long_and_holds_up_no_heartbeat(own: Collector) -> None:
+def test_reading_gives_up_in_time_and_delays_no_heartbeat(own: Collector) -> None:
     statuses: list[int] = []
     readers = [
         threading.Thread(target=lambda: statuses.append(own.held(INSTANCE).status_code))
@@ -245,7 +245,7 @@ def test_an_install_is_forgotten_with_everything_under_its_id(own: Collector) ->
     assert query(own.url, "SELECT count(*) FROM install") == [(1,)]
 
 
-def test_an_answer_does_not_tell_whether_there_was_anything(own: Collector) -> None:
+def test_an_answer_does_not_show_whether_there_was_anything(own: Collector) -> None:
     own.post(BODY)
     answers = [own.forget(INSTANCE) for _ in range(2)]
     for response in answers:
@@ -254,7 +254,7 @@ def test_an_answer_does_not_tell_whether_there_was_anything(own: Collector) -> N
     assert answers[0].headers == answers[1].headers
 
 
-def test_nobody_counts_any_more_who_is_forgotten(own: Collector) -> None:
+def test_a_deleted_install_is_in_no_number(own: Collector) -> None:
     engine = create_engine(own.url, poolclass=NullPool)
 
     def counted() -> int:
@@ -365,7 +365,7 @@ def test_a_deletion_that_is_repeated_begins_that_time_again(own: Collector) -> N
     assert int(own.post(BODY).headers["retry-after"]) > 290
 
 
-def test_of_a_deletion_remains_a_mark_that_names_nobody_and_differs_elsewhere(
+def test_a_deletion_leaves_a_keyed_mark_that_differs_between_databases(
     own: Collector, databases: Databases
 ) -> None:
     own.forget(INSTANCE)
@@ -591,7 +591,7 @@ main()
 """
 
 
-def test_a_handler_that_fails_tells_its_kind_and_no_word(migrated: str, tmp_path: Path) -> None:
+def test_a_handler_that_fails_logs_its_type_and_no_message(migrated: str, tmp_path: Path) -> None:
     with serving(migrated, tmp_path / "log", [sys.executable, "-c", BROKEN, "serve"]) as own:
         response = own.post(changed(deployment="kanarie"), user_agent="kanarie")
         assert (response.status_code, response.json()) == (500, {"error": "The collector failed."})

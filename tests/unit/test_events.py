@@ -233,7 +233,7 @@ def test_late_days_that_may_have_begun_before_the_first_known_day_are_no_event()
     assert of_kind(late(4, 3, 2), "standstill") == []
 
 
-def test_counting_that_stands_still_says_since_when() -> None:
+def test_counting_that_has_stopped_reports_since_when() -> None:
     (found,) = of_kind(counted([{"1.0.0": 50}] * 3), "standstill", counting_stopped=True)
     assert found.day == LAST + DAY
     assert (found.title, found.sentence) == (
@@ -245,7 +245,7 @@ def test_counting_that_stands_still_says_since_when() -> None:
     )
 
 
-def test_counting_that_stands_still_goes_on_as_the_same_event_when_the_day_is_counted() -> None:
+def test_counting_that_has_stopped_stays_the_same_event_when_the_day_is_counted() -> None:
     (now,) = of_kind(counted([{"1.0.0": 50}] * 3), "standstill", counting_stopped=True)
     later = counted([{"1.0.0": 50}] * 4, last=LAST + DAY)
     later = known(later, {LAST + DAY: begins(LAST + DAY * 2) + HOUR * 9})
@@ -255,12 +255,12 @@ def test_counting_that_stands_still_goes_on_as_the_same_event_when_the_day_is_co
     assert then.updated > now.updated
 
 
-def test_counting_that_stands_still_again_at_once_is_one_event() -> None:
+def test_counting_that_stops_again_at_once_is_one_event() -> None:
     (found,) = of_kind(late(5, 1, 0), "standstill", counting_stopped=True)
     assert (found.day, found.title) == (LAST - DAY, "Counting has stopped")
 
 
-def test_a_copy_that_is_behind_does_not_say_that_counting_stands_still() -> None:
+def test_a_standby_that_is_behind_does_not_report_that_counting_has_stopped() -> None:
     shown = replace(counted([{"1.0.0": 50}] * 3), standby_as_of=datetime(2026, 11, 13, tzinfo=UTC))
     assert of_kind(shown, "standstill", counting_stopped=True) == []
 

@@ -12,7 +12,7 @@ from app.collector.limit import DAY_SECONDS, Busiest, DailyInstalls, Limiter
 DAY = 20_000 * DAY_SECONDS
 
 
-def test_a_client_has_a_minutes_requests_at_once_and_then_hears_when_the_next_is_due() -> None:
+def test_a_client_may_use_a_minutes_requests_at_once_and_then_gets_the_wait_for_the_next() -> None:
     limiter = Limiter(60)
 
     assert [limiter.take("192.0.2.1", 1000.0) for _ in range(62)] == [0] * 60 + [1, 1]
@@ -109,7 +109,7 @@ def test_to_ask_how_long_to_wait_takes_nothing() -> None:
 # Installs a day
 
 
-def test_a_client_brings_so_many_installs_a_day_and_hears_when_the_day_ends() -> None:
+def test_a_client_may_send_for_so_many_installs_a_day_and_then_gets_the_wait() -> None:
     daily = DailyInstalls(3)
     noon = DAY + DAY_SECONDS / 2
 

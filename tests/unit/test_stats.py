@@ -439,7 +439,7 @@ def test_what_cannot_be_filtered_by_gets_the_answer_of_what_does_not_exist(there
     assert (found["days"], found["values"], found["features"]) == ([], {}, {})
 
 
-def test_an_edition_of_few_gets_the_answer_of_one_that_nobody_has() -> None:
+def test_an_edition_of_few_gets_the_answer_of_one_without_installs() -> None:
     only_ce = [Install()] * 60
     none, few = (
         exports.document(

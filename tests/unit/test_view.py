@@ -402,7 +402,7 @@ def test_what_is_not_listed_is_named_so_on_the_page() -> None:
         ("2026-06-09T00:00", True),
     ],
 )
-def test_counting_stands_still_when_a_day_is_not_counted_an_hour_after_its_end(
+def test_counting_has_stopped_when_a_day_is_not_counted_an_hour_after_its_end(
     now: str,
     still: bool,  # noqa: FBT001 - pytest's parameter
 ) -> None:
