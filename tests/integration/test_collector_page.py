@@ -99,25 +99,27 @@ def document(engine: Engine, query: str = "") -> Any:
 
 
 def test_the_page_answers_with_the_numbers_of_the_document(fleet: Engine) -> None:
-    shown = document(fleet)
-    last = shown["days"][-1]["movements"]
+    numbers = document(fleet)
+    last = numbers["days"][-1]["movements"]
     said = words(get(fleet, "/").text)
     assert last["active_2d"] > 100
-    ended = long_date(date.fromisoformat(shown["until"]))
+    ended = long_date(date.fromisoformat(numbers["until"]))
     assert f"{last['active_2d']:,} installs were active at the end of {ended}" in said
-    change = last["active_2d"] - shown["a_month_before"]["active"]
+    change = last["active_2d"] - numbers["a_month_before"]["active"]
     assert f"+{change:,} (" in said
     for number in (last["active_7d"], last["active_30d"]):
         assert f" {number:,} " in said
-    live = shown["live"]
+    live = numbers["live"]
     assert f"{live['active']:,} installs are active" in said
     assert f"and {shown(live['not_established'])} more are not established yet." in said
 
 
 def test_the_last_day_is_the_last_that_is_over(fleet: Engine) -> None:
-    shown = document(fleet)
-    assert shown["until"] == shown["days"][-1]["day"] == str(yesterday())
-    assert datetime.fromisoformat(shown["live"]["as_of"]) > datetime.now(UTC) - timedelta(minutes=1)
+    numbers = document(fleet)
+    assert numbers["until"] == numbers["days"][-1]["day"] == str(yesterday())
+    assert datetime.fromisoformat(numbers["live"]["as_of"]) > datetime.now(UTC) - timedelta(
+        minutes=1
+    )
 
 
 def test_a_page_whose_last_day_is_old_reports_that_counting_has_stopped(
@@ -154,18 +156,18 @@ def test_a_recount_is_shown_while_it_runs(fleet: Engine, databases: Databases) -
         assert ask(app, "/v1/stats.json").json()["recount"] is None
 
 
-def over_time(shown: Any) -> dict[tuple[str, str, str], int | None]:
+def over_time(numbers: Any) -> dict[tuple[str, str, str], int | None]:
     """What the CSV holds of periods, of months and of releases."""
     found = {}
-    growth = shown["growth"]
+    growth = numbers["growth"]
     for period in growth["periods"]:
         for name in ("new", "lost"):
             found[period["since"], f"{name}_in_{growth['by']}", ""] = period[name]
-    for cohort in shown["cohorts"]:
+    for cohort in numbers["cohorts"]:
         found[cohort["month"], "established", ""] = cohort["established"]
         for after, installs in cohort["retained"].items():
             found[cohort["month"], "retained", after] = installs
-    for release in shown["adoption"]:
+    for release in numbers["adoption"]:
         for share in release["days"]:
             day = date.fromisoformat(release["released_on"]) + timedelta(days=share["after"])
             found[str(day), "or_newer", release["version"]] = share["installs"]
@@ -173,24 +175,24 @@ def over_time(shown: Any) -> dict[tuple[str, str, str], int | None]:
 
 
 def test_the_csv_holds_the_numbers_of_the_document(fleet: Engine) -> None:
-    shown, response = document(fleet), get(fleet, "/v1/stats.csv")
+    numbers, response = document(fleet), get(fleet, "/v1/stats.csv")
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
     rows = {tuple(row[:3]): row[3] for row in csv.reader(io.StringIO(response.text))}
     rows = {name: n for name, n in rows.items() if name[1] != "live"}  # has a time of its own
     assert rows.pop(("day", "metric", "value")) == "installs"
     expected = {}
-    for each in shown["days"]:
+    for each in numbers["days"]:
         for name, installs in [*each["movements"].items(), ("dev_builds", each["dev_builds"])]:
             expected[each["day"], name, ""] = installs
         for version, installs in [*each["versions"].items(), (OTHER, each["other_versions"])]:
             expected[each["day"], "version", version] = installs
-    expected |= over_time(shown)
-    for name, spread in shown["values"].items():
+    expected |= over_time(numbers)
+    for name, spread in numbers["values"].items():
         for group in spread["groups"]:
-            expected[shown["until"], name, group["value"]] = group["installs"]
-        expected[shown["until"], name, OTHER] = spread["folded_installs"]
-    for name, feature in shown["features"].items():
-        expected[shown["until"], name, "used"] = feature["installs"]
+            expected[numbers["until"], name, group["value"]] = group["installs"]
+        expected[numbers["until"], name, OTHER] = spread["folded_installs"]
+    for name, feature in numbers["features"].items():
+        expected[numbers["until"], name, "used"] = feature["installs"]
     assert rows == {
         name: "fewer than 5" if installs is None else str(installs)
         for name, installs in expected.items()
@@ -198,18 +200,18 @@ def test_the_csv_holds_the_numbers_of_the_document(fleet: Engine) -> None:
 
 
 def test_the_document_has_every_day_and_every_value(fleet: Engine) -> None:
-    shown = document(fleet, "?days=30")
+    numbers = document(fleet, "?days=30")
     since = yesterday() - timedelta(days=29)
-    assert (shown["since"], shown["until"]) == (str(since), str(yesterday()))
-    assert [each["day"] for each in shown["days"]] == sorted(
-        {each["day"] for each in shown["days"]}
+    assert (numbers["since"], numbers["until"]) == (str(since), str(yesterday()))
+    assert [each["day"] for each in numbers["days"]] == sorted(
+        {each["day"] for each in numbers["days"]}
     )
-    assert len(shown["days"]) == 30
-    assert {*shown["days"][0]["movements"]} == {*STOCKS}
-    assert shown["rounded_to"] == 5
+    assert len(numbers["days"]) == 30
+    assert {*numbers["days"][0]["movements"]} == {*STOCKS}
+    assert numbers["rounded_to"] == 5
     on_or_off = {name for name, unused in UNUSED.items() if unused == "false"}
-    assert {*shown["values"]} == {"edition", *VALUES} - on_or_off
-    assert {*shown["features"]} == {*UNUSED}
+    assert {*numbers["values"]} == {"edition", *VALUES} - on_or_off
+    assert {*numbers["features"]} == {*UNUSED}
 
 
 def test_days_before_the_first_count_are_not_shown_as_zero(fleet: Engine) -> None:
@@ -219,9 +221,9 @@ def test_days_before_the_first_count_are_not_shown_as_zero(fleet: Engine) -> Non
 def test_a_filter_leaves_only_its_own_installs_and_is_said_in_a_sentence(fleet: Engine) -> None:
     everyone = document(fleet)
     edition = everyone["values"]["edition"]["groups"][-1]
-    shown = document(fleet, f"?edition={edition['value']}")
-    assert shown["days"][-1]["movements"]["active_2d"] == edition["installs"]
-    assert shown["live"] is None
+    numbers = document(fleet, f"?edition={edition['value']}")
+    assert numbers["days"][-1]["movements"]["active_2d"] == edition["installs"]
+    assert numbers["live"] is None
     since = long_date(yesterday() - timedelta(days=29))
     html = get(fleet, f"/?days=30&edition={edition['value']}").text
     assert f"Only installs in the {edition['value']} edition, from {since} to" in words(html)
@@ -264,10 +266,10 @@ def test_a_wrong_value_is_refused_with_a_sentence(
 def test_a_version_that_is_not_shown_gets_the_answer_of_one_that_does_not_exist(
     fleet: Engine, form: str
 ) -> None:
-    shown = {*document(fleet)["all_versions"]}
+    numbers = {*document(fleet)["all_versions"]}
     with fleet.connect() as connection:
         released = connection.scalars(text("SELECT version FROM release ORDER BY released_on"))
-        hidden = next(version for version in released if version not in shown)
+        hidden = next(version for version in released if version not in numbers)
     there, missing = (
         get(fleet, f"{form}?version={version}").text.replace(version, "VERSION")
         for version in (hidden, "99999.0.0")
@@ -322,9 +324,9 @@ def test_an_answer_is_rendered_once_until_a_day_is_counted(
     rendered = []
     document = exports.document
 
-    def counted_document(shown: stats.Stats) -> dict[str, Any]:
-        rendered.append(shown)
-        return document(shown)
+    def counted_document(numbers: stats.Stats) -> dict[str, Any]:
+        rendered.append(numbers)
+        return document(numbers)
 
     monkeypatch.setattr(exports, "document", counted_document)
     with copied(fleet, databases) as engine:
