@@ -29,7 +29,7 @@ DAY = timedelta(days=1)
 COUNTED_AFTER = timedelta(seconds=90)
 """How long after its end a day is counted."""
 SEEN_BEFORE = timedelta(hours=1)
-"""How long ago the installs of the live numbers were heard of."""
+"""How long ago the installs of the live numbers reported."""
 
 CHURN = 0.004
 """The share of the installs that sends its last heartbeat on a day."""
@@ -209,7 +209,7 @@ class _Course:
     gone: Sequence[int]
 
     def active(self, number: int) -> int:
-        """Return how many were heard of within 48 hours before a day's end."""
+        """Return how many reported within 48 hours before the end of a day."""
         present = self.present[number]
         return max(round(present * (1 - _off(len(self.present) - number))), self.new[number])
 

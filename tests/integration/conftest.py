@@ -22,7 +22,7 @@ def migrated(collector_database: str) -> str:
 
 @pytest.fixture
 def empty(empty_database: str) -> Iterator[Engine]:
-    """The tables of a collector that has counted no day."""
+    """A collector's tables, before any day is counted."""
     engine = store.connect(empty_database)
     with engine.connect() as connection:
         migrate(connection, "collector")

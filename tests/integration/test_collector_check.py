@@ -51,7 +51,7 @@ def body(number: int, at: datetime, version: str = VERSION) -> str:
 
 
 def heard(url: str, at: datetime, installs: Sequence[int], version: str = VERSION) -> None:
-    """Have established installs be heard of."""
+    """Store heartbeats of established installs."""
     heartbeats = [parse(body(number, at, version)) for number in installs]
     with create_engine(url, poolclass=NullPool).begin() as connection:
         store.insert(connection, heartbeats, established_days=1, at=at)
@@ -78,7 +78,7 @@ def listed(url: str, version: str = VERSION) -> None:
 
 @pytest.fixture
 def well(migrated: str) -> str:
-    """A database with 30 installs, heard of on each of 10 days and today, all of it counted."""
+    """A database with 30 installs that reported on each of 10 days and today; all is counted."""
     listed(migrated)
     for days in range(10, 0, -1):
         heard(migrated, begins(yesterday() - timedelta(days=days - 1)), range(30))

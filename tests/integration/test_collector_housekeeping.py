@@ -24,7 +24,7 @@ def until(what: Callable[[], object], seconds: float = 10) -> None:
 
 
 def heard_of(url: str, numbers: range, days_ago: float) -> None:
-    """Keep a heartbeat of each install as if it had come so many days ago."""
+    """Store a heartbeat of each install as if it had arrived so many days ago."""
     heartbeats = [parse(of(number)) for number in numbers]
     with create_engine(url, poolclass=NullPool).begin() as connection:
         at = datetime.now(UTC) - timedelta(days=days_ago)

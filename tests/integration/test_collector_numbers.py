@@ -45,7 +45,7 @@ LABELS = ("docker-compose", "kubernetes", "unknown", "bare-metal", "heroku", "do
 
 
 class Ledger:
-    """What was heard of each install, as somebody would note it down by hand."""
+    """The heartbeats of each install, counted independently of the collector's SQL."""
 
     def __init__(self, established_days: int = 3) -> None:
         self._established_days = established_days
@@ -767,7 +767,7 @@ def test_whoever_is_forgotten_leaves_the_next_numbers_and_no_number_of_the_past(
     assert moved(collector, "2026-03-01") == before
     assert before["new"] == 2
     assert moved(collector, "2026-03-02") == {"active_2d": 1, "active_7d": 1, "active_30d": 1}
-    # Once its mark has gone, nothing tells that an id was there before.
+    # Once its mark is deleted, nothing shows that an id was stored before.
     with collector.begin() as connection:
         connection.execute(text("DELETE FROM forgotten"))
     take(collector, "2026-03-03T02:30:00", heartbeat(1))
@@ -793,7 +793,7 @@ def test_what_is_pruned_leaves_every_number_as_it_is_and_cannot_be_counted_again
     now = datetime.now(UTC).replace(microsecond=0)
     with collector.begin() as connection:
         for age in (50, 35, 20, 1):
-            # One is heard of to the last, one left, and one is lost meanwhile.
+            # One reports to the last day, one stopped before, and one is lost in between.
             installs = [1, 2, 3][: {50: 3, 35: 2}.get(age, 1)]
             for install in installs:
                 at = now - age * DAY

@@ -55,7 +55,7 @@ def get(engine: Engine, path: str) -> httpx.Response:
 
 @pytest.fixture(scope="module")
 def fleet(databases: Databases) -> Iterator[Engine]:
-    """A collector that has heard of a fleet for forty days."""
+    """A collector with the heartbeats of a fleet on forty days."""
     with databases.copy_of("template1") as url:
         seed(url, installs=250, days=40, until=datetime.now(UTC))
         engine = store.connect(url)
