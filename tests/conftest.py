@@ -138,6 +138,17 @@ def empty_database(databases: Databases) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def collector_template(databases: Databases) -> Iterator[str]:
+    """The name of a database with the tables of a collector, to copy."""
+    with databases.copy_of("template1") as url:
+        with create_engine(url, poolclass=NullPool).connect() as connection:
+            migrate(connection, "collector")
+        name = make_url(url).database
+        assert name is not None
+        yield name
+
+
 @pytest.fixture
 def collector_database(empty_database: str) -> str:
     """The URL of a database for a collector, not migrated."""

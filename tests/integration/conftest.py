@@ -4,28 +4,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy import Engine
 
 from app.collector import store
-from migrations import migrate
+from tests.conftest import Databases
 from tests.support.collector import Collector, serving
 from tests.support.metrics import free_port
 
 
 @pytest.fixture
-def migrated(collector_database: str) -> str:
+def migrated(databases: Databases, collector_template: str) -> Iterator[str]:
     """The URL of a collector's database, with its tables."""
-    with create_engine(collector_database, poolclass=NullPool).connect() as connection:
-        migrate(connection, "collector")
-    return collector_database
+    with databases.copy_of(collector_template) as url:
+        yield url
 
 
 @pytest.fixture
-def empty(empty_database: str) -> Iterator[Engine]:
+def empty(migrated: str) -> Iterator[Engine]:
     """A collector's tables, before any day is counted."""
-    engine = store.connect(empty_database)
-    with engine.connect() as connection:
-        migrate(connection, "collector")
+    engine = store.connect(migrated)
     yield engine
     engine.dispose()
 

@@ -18,22 +18,15 @@ from app.collector import check, daily, recount, store
 from app.collector.daily import begins
 from app.collector.outcomes import BUSIEST
 from app.payload import parse
+from tests.support import warm
 from tests.support.collector import EXAMPLE, NOWHERE, Collector, changed, of, query, serving
-from tests.support.processes import ROOT
 
 VERSION = str(EXAMPLE["version"])
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "app.collector", "check", *arguments],
-        env={"COLUMNS": "100", **environment},
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
+    argv = [sys.executable, "-m", "app.collector", "check", *arguments]
+    return warm.run(argv, {"COLUMNS": "100", **environment}, timeout=30)
 
 
 def sentences(url: str) -> dict[str, list[str]]:

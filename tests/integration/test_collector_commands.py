@@ -25,7 +25,7 @@ from app.payload import parse
 from migrations import migrate
 from tests.conftest import Databases
 from tests.guard import __path__ as guard
-from tests.support import attack
+from tests.support import attack, warm
 from tests.support.attack import TODAY
 from tests.support.collector import NOWHERE, changed, query
 from tests.support.processes import ROOT
@@ -665,15 +665,7 @@ def as_shown(url: str, line: str) -> str:
     """Run a line of the page as a process; return what it prints."""
     python, *words = shlex.split(line)
     assert python == "python"
-    done = subprocess.run(
-        [sys.executable, *words],
-        env={"COLLECTOR_DATABASE_URL": url},
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    done = warm.run([sys.executable, *words], {"COLLECTOR_DATABASE_URL": url}, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

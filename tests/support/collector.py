@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from sqlalchemy import NullPool, create_engine, text
 
-from tests.support import published
+from tests.support import published, warm
 from tests.support.processes import ROOT
 
 NOWHERE = "postgresql://someone:opensesame@127.0.0.1:1/nowhere"
@@ -55,15 +55,7 @@ def command(process: str) -> list[str]:
 
 def run(process: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a process type of the collector to its end."""
-    return subprocess.run(
-        command(process),
-        env=environment,
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
+    return warm.run(command(process), environment, timeout=30)
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ class Collector:
 
     url: str
     port: int
-    process: subprocess.Popen[bytes]
+    process: warm.Program
     output: Path
     client: httpx.Client
 
@@ -119,13 +111,8 @@ def serving(
         **variables,
     }
     with output.open("wb") as out:
-        process = subprocess.Popen(
-            [*(argv or command("web")), "--host", "127.0.0.1"],
-            env=environment,
-            cwd=ROOT,
-            stdout=out,
-            stderr=out,
-        )
+        argv = [*(argv or command("web")), "--host", "127.0.0.1"]
+        process = warm.start(argv, environment, stdout=out, stderr=out)
     try:
         wait_until_ready(process, output)
         base = f"http://127.0.0.1:{port}"
@@ -138,7 +125,7 @@ def serving(
         process.wait()
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], output: Path) -> None:
+def wait_until_ready(process: warm.Program, output: Path) -> None:
     deadline = time.monotonic() + 20
     while "collector.ready" not in output.read_text():
         assert process.poll() is None, output.read_text()

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import make_url
 
+from tests.support import warm
 from tests.support.processes import ROOT, minimal
 
 PASSWORD = "correct-horse-battery"  # noqa: S105 - only to see that nothing prints it
@@ -41,76 +42,50 @@ def command(
     """Run ``python -m app`` with some variables changed, or removed where they are None."""
     changes = {**environment, **changed}
     variables = {name: value for name, value in changes.items() if value is not None}
-    return _run(variables, ["-m", "app", *arguments], typed)
+    argv = [sys.executable, "-m", "app", *arguments]
+    return _checked(warm.run(argv, minimal(with_passwords(variables)), typed=typed))
 
 
 def commands(environment: Mapping[str, str], *lines: str, typed: str = "") -> list[Ended]:
-    """Run several commands one after the other in one process, for the sake of time."""
-    return commands_each_in(environment, [(line, {}) for line in lines], typed)
+    """Run several commands one after the other."""
+    return [command(environment, *line.split(), typed=typed) for line in lines]
 
 
 def commands_each_in(
     environment: Mapping[str, str], lines: list[tuple[str, dict[str, str]]], typed: str = ""
 ) -> list[Ended]:
-    """Run several commands in one process, each with variables of its own changed."""
-    ended = _run(environment, ["-c", SEVERAL], json.dumps({"lines": lines, "typed": typed}))
-    assert (ended.code, ended.err) == (0, "")
-    return [Ended(**each) for each in ended.json]
+    """Run several commands one after the other, each with variables of its own changed."""
+    return [command({**environment, **own}, *line.split(), typed=typed) for line, own in lines]
 
 
 def python(environment: Mapping[str, str], code: str) -> str:
-    """Run some Python and return what it prints."""
-    ended = _run(environment, ["-c", code], "")
+    """Run some Python in an interpreter that has imported nothing yet; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        env=minimal(with_passwords(environment)),
+        timeout=100,
+        check=False,
+    )
+    ended = _checked(done)
     assert ended.code == 0, ended.err
     return ended.out
 
 
-SEVERAL = """
-import contextlib, io, json, os, sys
-from app import cli
-
-def told(line, changed):
-    before = dict(os.environ)
-    os.environ.update(changed)
-    sys.argv[1:] = line.split()
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-    os.environ.clear()
-    os.environ.update(before)
-    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
-
-given = json.load(sys.stdin)
-sys.stdin = io.StringIO(given["typed"])
-print(json.dumps([told(*each) for each in given["lines"]]))
-"""
+def _checked(done: subprocess.CompletedProcess[str]) -> Ended:
+    """Return how a command ended; no output contains a password or a traceback."""
+    for printed in (done.stdout, done.stderr):
+        assert PASSWORD not in printed
+        assert "Traceback" not in printed, printed
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
-def _run(environment: Mapping[str, str], arguments: list[str], typed: str) -> Ended:
-    """Run Python; whatever it prints, it is neither a password nor a traceback.
-
-    Every database URL without a password is given one.
-    """
-    variables = dict(environment)
-    for name in variables.keys() & {"DATABASE_URL", "MIGRATION_DATABASE_URL"}:
-        variables[name] = with_password(variables[name])
-    ended = subprocess.run(
-        [sys.executable, *arguments],
-        input=typed,
-        capture_output=True,
-        encoding="utf-8",
-        cwd=ROOT,
-        env=minimal(variables),
-        timeout=100,
-        check=False,
-    )
-    for said in (ended.stdout, ended.stderr):
-        assert PASSWORD not in said
-        assert "Traceback" not in said, said
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+def with_passwords(environment: Mapping[str, str]) -> dict[str, str]:
+    """Give a password to each database URL that has none."""
+    databases = environment.keys() & {"DATABASE_URL", "MIGRATION_DATABASE_URL"}
+    return {**environment, **{name: with_password(environment[name]) for name in databases}}
 
 
 def with_password(url: str) -> str:

@@ -1,0 +1,239 @@
+"""Starts the project's programs as forks of a process that has imported their libraries already.
+
+A fork is a process like any other: it has an environment, arguments, streams, an exit code and a
+death of its own. It only saves the second that Python needs to import SQLAlchemy, Typer and
+Starlette, which the tests would spend a thousand times. The lines of the Procfile that a test
+watches are started without it, by their own words: see ``tests.support.processes``.
+
+Each test runner has one such process. It ends with its runner.
+"""
+
+import atexit
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, NoReturn
+
+ROOT = Path(__file__).parents[2]
+GUARD = ROOT / "tests" / "guard"
+LONGEST_REQUEST = 200_000
+"""Bytes of a program's arguments and environment; a message is received whole or not at all."""
+
+
+class Fork:
+    """A program that was started by a fork, with the part of ``Popen`` that the tests use."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+    ) -> None:
+        """Start ``python -m MODULE …`` or ``python -c CODE …`` in the project's directory."""
+        self.returncode: int | None = None
+        self._status, other = os.pipe()
+        with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a device, opened for its number
+            streams = [(stream or nothing).fileno() for stream in (stdin, stdout, stderr)]
+            request = json.dumps({"argv": [*argv[1:]], "env": {**env}}).encode()
+            assert len(request) < LONGEST_REQUEST
+            with _SENDING:
+                socket.send_fds(_parent(), [request], [*streams, other])
+        os.close(other)
+        self.pid = int(self._read())
+
+    def _read(self) -> bytes:
+        said = b""
+        while not said.endswith(b"\n"):
+            part = os.read(self._status, 1)
+            assert part, "the process that forks has ended"
+            said += part
+        return said
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal, or None while the program runs."""
+        if self.returncode is None and select.select([self._status], [], [], 0)[0]:
+            self._end()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end and return the exit code; raise what ``Popen.wait`` raises."""
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            self._end()
+        assert self.returncode is not None
+        return self.returncode
+
+    def _end(self) -> None:
+        self.returncode = int(self._read())
+        os.close(self._status)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the program has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+Program = Fork | subprocess.Popen[bytes]
+
+
+def start(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdin: IO[bytes] | None = None,
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+) -> Program:
+    """Start a Python program in the project's directory, by a fork if nothing prevents it.
+
+    What Python reads before it imports anything has to be read by a Python of its own.
+    """
+    asked = {name for name in env if name.startswith(("PYTHON", "LC_", "LANG"))} - {"PYTHONPATH"}
+    if asked or argv[0] != sys.executable or argv[1] not in {"-m", "-c"}:
+        return subprocess.Popen(
+            argv,
+            cwd=ROOT,
+            env=env,
+            stdin=stdin or subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+        )
+    return Fork(argv, env, stdin=stdin, stdout=stdout, stderr=stderr)
+
+
+def run(
+    argv: Sequence[str], env: Mapping[str, str], *, typed: str = "", timeout: float = 100
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program to its end, ``typed`` being its input; return what it printed."""
+    with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+        given.write(typed.encode())
+        given.seek(0)
+        program = start(argv, env, stdin=given, stdout=out, stderr=err)
+        try:
+            code = program.wait(timeout)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            raise
+        printed = []
+        for stream in (out, err):
+            stream.seek(0)
+            printed.append(stream.read().decode())
+    return subprocess.CompletedProcess(argv, code, *printed)
+
+
+_SENDING = threading.Lock()
+
+
+@cache
+def _parent() -> socket.socket:
+    """Start the process that forks, once for each test runner; return the way to ask it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * LONGEST_REQUEST)
+    with theirs:
+        parent = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.warm", str(theirs.fileno())],
+            cwd=ROOT,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(GUARD)},
+            pass_fds=[theirs.fileno()],
+        )
+
+    def finish() -> None:
+        ours.close()
+        parent.wait()
+
+    atexit.register(finish)
+    return ours
+
+
+def serve(requests: socket.socket) -> None:
+    """Fork for each request until the runner has ended; return in the forks alone."""
+    wake, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    running: dict[int, int] = {}
+    while True:
+        for ready in select.select([requests.fileno(), wake], [], [])[0]:
+            if ready == wake:
+                os.read(wake, 4096)
+                _report_ended(running)
+                continue
+            request, descriptors, *_ = socket.recv_fds(requests, LONGEST_REQUEST, 4)
+            if not request:
+                os._exit(0)  # the runner has ended: nothing of it is left to do here
+            *streams, status = descriptors
+            pid = os.fork()
+            if not pid:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                requests.close()
+                for number, stream in enumerate(streams):
+                    os.dup2(stream, number)
+                for each in (*descriptors, *running.values(), wake, woken):
+                    os.close(each)
+                _become(**json.loads(request))
+            for stream in streams:
+                os.close(stream)
+            os.write(status, b"%d\n" % pid)
+            running[pid] = status
+
+
+def _report_ended(running: dict[int, int]) -> None:
+    while running:
+        pid, ended = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        status = running.pop(pid)
+        with suppress(BrokenPipeError):  # a test that has given up on its program reads nothing
+            os.write(status, b"%d\n" % os.waitstatus_to_exitcode(ended))
+        os.close(status)
+
+
+def _become(argv: list[str], env: dict[str, str]) -> NoReturn:
+    """Run a program as ``python`` would run it, and end."""
+    os.environ.clear()
+    os.environ.update(env)
+    time.tzset()
+    what, named, *arguments = argv
+    sys.argv = [what, *arguments]
+    if what == "-c":
+        exec(compile(named, "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102 - python -c
+    else:
+        runpy.run_module(named, run_name="__main__", alter_sys=True)
+    sys.exit()
+
+
+def main() -> None:
+    """Import what the programs import, and serve."""
+    for module in ("app.cli", "app.collector.web", "app.collector.commands", "uvicorn.server"):
+        import_module(module)
+    with socket.socket(fileno=int(sys.argv[1])) as requests:
+        serve(requests)
+
+
+if __name__ == "__main__":
+    main()
