@@ -415,7 +415,7 @@ def test_counting_has_stopped_when_a_day_is_not_counted_an_hour_after_its_end(
 def test_the_page_says_how_far_a_recount_has_come() -> None:
     recount = Recount(date(2026, 4, 1), date(2026, 3, 24), LAST)
     said = words(page(replace(stats_of(FLEET), recount=recount)))
-    assert "Earlier days are being counted again: 35% done;" in said
+    assert "Earlier days are being counted again: 35% done." in said
     assert "the numbers of 1 April to 7 May 2026" in said
     assert "being counted again" not in words(page(stats_of(FLEET)))
 
