@@ -416,7 +416,7 @@ def test_the_page_says_how_far_a_recount_has_come() -> None:
     recount = Recount(date(2026, 4, 1), date(2026, 3, 24), LAST)
     said = words(page(replace(stats_of(FLEET), recount=recount)))
     assert "Earlier days are being counted again: 35% done." in said
-    assert "the numbers of 1 April to 7 May 2026" in said
+    assert "some numbers of 1 April to 7 May 2026" in said
     assert "being counted again" not in words(page(stats_of(FLEET)))
 
 
