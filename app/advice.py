@@ -1,6 +1,6 @@
-"""What an operator can do about an error of the database: a sentence on the error, for the log.
+"""Adds to an error of the database a sentence for the log: what the operator can do about it.
 
-SQLSTATEs and the catalogues decide, never a message's words: the server may speak any language.
+SQLSTATEs and the catalogues decide, never the words of a message, which may be in any language.
 """
 
 import re
@@ -13,7 +13,7 @@ from app.grants import RIGHTS
 from app.models import METADATA
 
 CONSENTOS_NEEDED = "0005"
-"""The revision of ConsentOS's database that makes ``instance``."""
+"""The revision of ConsentOS's database that creates ``instance``."""
 
 _NOT_THERE = frozenset({"42703", "42P01"})
 _FORBIDDEN = "42501"
@@ -41,7 +41,7 @@ _REVISION = text(r"SELECT max(version_num) FROM alembic_version WHERE version_nu
 
 
 def advise_on_tables(connection: Connection, error: DBAPIError) -> None:
-    """Say on an error about a missing table or column what to do, if telemetry's own are missing.
+    """Add advice to an error about a missing table or column, if telemetry's own are missing.
 
     ``connection`` is where the error was raised; its transaction has ended.
     """
@@ -73,12 +73,12 @@ def _missing(connection: Connection) -> str | None:
 
 
 def advise_on_rights(error: BaseException | None) -> None:
-    """Say on an error about a right that the pipeline needs which command grants it."""
+    """Add, to an error about a right that the pipeline needs, the command that grants it."""
     origin: Any = error
     if getattr(origin, "sqlstate", None) != _FORBIDDEN or hasattr(origin, "sentence"):
         return
-    told = str(origin.diag.message_primary)
-    if origin.diag.source_function != _LACKS_A_GRANT:  # a policy, too, forbids
+    message = str(origin.diag.message_primary)
+    if origin.diag.source_function != _LACKS_A_GRANT:  # a policy forbids with the same SQLSTATE
         return
-    if RIGHTS.keys() & set(re.findall(r"\w+", told)):  # names are the same in every language
-        origin.sentence = f"{told}: run `python -m app grants --role ROLE --apply`"
+    if RIGHTS.keys() & set(re.findall(r"\w+", message)):  # names are the same in every language
+        origin.sentence = f"{message}: run `python -m app grants --role ROLE --apply`"

@@ -1,4 +1,4 @@
-"""What a body has that an earlier one had not, field by field. Pure."""
+"""The difference between two bodies, field by field. Everything here is pure."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from app import payload
 
 @dataclass(frozen=True)
 class Change:
-    """From the last body that was sent to the one that would be: values by their dotted names."""
+    """The difference between an earlier and a later body: values by their dotted names."""
 
     added: dict[str, Any]
     removed: dict[str, Any]
@@ -16,7 +16,7 @@ class Change:
 
 
 def between(earlier: str | None, later: str) -> Change:
-    """Compare two bodies; where there is no earlier one, all is added."""
+    """Compare two bodies; without an earlier one, every field counts as added."""
     before, after = payload.flat(earlier) if earlier else {}, payload.flat(later)
     return Change(
         added={name: value for name, value in after.items() if name not in before},

@@ -1,7 +1,7 @@
-"""What an operator changes by hand: the install's id, and what is on record under it.
+"""What an operator changes by hand: the install's id, and the records under it.
 
-To rotate and to forget need more rights than the pipeline has, and hold the outbox meanwhile: no
-heartbeat that is just being written, and no attempt that is just to begin, escapes them.
+``rotate`` and ``forget`` need more rights than the pipeline has. They lock the outbox, so that they
+also affect a heartbeat that is being written and an attempt that is about to begin.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from app.settings import Settings
 
 @dataclass(frozen=True)
 class Rotated:
-    """The ids that are gone, the one that took their place, and the days affected."""
+    """The former ids, the new one, and the days affected."""
 
     former: list[UUID]
     current: UUID | None
@@ -29,7 +29,7 @@ class Rotated:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """Every id that was on record, what went with them, and the days that may be on their way."""
+    """Every id that was on record, what was deleted with them, and the days that are being sent."""
 
     former: list[UUID]
     heartbeats: int
@@ -40,10 +40,10 @@ class Forgotten:
 def rotate(engine: Engine, *, enabled: bool) -> Rotated:
     """Replace the install's id, and discard what is pending under the former one.
 
-    While telemetry is off no new id is made: the first heartbeat after that makes it. The new one
-    keeps when the install last sent, for a day has one heartbeat under whatever id.
+    While telemetry is off no new id is created; the first heartbeat after that creates it. The new
+    row takes over when the install last sent, because a day has one heartbeat, whatever the id.
     """
-    with _holding_the_outbox(engine) as connection:
+    with _outbox_locked(engine) as connection:
         known = instance.find(connection)
         former = instance.remove(connection)
         current = instance.ensure(connection) if known and enabled else None
@@ -59,7 +59,7 @@ class NotErasedError(Exception):
     """The receiver did not confirm a deletion; nothing has been deleted here."""
 
     def __init__(self, instance_id: UUID, why: str) -> None:
-        """Name the id, and what the receiver answered or what kept it from answering."""
+        """Name the id, and the receiver's answer or why there was no answer."""
         super().__init__(
             f"The receiver did not confirm that it has deleted {instance_id} ({why}). Nothing is"
             " deleted here, so that no id is lost: try again, or leave out --remote."
@@ -69,12 +69,12 @@ class NotErasedError(Exception):
 def erase(engine: Engine, settings: Settings) -> list[UUID]:
     """Have the receiver delete everything under each id on record; return the ids.
 
-    It is the one that TELEMETRY_ENDPOINT names now, and it is asked whether telemetry is on or off:
-    the operator asks, not the pipeline.
+    The receiver is the one that TELEMETRY_ENDPOINT names now. It is asked even if telemetry is off,
+    because the operator asks, not the pipeline.
 
     Raises:
-        SettingsError: no endpoint can be made out; nobody is asked.
-        NotErasedError: it did not confirm one of them.
+        SettingsError: the settings name no usable endpoint; no receiver is asked.
+        NotErasedError: the receiver did not confirm the deletion of an id.
     """
     endpoint = settings.require_endpoint()
     with database.transaction(engine.connect(), read_only=True) as connection:
@@ -93,12 +93,12 @@ def erase(engine: Engine, settings: Settings) -> list[UUID]:
 
 
 def forget(engine: Engine) -> Forgotten:
-    """Delete the install's id and all that is on record of its heartbeats.
+    """Delete the install's id and all records of its heartbeats.
 
-    The notice goes too: it is given anew, and no heartbeat is written for a 02:30 before that, so
-    that none follows on the day of one that is forgotten.
+    The record of the notice is deleted too. So the notice is given again, and no heartbeat is
+    written for a 02:30 before that: the day of a forgotten heartbeat gets no second one.
     """
-    with _holding_the_outbox(engine) as connection:
+    with _outbox_locked(engine) as connection:
         in_flight = _in_flight(connection)
         known = instance.remove(connection)
         heartbeats, attempts = outbox.remove(connection)
@@ -111,10 +111,10 @@ def _in_flight(connection: Connection) -> list[date]:
 
 
 @contextmanager
-def _holding_the_outbox(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction that has the outbox to itself, when a write on its way has ended."""
+def _outbox_locked(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that holds the exclusive lock on the outbox, after a wait for writers."""
     with database.transaction(engine.connect()) as connection:
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         connection.execute(text("SET LOCAL statement_timeout = '15s'"))
-        outbox.hold(connection)
+        outbox.lock_exclusive(connection)
         yield connection

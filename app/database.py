@@ -1,39 +1,42 @@
-"""Connections to Postgres that hold nothing while idle, and errors told without a value in them."""
+"""Connections to Postgres, none of which is held while idle, and transactions with time limits.
+
+Errors are reported without the values of their statements.
+"""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from app.advice import advise_on_tables
+from app.advice import advise_on_rights, advise_on_tables
 
 _CLOCK = "consentos-telemetry clock"
 
 _T = TypeVar("_T")
 
 PATIENCE = 6.0
-"""Seconds that the server has for an answer: one more than a statement of the pipeline may take."""
+"""Seconds that the server has for each answer: one more than a statement of the pipeline has."""
 
 PATIENCE_OF_AN_OWNER = 60.0
-"""The same for a command that changes tables or waits for the outbox."""
+"""The same for a command that changes tables or waits for a lock on the outbox."""
 
 _BEGIN = text(
     "SELECT now(),"
     " set_config('statement_timeout', '5s', true),"
     " set_config('lock_timeout', '1s', true),"
-    # Rows that a policy hides are not zero: where one would apply, Postgres now reports an error.
+    # Rows that a policy hides would not be counted: with this, Postgres reports an error instead.
     " set_config('row_security', 'off', true),"
     " set_config('idle_in_transaction_session_timeout', '30s', true),"
-    # What has left is on record though the server crashes, whatever else may be lost in a crash.
+    # The record of what was sent must survive a crash of the server.
     " set_config('synchronous_commit', coalesce("
     "nullif(current_setting('synchronous_commit'), 'off'), 'local'), true),"
-    # psycopg reads times as these say, whatever the database's own settings are.
+    # psycopg can parse times only in these formats.
     " set_config('TimeZone', 'UTC', true),"
     " set_config('DateStyle', 'ISO', true),"
     " set_config('IntervalStyle', 'postgres', true)"
@@ -43,10 +46,10 @@ _READ_ONLY = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
 
 
 class _Bounded(psycopg.Connection[Any]):
-    """A connection on which no exchange takes for ever.
+    """A connection whose every exchange has a deadline.
 
-    A server that is frozen, or a proxy that keeps a dead connection open, answers nothing and
-    breaks nothing: neither the server's own time-outs nor TCP's notice that.
+    A frozen server, or a proxy that keeps a dead connection open, never answers, and neither the
+    server's time-outs nor TCP's notice that.
     """
 
     patience = PATIENCE
@@ -58,12 +61,12 @@ class _Bounded(psycopg.Connection[Any]):
             return super().wait(gen, interval, timeout or self.patience)
         except psycopg.OperationalError:
             if monotonic() >= deadline:
-                self.pgconn.finish()  # whatever it may still answer belongs to nothing
+                self.pgconn.finish()  # a late answer would be read as that of the next statement
             raise
 
 
 def engine(url: str, *, patience: float = PATIENCE) -> Engine:
-    """Return an engine that connects for each transaction and lets go after it.
+    """Return an engine that opens a connection when asked for one, and keeps none.
 
     ``patience`` is how many seconds the server has for each answer.
 
@@ -73,7 +76,7 @@ def engine(url: str, *, patience: float = PATIENCE) -> Engine:
     made = create_engine(
         url,
         poolclass=NullPool,
-        # Waiting for a lock and then looking again sees what its holder has committed.
+        # After a wait for a lock, the next statement sees what the lock's holder has committed.
         isolation_level="READ COMMITTED",
         hide_parameters=True,
         use_native_hstore=False,
@@ -100,26 +103,14 @@ def engine(url: str, *, patience: float = PATIENCE) -> Engine:
     return made
 
 
-def alive(connection: Connection) -> Connection:
-    """Return a shared connection; one that has died since its last use is made anew."""
-    if _CLOCK not in connection.info:
-        return connection
-    try:
-        live = connection.connection.dbapi_connection
-        connection.dialect.do_ping(live)  # type: ignore[arg-type]  # None once it is closed
-    except psycopg.Error:
-        connection.invalidate()
-    return connection
-
-
 @contextmanager
 def transaction(
     connecting: AbstractContextManager[Connection], *, read_only: bool = False
 ) -> Iterator[Connection]:
-    """Open a transaction whose statements and lock waits are bounded; commit it at the end.
+    """Open a transaction whose statements and lock waits have time limits; commit it at the end.
 
-    ``connecting`` gives the connection, and may have opened it: enter what is returned at once. A
-    transaction that is read-only sees the database as of one moment.
+    ``connecting`` gives the connection and closes it at the end if it must be closed. A read-only
+    transaction sees the database as of one moment.
     """
     with connecting as connection:
         try:
@@ -134,9 +125,60 @@ def transaction(
 
 
 def clock(connection: Connection) -> datetime:
-    """Return the database's time, the only one that decides about a day or a lease.
+    """Return the database's time. No other clock decides about a day or a lease.
 
-    It is that of the beginning of the transaction, as Postgres's own ``now()`` is.
+    It is the time at which the transaction began, like Postgres's ``now()``.
     """
     at: datetime = connection.info[_CLOCK]
     return at
+
+
+class Link:
+    """The pipeline's connection to Postgres, for transactions that follow one another.
+
+    It is opened at once. After ``close``, the next transaction opens it again.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Connect."""
+        self._engine = engine
+        self._connection: Connection | None = engine.connect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection: before a POST, before a wait, and at the end."""
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
+
+    @contextmanager
+    def transaction(self, *, read_only: bool = False) -> Iterator[Connection]:
+        """Open a transaction, as the function of that name does."""
+        live = self._live()
+        try:
+            with transaction(nullcontext(live), read_only=read_only) as connection:
+                yield connection
+        except DBAPIError as error:
+            advise_on_rights(error.orig)
+            raise
+
+    def _live(self) -> Connection:
+        """Return the connection, opened again if it was closed or has died since its last use."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        elif _CLOCK in self._connection.info:
+            _reopen_if_dead(self._connection)
+        return self._connection
+
+
+def _reopen_if_dead(connection: Connection) -> None:
+    try:
+        live = connection.connection.dbapi_connection
+        connection.dialect.do_ping(live)  # type: ignore[arg-type]  # None once it is closed
+    except psycopg.Error:
+        connection.invalidate()

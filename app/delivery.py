@@ -1,12 +1,16 @@
-"""One drain of one claimed row: its tries, each on record before it starts, and its settling."""
+"""The delivery of one claimed heartbeat: attempts, their records, and the end of the claim.
+
+Read ``Delivery.run`` first. It begins an attempt and commits that, closes the connection, makes
+the POST, and settles the row in another transaction.
+"""
 
 import json
 import logging
 import random
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from threading import Event
 
@@ -15,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app import database, instance, log, outbox, sender
 from app.advice import advise_on_rights
+from app.database import Link
 from app.outbox import Begun, Claim, Refusal
 from app.retry import Delivered, Outcome, RetryAt, judge
 from app.settings import Settings
@@ -22,7 +27,8 @@ from app.settings import Settings
 LEASE_BEYOND_TIMEOUT = timedelta(seconds=30)
 
 PATIENCE_WITH_DATABASE = (0.5, 1.0, 2.0)
-"""Seconds to wait between tries to commit an outcome; with 6 for each answer, 27.5 in all."""
+"""Seconds between the tries to commit an outcome. With 6 seconds for each answer of the database,
+all tries together take 27.5 seconds at most."""
 
 SENT_ELSEWHERE = (
     "this day's heartbeat has already been sent, and not from this outbox: either ConsentOS's own"
@@ -33,212 +39,226 @@ RECORD_LOST = (
     " failover, a restored backup)"
 )
 
-Transaction = Callable[[], AbstractContextManager[Connection]]
-
 
 def lease(settings: Settings) -> timedelta:
-    """Return how long a row is held from its claim, and from each attempt's beginning."""
+    """Return how long a claim, or the beginning of an attempt, reserves a row."""
     return timedelta(seconds=settings.telemetry_timeout_seconds) + LEASE_BEYOND_TIMEOUT
 
 
-def sent_elsewhere(last_telemetry_at: datetime | None, stamped_at: datetime | None) -> str:
-    """Say who has sent a day's heartbeat that the outbox does not have as sent."""
-    ours = stamped_at is not None and last_telemetry_at == stamped_at
-    return RECORD_LOST if ours else SENT_ELSEWHERE
+@dataclass
+class OwnStamp:
+    """The time with which this process last stamped the instance; None before the first time."""
+
+    at: datetime | None = None
+
+    def explain(self, last_telemetry_at: datetime | None) -> str:
+        """Explain why a day counts as sent although the outbox has no sent row for it."""
+        ours = self.at is not None and last_telemetry_at == self.at
+        return RECORD_LOST if ours else SENT_ELSEWHERE
 
 
 @dataclass(frozen=True)
-class Ended:
-    """Whether a claim was still held at its end, and when its row is tried again, if it is."""
+class ClaimEnd:
+    """How a claim ended.
+
+    ``held`` is whether the lease was still this claim's. ``next_attempt_at`` is set if the row is
+    to be tried again, ``unstamped`` if the instance could not be stamped.
+    """
 
     held: bool
     next_attempt_at: datetime | None = None
+    unstamped: DBAPIError | None = None
 
 
+@dataclass(frozen=True)
 class Delivery:
-    """The tries of one drain. No transaction is open while one is on the wire."""
+    """The delivery of one claimed heartbeat.
 
-    def __init__(
-        self,
-        claim: Claim,
-        settings: Settings,
-        transaction: Transaction,
-        *,
-        stopping: Event,
-        let_go: Callable[[], None],
-        stamped_at: datetime | None = None,
-    ) -> None:
-        """Take a claim to deliver; ``stopping`` ends the waits, and lets no attempt begin.
+    ``link`` is the connection that the claim was made on. It is closed during each POST and each
+    wait. ``stopping`` ends the waits, and no attempt begins after it.
+    """
 
-        ``let_go`` is called before each POST: no connection is to be held through it.
-        ``stamped_at`` is what this process stamped the instance with last, if it did.
-        """
-        self._claim = claim
-        self._settings = settings
-        self._transaction = transaction
-        self._stopping = stopping
-        self._let_go = let_go
-        self.stamped_at = stamped_at
-        self._attempt: Begun
-        self._refusal: Refusal | None = None
-        self._recorded: Outcome | None = None
-        self._unstamped: DBAPIError | None = None
+    claim: Claim
+    settings: Settings
+    link: Link
+    stopping: Event
+    own_stamp: OwnStamp
 
     def run(self) -> None:
-        """Make the tries, and settle the row unless its lease is lost meanwhile."""
-        settings, body = self._settings, self._claim.body
-        target = sender.Target(
-            endpoint=settings.telemetry_endpoint,
-            schema=json.loads(body)["telemetry_schema"],
-            timeout=settings.telemetry_timeout_seconds,
-            proxy=settings.proxy,
-        )
-        outcome = sender.deliver(
-            target,
-            body.encode("ascii"),
-            begin=self._begin,
-            record=self._record,
-            stopping=self._stopping,
-        )
-        if outcome:
-            self._settle(outcome)
-        elif self._refusal == "sent elsewhere":
-            self._discard()
-        elif not self._end(self._give_back).held:
-            self._log_lost_lease()
+        """Make up to three attempts, each on record before it starts, and end the claim."""
+        target, body = self._target(), self.claim.body.encode("ascii")
+        earlier: Outcome | None = None
+        for each in sender.tries(self.stopping):
+            attempt = self._begin()
+            if not isinstance(attempt, Begun):
+                self._end_without_attempt(attempt, earlier)
+                return
+            self.link.close()
+            outcome = sender.post(target, body, at=attempt.at, stopping=self.stopping)
+            if each.another_follows(outcome):
+                self._record(attempt, outcome)
+                earlier = outcome
+            else:
+                self._settle(attempt, outcome)
 
-    def _begin(self) -> datetime | None:
-        if self._stopping.is_set():
+    def _target(self) -> sender.Target:
+        return sender.Target(
+            endpoint=self.settings.telemetry_endpoint,
+            schema=json.loads(self.claim.body)["telemetry_schema"],
+            timeout=self.settings.telemetry_timeout_seconds,
+            proxy=self.settings.proxy,
+        )
+
+    # Each of these is one transaction, and what is logged after it
+
+    def _begin(self) -> Begun | Refusal | None:
+        """Commit the record of an attempt, and return it; None if the process is to stop."""
+        if self.stopping.is_set():
             return None
-        with self._transaction() as connection:
-            begun = outbox.begin(
+        with self.link.transaction() as connection:
+            return outbox.begin(
                 connection,
-                self._claim,
-                lease(self._settings),
-                endpoint=self._settings.endpoint_without_query,
+                self.claim,
+                lease(self.settings),
+                endpoint=self.settings.endpoint_without_query,
             )
-        if not isinstance(begun, Begun):
-            self._refusal = begun
-            return None
-        self._let_go()
-        self._attempt = begun
-        return begun.at
 
-    def _record(self, outcome: Outcome) -> None:
-        """Record and log the outcome of a try that another is to follow."""
-        self._recorded = outcome
+    def _record(self, attempt: Begun, outcome: Outcome) -> None:
+        """Record and log the outcome of an attempt that another one follows."""
         try:
-            self._commit(lambda connection: outbox.record(connection, self._attempt, outcome))
+            self._commit(lambda connection: outbox.record(connection, attempt, outcome))
         finally:
-            self._log_attempt(outcome, None)
+            self._log_attempt(attempt, outcome, None)
 
-    def _settle(self, outcome: Outcome) -> None:
-        """Record and log the outcome of the last try, and end the claim with its verdict."""
+    def _settle(self, attempt: Begun, outcome: Outcome) -> None:
+        """Record and log the outcome of the last attempt, and end the claim with its verdict."""
         if outcome.result == "sent":
-            log.payload(self._claim.body)
-        ended = Ended(held=False)
+            log.payload(self.claim.body)
+        end = ClaimEnd(held=False)
         try:
-            ended = self._end(lambda connection: self._conclude(connection, outcome))
+            end = self._end(lambda connection: self._write_settled(connection, attempt, outcome))
         finally:
-            self._log_attempt(outcome, ended.next_attempt_at)
-        if self._unstamped:
-            error = log.cause(self._unstamped)
+            self._log_attempt(attempt, outcome, end.next_attempt_at)
+        if end.unstamped:
+            error = log.cause(end.unstamped)
             log.event("failed", level=logging.WARNING, stage="stamp", error=error)
-        if not ended.held:
+        if not end.held:
             self._log_lost_lease()
         elif outcome.result == "rejected":
-            log.event("rejected", level=logging.WARNING, id=self._claim.id, status=outcome.status)
+            log.event("rejected", level=logging.WARNING, id=self.claim.id, status=outcome.status)
 
-    def _end(self, way: Callable[[Connection], Ended]) -> Ended:
-        """End the claim in one of its two ways.
+    def _end_without_attempt(self, refusal: Refusal | None, earlier: Outcome | None) -> None:
+        """End the claim because no further attempt may begin."""
+        if refusal == "sent elsewhere":
+            self._discard()
+        elif not self._end(
+            lambda connection: self._write_given_back(connection, refusal, earlier)
+        ).held:
+            self._log_lost_lease()
 
-        Where only the reply to a COMMIT was lost, the next try finds the lease gone: what the
-        earlier one found is what happened.
-        """
-        found: list[Ended] = []
-        self._commit(lambda connection: found.append(way(connection)))
-        return next((ended for ended in found if ended.held), found[-1])
+    def _discard(self) -> None:
+        """End the row unsent, because another program has sent the day's heartbeat."""
+        last_telemetry_at: datetime | None = None
 
-    def _conclude(self, connection: Connection, outcome: Outcome) -> Ended:
-        """Judge the row by the last try and record it: the row first, as everywhere."""
-        ended = self._judge(connection, outcome)
-        outbox.record(connection, self._attempt, outcome)
+        def write(connection: Connection) -> ClaimEnd:
+            nonlocal last_telemetry_at
+            known = instance.find(connection)
+            last_telemetry_at = known.last_telemetry_at if known else None
+            return ClaimEnd(outbox.discard(connection, self.claim, "sent elsewhere"))
+
+        if not self._end(write).held:
+            self._log_lost_lease()
+            return
+        day = self.claim.day
+        log.event("discarded", id=self.claim.id, day=day, reason="sent elsewhere")
+        reason = self.own_stamp.explain(last_telemetry_at)
+        log.event("warning", level=logging.WARNING, reason=reason, day=day)
+
+    # What these transactions write
+
+    def _write_settled(self, connection: Connection, attempt: Begun, outcome: Outcome) -> ClaimEnd:
+        """Write the verdict and the outcome: the row before its attempt, as everywhere."""
+        end = self._write_verdict(connection, outcome)
+        outbox.record(connection, attempt, outcome)
         if outcome.result == "sent":
-            self._stamp(connection)
-        return ended
+            return replace(end, unstamped=self._stamp(connection, attempt))
+        return end
 
-    def _stamp(self, connection: Connection) -> None:
-        """Stamp the instance; a row that cannot be stamped does not undo the settling."""
-        self._unstamped = None
+    def _write_verdict(self, connection: Connection, outcome: Outcome) -> ClaimEnd:
+        """End the claim with the verdict on an outcome."""
+        jitter = random.random()  # noqa: S311 - spreads retries
+        verdict = judge(outcome, self.claim.drains, database.clock(connection), jitter)
+        error = outcome.error or f"HTTP {outcome.status}"
+        held = outbox.settle(connection, self.claim, verdict, error)
+        return ClaimEnd(held, verdict.at if held and isinstance(verdict, RetryAt) else None)
+
+    def _stamp(self, connection: Connection, attempt: Begun) -> DBAPIError | None:
+        """Stamp the instance; return the error if that fails, which does not undo the settling."""
         try:
             with connection.begin_nested():
-                instance.stamp(connection, self._claim.instance_id, self._attempt.at)
-            self.stamped_at = self._attempt.at
+                instance.stamp(connection, self.claim.instance_id, attempt.at)
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise
             advise_on_rights(error.orig)
-            self._unstamped = error
+            return error
+        self.own_stamp.at = attempt.at
+        return None
 
-    def _judge(self, connection: Connection, outcome: Outcome) -> Ended:
-        jitter = random.random()  # noqa: S311 - jitter
-        verdict = judge(outcome, self._claim.drains, database.clock(connection), jitter)
-        error = outcome.error or f"HTTP {outcome.status}"
-        held = outbox.settle(connection, self._claim, verdict, error)
-        return Ended(held, verdict.at if held and isinstance(verdict, RetryAt) else None)
+    def _write_given_back(
+        self, connection: Connection, refusal: Refusal | None, earlier: Outcome | None
+    ) -> ClaimEnd:
+        """Leave the row to another drain.
 
-    def _discard(self) -> None:
-        """End the row unsent: another program has sent the day's heartbeat."""
-        stamps: list[datetime | None] = []
-
-        def end(connection: Connection) -> Ended:
-            known = instance.find(connection)
-            stamps.append(known.last_telemetry_at if known else None)
-            return Ended(outbox.discard(connection, self._claim, "sent elsewhere"))
-
-        if not self._end(end).held:
-            self._log_lost_lease()
-            return
-        id_, day = self._claim.id, self._claim.day
-        log.event("discarded", id=id_, day=day, reason="sent elsewhere")
-        reason = sent_elsewhere(stamps[-1], self.stamped_at)
-        log.event("warning", level=logging.WARNING, reason=reason, day=day)
-
-    def _give_back(self, connection: Connection) -> Ended:
-        """Leave the row to another drain: the next try was not to begin.
-
-        What a receiver has answered before still holds: its success under a lease that was lost
-        since, its Retry-After, and the backoff.
+        What the receiver has answered before still counts: a success under a lease that was lost
+        since, or, from this drain, a Retry-After and the backoff.
         """
-        if self._refusal == "sent before":
-            return Ended(outbox.settle(connection, self._claim, Delivered(), None))
-        if self._recorded is None:
-            return Ended(outbox.release(connection, self._claim))
-        return self._judge(connection, self._recorded)
+        if refusal == "sent before":
+            return ClaimEnd(outbox.settle(connection, self.claim, Delivered(), None))
+        if earlier is None:
+            return ClaimEnd(outbox.release(connection, self.claim))
+        return self._write_verdict(connection, earlier)
 
-    def _commit(self, work: Callable[[Connection], None]) -> None:
-        """Do ``work`` in a transaction, again for a while where the database fails it.
+    # Committing
 
-        What has happened on the wire is worth more patience than what can be done again, and a
-        process that is told to stop has it too, until its time to stop is over.
+    def _end(self, write: Callable[[Connection], ClaimEnd]) -> ClaimEnd:
+        """End the claim in a transaction, and return how it ended.
+
+        If only the reply to a COMMIT was lost, the next try finds the lease gone. Then the earlier
+        try's finding counts, because that is what was committed.
+        """
+        ends: list[ClaimEnd] = []
+        self._commit(lambda connection: ends.append(write(connection)))
+        end = next((each for each in ends if each.held), ends[-1])
+        return replace(end, unstamped=ends[-1].unstamped)
+
+    def _commit(self, write: Callable[[Connection], None]) -> None:
+        """Write in a transaction, and try again for a while if the database fails.
+
+        An outcome is worth this patience, because it cannot be found out again. A process that is
+        asked to stop also tries, until its time is over. No connection is open at the end.
         """
         for wait in PATIENCE_WITH_DATABASE:
             try:
-                with self._transaction() as connection:
-                    work(connection)
+                with closing(self.link), self.link.transaction() as connection:
+                    write(connection)
             except DBAPIError:
                 time.sleep(wait)
             else:
                 return
-        with self._transaction() as connection:
-            work(connection)
+        with closing(self.link), self.link.transaction() as connection:
+            write(connection)
 
-    def _log_attempt(self, outcome: Outcome, next_attempt_at: datetime | None) -> None:
+    # Logging
+
+    def _log_attempt(
+        self, attempt: Begun, outcome: Outcome, next_attempt_at: datetime | None
+    ) -> None:
         log.event(
             "attempt",
             level=logging.INFO if outcome.result == "sent" else logging.WARNING,
-            id=self._claim.id,
-            n=self._attempt.n,
+            id=self.claim.id,
+            n=attempt.n,
             outcome=outcome.result,
             status=outcome.status,
             duration_ms=outcome.duration_ms,
@@ -247,4 +267,4 @@ class Delivery:
         )
 
     def _log_lost_lease(self) -> None:
-        log.event("lease_lost", level=logging.WARNING, id=self._claim.id)
+        log.event("lease_lost", level=logging.WARNING, id=self.claim.id)

@@ -1,4 +1,4 @@
-"""The only reader of ConsentOS's tables: no raw count gets past this module."""
+"""The only module that reads ConsentOS's tables. It returns buckets, never raw counts."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -8,12 +8,12 @@ from sqlalchemy import Connection, Row, text
 
 from app.payload import Census, Counts, bucket
 
-# Each count stops at the top bucket's 10,000, written out because a parameter in LIMIT invites a
-# generic plan. ORDER BY keeps the consents on their index where a table without statistics would
-# have the planner scan old rows first; a second bound inside would undo that, so rows from the
-# future, which come last, are left out afterwards. scan_jobs has no index on created_at, so its
-# cost grows with the table and statement_timeout is its bound. A configuration resolves from the
-# site over its group and its organisation to ConsentOS's defaults, NULL meaning inherited.
+# Each count stops at 10,000, the top bucket. The number is a literal, because a parameter in LIMIT
+# can lead to a generic plan. ORDER BY makes the planner read the consents by their index even if
+# the table has no statistics. An upper bound in the same query would undo that, so rows from the
+# future, which come last, are removed outside it. scan_jobs has no index on created_at, so its cost
+# grows with the table, up to statement_timeout. A setting of a site that is NULL is inherited from
+# its group, then from its organisation, then from ConsentOS's defaults.
 _CENSUS = text(
     """
     WITH live AS NOT MATERIALIZED (
@@ -55,10 +55,10 @@ _CENSUS = text(
 
 
 class NotConsentOSError(Exception):
-    """A table that would be read is not ConsentOS's own; ``sentence`` names it."""
+    """A table to be read is not ConsentOS's own; ``sentence`` names it."""
 
     def __init__(self, sentence: str) -> None:
-        """Keep the sentence, which holds nothing but names of tables and schemas."""
+        """Store the sentence, which contains only names of tables and schemas."""
         super().__init__(sentence)
         self.sentence = sentence
 
@@ -81,14 +81,14 @@ _FOUND = text(
 
 
 def host_revision(connection: Connection) -> str | None:
-    """Return the revision of ConsentOS's database: what its ``alembic_version`` holds, if anything.
+    """Return the revision of ConsentOS's database from ``alembic_version``, or None if it is empty.
 
-    Looks first whether the tables are ConsentOS's: a view may hide rows, and a table of another
-    schema that is found first is another program's.
+    First check that the tables are ConsentOS's: a view may hide rows, and a table that is found in
+    another schema belongs to another program.
 
     Raises:
         NotConsentOSError: one of them is not.
-        sqlalchemy.exc.DBAPIError: there is no ``alembic_version``, or it may not be read.
+        sqlalchemy.exc.DBAPIError: there is no ``alembic_version``, or the role may not read it.
     """
     found = connection.execute(_FOUND, {"tables": [*_OF_CONSENTOS]}).all()
     for relation in found:

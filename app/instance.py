@@ -1,4 +1,4 @@
-"""Who this install is: ConsentOS's ``instance`` row, adopted as it is or made once."""
+"""The install's identity: ConsentOS's ``instance`` row, used as it is, or created once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ _ALONE = text("SELECT pg_advisory_xact_lock(hashtext('consentos-telemetry instan
 
 @dataclass(frozen=True)
 class Identity:
-    """The install's id, and when it last sent, by whatever program."""
+    """The install's id, and when any program last sent a heartbeat for it."""
 
     id: UUID
     last_telemetry_at: datetime | None
 
 
 def find(connection: Connection) -> Identity | None:
-    """Return who this install is, or None before its first heartbeat."""
+    """Return the install's identity, or None if it has no row yet."""
     row = connection.execute(_THE_INSTANCE).one_or_none()
     return Identity(*row) if row else None
 
 
 def ensure(connection: Connection) -> UUID:
-    """Return the install's id, making it where there is none; two first boots make one."""
+    """Return the install's id, and create it if it is missing; two first boots create one."""
     if known := find(connection):
         return known.id
     connection.execute(_ALONE)
@@ -42,20 +42,21 @@ def ensure(connection: Connection) -> UUID:
 
 
 def ids(connection: Connection) -> Sequence[UUID]:
-    """Return every id in the table, of whatever origin."""
+    """Return every id in the table."""
     return connection.scalars(select(INSTANCE.c.id)).all()
 
 
 def remove(connection: Connection) -> list[UUID]:
-    """Delete the install's id, and those of the rows that came after it; return them all."""
+    """Delete all rows, the install's and any later ones; return their ids."""
     return [*connection.scalars(delete(INSTANCE).returning(INSTANCE.c.id))]
 
 
 def stamp(connection: Connection, instance_id: UUID, at: datetime) -> None:
     """Record that this instance has delivered a heartbeat, in an attempt that began ``at``.
 
-    The beginning lies within the heartbeat's own day; its answer may come in the next, and later
-    than that of another attempt: what is stamped never goes back, unless it lies in the future.
+    The beginning of an attempt lies in the heartbeat's own day; its answer may come in the next
+    one, or after the answer to a later attempt. So a stored time is replaced only by a later one,
+    unless the stored one lies in the future.
     """
     later = func.greatest(INSTANCE.c.last_telemetry_at, at)
     ahead = INSTANCE.c.last_telemetry_at > func.now() + CLOCKS_DIFFER

@@ -1,12 +1,12 @@
-"""The tables: ConsentOS's ``instance``, and the three of telemetry that the migrations make.
+"""The tables: ConsentOS's ``instance``, and the three of telemetry that the migrations create.
 
-Constraints, indexes and the trigger that freezes a row are written out in the migrations; a test
-compares the two. They are tables and not classes: an ORM would add 6 MB to a process that maps no
-object.
+The migrations also define constraints, indexes and the trigger that freezes a row; a test compares
+the two. These are tables, not ORM classes, because the ORM would add 6 MB to each process.
 """
 
 from datetime import date, datetime, timedelta
-from typing import Any, Literal, get_args
+from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -25,24 +25,36 @@ from sqlalchemy import (
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.types import UserDefinedType
 
-State = Literal["pending", "sending", "sent", "rejected", "expired", "discarded"]
-STATES: tuple[State, ...] = get_args(State)
-FINAL: tuple[State, ...] = ("sent", "rejected", "expired", "discarded")
+
+class State(StrEnum):
+    """The states of a row in the outbox."""
+
+    PENDING = "pending"
+    SENDING = "sending"
+    SENT = "sent"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    DISCARDED = "discarded"
+
+
+STATES = tuple(State)
+OPEN = (State.PENDING, State.SENDING)
+FINAL = (State.SENT, State.REJECTED, State.EXPIRED, State.DISCARDED)
 
 _TIME = DateTime(timezone=True)
 
 
 class JsonText(UserDefinedType[str]):
-    """Postgres ``json`` kept as the text it is: psycopg would make a dict of it."""
+    """Postgres ``json``, read as the stored text. psycopg would return a dict."""
 
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
-        """Return the type's name in DDL."""
+        """Return the type's name for DDL."""
         return "JSON"
 
     def column_expression(self, column: ColumnElement[str]) -> ColumnElement[str]:
-        """Read the column as text, byte for byte what was stored."""
+        """Read the column as text, exactly as stored."""
         return cast(column, Text)
 
 
@@ -50,7 +62,7 @@ METADATA = MetaData()
 
 
 class InstanceColumns(TypedColumns):
-    """ConsentOS's own table: who this install is. Never altered, only read, inserted, stamped."""
+    """ConsentOS's own table of the install's identity; the pipeline never alters the table."""
 
     id: Named[UUID] = Column(primary_key=True)
     created_at: Named[datetime] = Column(_TIME)
@@ -59,14 +71,14 @@ class InstanceColumns(TypedColumns):
 
 
 class NoticeColumns(TypedColumns):
-    """When the operator was told what a payload schema sends."""
+    """When the notice of each payload schema was logged for the operator."""
 
     schema: Named[int] = Column(primary_key=True, autoincrement=False)
     noticed_at: Named[datetime] = Column(_TIME)
 
 
 class OutboxColumns(TypedColumns):
-    """One day's heartbeat: its body never changes, its state moves to a final one."""
+    """One day's heartbeat. Its body never changes; its state moves to a final one."""
 
     id: Named[UUID] = Column(primary_key=True)
     day: Named[date] = Column(unique=True)
@@ -87,7 +99,7 @@ class OutboxColumns(TypedColumns):
 
 
 class AttemptColumns(TypedColumns):
-    """One POST, recorded before it starts; without an outcome the process died in it."""
+    """One POST, recorded before it starts; it has no outcome if the process died during it."""
 
     outbox_id: Named[UUID] = Column(primary_key=True)
     n: Named[int] = Column(primary_key=True, autoincrement=False)
@@ -106,13 +118,13 @@ OUTBOX = Table("telemetry_outbox", METADATA, OutboxColumns)
 ATTEMPT = Table("telemetry_attempt", METADATA, AttemptColumns)
 
 CURRENT_INSTANCE = select(INSTANCE).order_by(INSTANCE.c.created_at, INSTANCE.c.id).limit(1)
-"""One row by convention, not by constraint: where there are several, the oldest is the instance."""
+"""There is one row by convention, not by constraint. If there are several, the oldest counts."""
 
 
 def last_telemetry_at(tolerance: timedelta) -> ScalarSelect[datetime | None]:
-    """Return when the install last sent, by any row's stamp: ConsentOS's task may stamp another.
+    """Return when the install last sent, by any row's stamp, because ConsentOS may stamp another.
 
-    A time that is further ahead than ``tolerance`` counts only where there is no other.
+    A time that is further ahead than ``tolerance`` counts only if there is no other.
     """
     stamp = INSTANCE.c.last_telemetry_at
     believed = func.max(stamp).filter(stamp <= func.now() + tolerance)

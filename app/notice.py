@@ -1,4 +1,4 @@
-"""The operator is told what a payload schema sends before a heartbeat of it is ever written."""
+"""The record of notices. The notice of a payload schema is logged before its first heartbeat."""
 
 from datetime import datetime
 
@@ -10,12 +10,12 @@ from app.schedule import CLOCKS_DIFFER
 
 
 def given_at(connection: Connection, schema: int) -> datetime | None:
-    """Return when the notice for ``schema`` was logged, or None where it has not been."""
+    """Return when the notice for ``schema`` was logged, or None if it has not been."""
     return connection.scalar(select(NOTICE.c.noticed_at).where(NOTICE.c.schema == schema))
 
 
 def record(connection: Connection, schema: int) -> bool:
-    """Record that the notice is given now; False where another process was first.
+    """Record that the notice is given now; return False if another process was first.
 
     A recorded time that lies in the future is replaced.
     """
@@ -33,5 +33,5 @@ def record(connection: Connection, schema: int) -> bool:
 
 
 def remove(connection: Connection) -> None:
-    """Forget that any notice was given, as on an install that is new."""
+    """Delete the record of all notices: each is given again, as on a new install."""
     connection.execute(delete(NOTICE))

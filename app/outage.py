@@ -1,6 +1,6 @@
-"""An outage of Redis or of Postgres, as one process sees it: one line a minute, and one at its end.
+"""An outage of Redis or Postgres, as one process sees it: one line a minute, and one at its end.
 
-It loads no driver: the scheduler, which needs this too, has none of Postgres.
+This module imports no driver, because the scheduler uses it and does not load that of Postgres.
 """
 
 import logging
@@ -13,22 +13,22 @@ from typing import Any
 from app import log
 
 MOST_OFTEN = 60.0
-"""Seconds between two lines about failures."""
+"""The least number of seconds between two lines about failures."""
 
 _AWAY = ("08", "28", "3D", "53300", "57P")
-"""The beginnings of the SQLSTATEs that hold for every statement: no connection, no login, no such
-database, no connection left, a server that stops or starts."""
+"""The first characters of the SQLSTATEs that concern every statement: no connection, no login, no
+such database, too many connections, a server that stops or starts."""
 
 
 class Outage:
     """Logs the failures of a server at most once a minute, and its return once.
 
-    Threads share it, and an actor may be interrupted in it: the lock is reentrant and never held
-    while a line is written.
+    Threads share it, and a signal may interrupt an actor in it. So the lock is reentrant, and it is
+    not held while a line is written.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with a server that is well; ``clock`` gives seconds."""
+        """Begin without an outage; ``clock`` gives seconds."""
         self._clock = clock
         self._lock = RLock()
         self._since: float | None = None
@@ -40,7 +40,7 @@ class Outage:
     def failed(self, stage: str, error: str, *, until: object = None) -> None:
         """Remember a failure, and log it unless one was logged within the last minute.
 
-        ``until`` names what has to succeed for the outage to be over; without it, anything.
+        ``until`` names what must succeed to end the outage; without it, any success ends it.
         """
         with self._lock:
             now = self._clock()
@@ -54,8 +54,8 @@ class Outage:
             log.event("failed", level=logging.WARNING, stage=stage, error=error)
 
     def succeeded(self, what: object = None) -> None:
-        """End the outage if this is its end, and log that if the outage was logged."""
-        if self._since is None:  # nearly always, and without the lock
+        """End the outage if this success ends it; log the end if the outage was logged."""
+        if self._since is None:  # the usual case needs no lock
             return
         with self._lock:
             if self._since is None or self._until not in {None, what}:

@@ -1,8 +1,8 @@
-"""The only SQL on the outbox and its attempts, in the order of a row's life.
+"""All SQL on the outbox and its attempts, in the order of a row's life.
 
-Every function works inside the caller's transaction and on the database's clock. A row that is
-claimed is changed only under its lease token, until its lease has lapsed and a sweep takes it back:
-whoever has lost the lease leaves it as it is.
+Every function works in the caller's transaction and by the database's clock. A claimed row is
+changed only by the holder of its lease token, until the lease lapses and a sweep takes the row
+back. A process that has lost its lease does not change the row.
 """
 
 from collections import defaultdict
@@ -38,19 +38,20 @@ from app.models import (
     CURRENT_INSTANCE,
     FINAL,
     INSTANCE,
+    OPEN,
     OUTBOX,
     last_telemetry_at,
 )
-from app.models import STATES as STATES  # noqa: PLC0414 - the commands have it from here
-from app.models import State as State  # noqa: PLC0414 - as above
-from app.retry import Delivered, Outcome, Rejected, RetryAt, Verdict, backoff
+from app.models import STATES as STATES  # noqa: PLC0414 - the commands import it from here
+from app.models import State as State  # noqa: PLC0414 - as STATES
+from app.retry import FAILURES, Delivered, Outcome, Rejected, RetryAt, Verdict, backoff
 from app.schedule import CLOCKS_DIFFER, Day
 
 _now = func.now()
 _row, _attempt = OUTBOX.c, ATTEMPT.c
 
-# The rules set no time that is further ahead: a later one comes from a clock that was ahead once,
-# and is not believed. A wait is at most a Retry-After of 6 hours, a lease 90 s, a day 24 hours.
+# No rule sets a time further ahead than this, so a later one was written while a clock was ahead,
+# and is ignored. A wait is at most a Retry-After of 6 hours, a lease 90 s, a day 24 hours.
 _no_such_wait = _now + timedelta(hours=7)
 _no_such_lease = _now + timedelta(minutes=10)
 _no_such_day = _now + timedelta(hours=25)
@@ -66,7 +67,7 @@ _of_this_instance = _row.instance_id == (
 
 @dataclass(frozen=True)
 class Claim:
-    """A row taken for one drain, by a token that every later change must show."""
+    """A row taken for one drain, with the token that every later change needs."""
 
     id: UUID
     day: date
@@ -78,7 +79,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Begun:
-    """An attempt on record, and the database's time at which it may start."""
+    """An attempt on record, and the database's time at its beginning."""
 
     outbox_id: UUID
     n: int
@@ -86,8 +87,8 @@ class Begun:
 
 
 Refusal = Literal["not held", "sent elsewhere", "sent before"]
-"""Why no attempt may begin: the row is not ours to send any more, another program has sent the
-day's heartbeat, or an earlier attempt of this row has, and did not get to settle it."""
+"""Why no attempt may begin: this claim may not send the row any more; another program has sent the
+day's heartbeat; or an earlier attempt of this row has sent it, but did not settle the row."""
 
 
 def has_day(connection: Connection, day: date) -> bool:
@@ -95,13 +96,13 @@ def has_day(connection: Connection, day: date) -> bool:
     return bool(connection.scalar(select(exists().where(_row.day == day))))
 
 
-def enter(connection: Connection) -> None:
-    """Be one of those who change the outbox: wait for who holds it, and be waited for by others."""
+def lock_shared(connection: Connection) -> None:
+    """Take the shared lock that every writer of the outbox holds."""
     connection.execute(text("LOCK TABLE telemetry_outbox IN ROW EXCLUSIVE MODE"))
 
 
-def hold(connection: Connection) -> None:
-    """Have the outbox to oneself: wait for who is in it, and let only readers in until the end."""
+def lock_exclusive(connection: Connection) -> None:
+    """Lock the outbox: wait for its writers to end, and let only readers in until the end."""
     connection.execute(text("LOCK TABLE telemetry_outbox IN EXCLUSIVE MODE"))
 
 
@@ -114,7 +115,7 @@ def write(
     next_attempt_at: datetime,
     host_revision: str | None,
 ) -> UUID | None:
-    """Store a day's heartbeat; return its id, or None where the day has one already."""
+    """Store a day's heartbeat; return its id, or None if the day already has one."""
     statement = (
         postgresql.insert(OUTBOX)
         .values(
@@ -134,19 +135,19 @@ def write(
 
 
 def until_due(connection: Connection) -> timedelta | None:
-    """Return how long until the next pending row may be claimed, or None where there is none."""
+    """Return how long until the next pending row may be claimed, or None without such a row."""
     return connection.scalar(
         select(type_coerce(func.min(_due_at) - _now, Interval)).where(
-            _row.state == "pending", _row.expires_at > _now, _of_this_instance
+            _row.state == State.PENDING, _row.expires_at > _now, _of_this_instance
         )
     )
 
 
 def claim(connection: Connection, lease: timedelta, *, day: date | None = None) -> Claim | None:
-    """Take a due row for ``lease``; None where nothing is due or another process was first.
+    """Take a due row for ``lease``; None if nothing is due or another process was first.
 
-    With ``day``, take that day's row without regard to its backoff, but never before the time
-    that the receiver asked for.
+    With ``day``, take that day's row even during its backoff, but never before the time that the
+    receiver asked for.
     """
     token = uuid4()
     due: ColumnElement[bool] = _due_at <= _now
@@ -154,7 +155,7 @@ def claim(connection: Connection, lease: timedelta, *, day: date | None = None) 
         due = and_(_row.day == day, _asked_to_wait.is_not(True))
     chosen = (
         select(_row.id)
-        .where(_row.state == "pending", due, _row.expires_at > _now, _of_this_instance)
+        .where(_row.state == State.PENDING, due, _row.expires_at > _now, _of_this_instance)
         .order_by(_due_at)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -164,7 +165,7 @@ def claim(connection: Connection, lease: timedelta, *, day: date | None = None) 
         update(OUTBOX)
         .where(_row.id == chosen.c.id)
         .values(
-            state="sending",
+            state=State.SENDING,
             drains=_row.drains + 1,
             lease_token=token,
             lease_until=_now + lease,
@@ -181,7 +182,7 @@ _sent_already = (
     .between(_row.expires_at - timedelta(hours=24), _now + CLOCKS_DIFFER)
     .is_(True)
 )
-"""The install has sent the row's day, by whatever program, by the rule of ``schedule.obstacle``."""
+"""Any program has sent the row's day for this install, by the rule of ``schedule.obstacle``."""
 _sent_by_us = exists().where(_attempt.outbox_id == _row.id, _attempt.outcome == "sent")
 
 
@@ -190,8 +191,8 @@ def begin(
 ) -> Begun | Refusal:
     """Record an attempt and renew the lease, just before the attempt starts.
 
-    Records nothing and returns why if the lease is lost, the row has expired, its instance id is
-    no longer this install's, or the day's heartbeat has been sent already.
+    It records nothing and returns the reason if the lease is lost, the row has expired, its
+    instance id is no longer this install's, or the day's heartbeat has been sent already.
     """
     leased = (
         update(OUTBOX)
@@ -231,7 +232,7 @@ def _why_not(connection: Connection, claim: Claim) -> Refusal:
 
 
 def record(connection: Connection, attempt: Begun, outcome: Outcome) -> None:
-    """Complete the attempt with its outcome, whoever holds the row by now."""
+    """Complete the attempt with its outcome, even if another process now holds the row."""
     connection.execute(
         update(ATTEMPT)
         .where(_attempt.outbox_id == attempt.outbox_id, _attempt.n == attempt.n)
@@ -246,19 +247,21 @@ def record(connection: Connection, attempt: Begun, outcome: Outcome) -> None:
 
 
 def settle(connection: Connection, claim: Claim, verdict: Verdict, error: str | None) -> bool:
-    """End the claim with its verdict; False, and nothing changed, where the lease is lost."""
+    """End the claim with its verdict; return False and change nothing if the lease is lost."""
     match verdict:
         case Delivered():
-            return _end_lease(connection, claim, state="sent", finished_at=_now, last_error=None)
+            return _end_lease(
+                connection, claim, state=State.SENT, finished_at=_now, last_error=None
+            )
         case Rejected():
             return _end_lease(
-                connection, claim, state="rejected", finished_at=_now, last_error=error
+                connection, claim, state=State.REJECTED, finished_at=_now, last_error=error
             )
         case RetryAt(at, not_before):
             return _end_lease(
                 connection,
                 claim,
-                state="pending",
+                state=State.PENDING,
                 next_attempt_at=at,
                 not_before=not_before,
                 last_error=error,
@@ -266,13 +269,13 @@ def settle(connection: Connection, claim: Claim, verdict: Verdict, error: str | 
 
 
 def release(connection: Connection, claim: Claim) -> bool:
-    """Give a claim back as it was, but for its count of drains; False where the lease is lost."""
-    return _end_lease(connection, claim, state="pending")
+    """Make the row pending again, with its drain counted; return False if the lease is lost."""
+    return _end_lease(connection, claim, state=State.PENDING)
 
 
 def discard(connection: Connection, claim: Claim, reason: str) -> bool:
-    """End the claim without an attempt: the heartbeat will not be sent; False as in ``settle``."""
-    return _end_lease(connection, claim, state="discarded", finished_at=_now, last_error=reason)
+    """End the row unsent; return False and change nothing if the lease is lost."""
+    return _end_lease(connection, claim, state=State.DISCARDED, finished_at=_now, last_error=reason)
 
 
 def _end_lease(connection: Connection, claim: Claim, **result: object) -> bool:
@@ -285,13 +288,13 @@ def _end_lease(connection: Connection, claim: Claim, **result: object) -> bool:
 
 
 def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
-    """Take back the rows whose lease has lapsed, each to wait as after any failed drain.
+    """Take back the rows whose lease has lapsed; each waits as after a failed drain.
 
-    They are locked as they are read, so that no lease is renewed and no row settled in between.
+    The read locks them, so that no lease is renewed and no row settled before the update.
     """
     lapsed = connection.execute(
         select(_row.id, _row.drains, _now)
-        .where(_row.state == "sending", ~_held)
+        .where(_row.state == State.SENDING, ~_held)
         .with_for_update(skip_locked=True)
     ).all()
     for id_, drains, now in lapsed:
@@ -299,7 +302,7 @@ def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
             update(OUTBOX)
             .where(_row.id == id_)
             .values(
-                state="pending",
+                state=State.PENDING,
                 next_attempt_at=now + backoff(drains, jitter),
                 last_error="its lease lapsed",
                 lease_token=None,
@@ -311,43 +314,43 @@ def reclaim(connection: Connection, jitter: float) -> Sequence[UUID]:
 
 def expire(connection: Connection) -> Sequence[Row[UUID, date]]:
     """End the pending rows whose day is over; return their ids and days."""
-    return _finish(connection, "expired", _row.expires_at <= _now)
+    return _finish(connection, State.EXPIRED, _row.expires_at <= _now)
 
 
 def discard_all(connection: Connection) -> Sequence[Row[UUID, date]]:
-    """End every pending row: telemetry is off. Reads nothing but the outbox."""
-    return _finish(connection, "discarded", literal(True))
+    """End every pending row. This reads no table but the outbox."""
+    return _finish(connection, State.DISCARDED, literal(True))
 
 
 def discard_foreign(connection: Connection) -> Sequence[Row[UUID, date]]:
     """End the pending rows under an instance id that is no longer this install's."""
-    return _finish(connection, "discarded", _of_this_instance.is_not(True))
+    return _finish(connection, State.DISCARDED, _of_this_instance.is_not(True))
 
 
 def discard_future(connection: Connection) -> Sequence[Row[UUID, date]]:
-    """End the pending rows of a day that is still to come: the clock was ahead when it began.
+    """End the pending rows of a future day, which were written while a clock was ahead.
 
-    One that was never tried is deleted, so that its day has a heartbeat when it comes.
+    A row that was never tried is deleted, so that its day can have a heartbeat later.
     """
     future = _row.expires_at > _no_such_day
     untried = (
         select(_row.id)
-        .where(_row.state == "pending", future, _row.attempts == 0)
+        .where(_row.state == State.PENDING, future, _row.attempts == 0)
         .with_for_update(skip_locked=True)
     )
     deleted = connection.execute(
         delete(OUTBOX).where(_row.id.in_(untried)).returning(_row.id, _row.day)
     ).all()
-    return [*deleted, *_finish(connection, "discarded", future)]
+    return [*deleted, *_finish(connection, State.DISCARDED, future)]
 
 
 def _finish(
-    connection: Connection, state: str, which: ColumnElement[bool]
+    connection: Connection, state: State, which: ColumnElement[bool]
 ) -> Sequence[Row[UUID, date]]:
-    # A row that somebody has locked waits for the next sweep, and the others do not wait for it.
+    # A row that another session has locked is left for the next sweep.
     free = (
         select(_row.id)
-        .where(_row.state == "pending", which)
+        .where(_row.state == State.PENDING, which)
         .with_for_update(skip_locked=True)
         .cte("free")
     )
@@ -360,24 +363,23 @@ def _finish(
 
 
 CARRIED = "carried by hand"
-"""Why a row is discarded whose bytes its operator takes to the receiver."""
+"""The reason of a discarded row whose body the operator carries to the receiver."""
 
-
-_carried = and_(_row.state == "discarded", _row.last_error == CARRIED)
+_carried = and_(_row.state == State.DISCARDED, _row.last_error == CARRIED)
 
 
 def carry(connection: Connection, day: date) -> tuple[str, UUID | None] | None:
     """End the day's pending row, to be carried by hand; return its body and its id.
 
-    The id is None, and nothing changes, where the row has been carried before. Return None where
-    the row is not to be carried: it is not pending, belongs to a former instance id, or the day's
+    If the row has been carried before, nothing changes, and the id is None. The result is None if
+    the row may not be carried: it is not pending, it belongs to a former instance id, or the day's
     heartbeat has been sent.
     """
     unsent = and_(_row.expires_at > _now, ~_sent_already, ~_sent_by_us)
     ended = connection.execute(
         update(OUTBOX)
-        .where(_row.day == day, _row.state == "pending", _of_this_instance, unsent)
-        .values(state="discarded", finished_at=_now, last_error=CARRIED)
+        .where(_row.day == day, _row.state == State.PENDING, _of_this_instance, unsent)
+        .values(state=State.DISCARDED, finished_at=_now, last_error=CARRIED)
         .returning(_row.payload, _row.id)
     ).one_or_none()
     if ended:
@@ -395,20 +397,21 @@ def prune(connection: Connection, retention: timedelta) -> None:
 
 
 def instance_ids(connection: Connection) -> Sequence[UUID]:
-    """Return each id under which a heartbeat is on record."""
+    """Return each instance id that a stored heartbeat has."""
     return connection.scalars(select(_row.instance_id).distinct()).all()
 
 
 def remove(connection: Connection) -> tuple[Sequence[UUID], int]:
-    """Delete the whole outbox; return each row's instance id, and how many attempts there were."""
+    """Delete the whole outbox; return each row's instance id, and the number of attempts."""
     tries = connection.execute(delete(ATTEMPT)).rowcount
     return connection.scalars(delete(OUTBOX).returning(_row.instance_id)).all(), tries
 
 
-# A trigger that stands and does nothing would be none, so the function's body is compared with that
-# of migration 0001, and it must have no setting of its own that could give its words another sense.
-# Another trigger could change the row after ours has looked at it; a rule, a child table or a
-# policy could keep rows from it. The type is FOR EACH ROW (1), BEFORE (2) and UPDATE (16).
+# The trigger's function could have been replaced by one that does nothing, so its body is compared
+# with that of migration 0001. It must have no settings of its own, such as a search_path, which
+# could change what the body means. A second trigger could change the row after this one has checked
+# it, and a rule, a child table or a policy could keep rows away from it: all of these are refused.
+# The trigger's type is FOR EACH ROW (1), BEFORE (2) and UPDATE (16).
 _FROZEN = text(
     """
     SELECT count(*) = 1 AND bool_and(
@@ -426,16 +429,16 @@ _FROZEN = text(
 
 
 def frozen(connection: Connection) -> bool:
-    """Whether the trigger that refuses to change what was written stands unchanged and alone."""
+    """Whether the trigger that keeps rows from changing is there, unchanged, and the only one."""
     return bool(connection.scalar(_FROZEN))
 
 
 Record = dict[str, Any]
-"""A row, or an attempt, as it stands in its table: the column's name to its value."""
+"""A row, or an attempt, as stored: column names to values."""
 
 
 def of_day(connection: Connection, day: date) -> Record | None:
-    """Return the day's row, or None where it has none."""
+    """Return the day's row, or None if the day has no row."""
     return next(iter(_read(connection, select(OUTBOX).where(_row.day == day))), None)
 
 
@@ -446,23 +449,22 @@ def of_another_host_revision(connection: Connection, revision: str | None) -> Re
 
 
 def last_sent(connection: Connection) -> Record | None:
-    """Return the latest day's row that was sent, or None where none ever was."""
+    """Return the sent row of the latest day, or None if none was ever sent."""
     past = _row.created_at <= _now + CLOCKS_DIFFER
-    sent = select(OUTBOX).where(_row.state == "sent", past).order_by(_row.day.desc()).limit(1)
+    sent = select(OUTBOX).where(_row.state == State.SENT, past).order_by(_row.day.desc()).limit(1)
     return next(iter(_read(connection, sent)), None)
 
 
 def unfinished(connection: Connection) -> list[Record]:
     """Return the rows that are pending or being sent, the oldest day first."""
-    open_rows = _row.state.in_(("pending", "sending"))
-    return _read(connection, select(OUTBOX).where(open_rows).order_by(_row.day))
+    return _read(connection, select(OUTBOX).where(_row.state.in_(OPEN)).order_by(_row.day))
 
 
 def last_failure(connection: Connection) -> Record | None:
     """Return the latest attempt that failed, or whose process died in it; or None."""
-    in_flight = exists().where(_row.id == _attempt.outbox_id, _row.state == "sending")
+    in_flight = exists().where(_row.id == _attempt.outbox_id, _row.state == State.SENDING)
     died = _attempt.outcome.is_(None) & ~in_flight
-    failed = died | _attempt.outcome.in_(("retryable", "rejected"))
+    failed = died | _attempt.outcome.in_(FAILURES)
     past = _attempt.started_at <= _now + CLOCKS_DIFFER
     latest = select(ATTEMPT).where(failed, past).order_by(_attempt.started_at.desc()).limit(1)
     return next(iter(_read(connection, latest)), None)
@@ -470,18 +472,18 @@ def last_failure(connection: Connection) -> Record | None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which rows are asked for: the latest days that meet every condition that is set."""
+    """Which rows to read: those of the latest days that meet every condition that is set."""
 
     id: UUID | None = None
     day: date | None = None
     since: date | None = None
     state: State | None = None
     left: bool = False
-    """Whether only those count that were tried, or carried by hand."""
+    """Whether to read only rows that may have left: those with an attempt, or carried by hand."""
     limit: int | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        """Return what is set as SQL, but for the limit."""
+        """Return the conditions as SQL, without the limit."""
         conditions: list[ColumnElement[bool]] = []
         if self.id is not None:
             conditions.append(_row.id == self.id)
@@ -500,7 +502,7 @@ ALL = Wanted()
 
 
 def rows(connection: Connection, wanted: Wanted = ALL) -> list[Record]:
-    """Return the rows that are wanted, the newest day first, with their attempts as ``tries``."""
+    """Return the wanted rows, the newest day first, with their attempts as ``tries``."""
     chosen = select(OUTBOX).where(*wanted.conditions()).order_by(_row.day.desc())
     found = _read(connection, chosen.limit(wanted.limit))
     ids = chosen.with_only_columns(_row.id).limit(wanted.limit)
@@ -512,7 +514,7 @@ def rows(connection: Connection, wanted: Wanted = ALL) -> list[Record]:
 
 
 def count(connection: Connection, wanted: Wanted) -> int:
-    """Return how many rows are wanted, whatever the limit."""
+    """Return how many rows meet the conditions, ignoring the limit."""
     counted = select(func.count()).select_from(OUTBOX).where(*wanted.conditions())
     return connection.execute(counted).scalar_one()
 

@@ -1,7 +1,6 @@
-"""The pipeline: what the actors and the operator's commands do, and the owner of transactions.
+"""What the actors and the operator's commands do, and where transactions are opened.
 
-No transaction is open while a heartbeat is on the wire, and nothing here swallows an exception:
-that is done at the edge of an actor.
+No transaction is open during a POST. Nothing here swallows an exception: the actors do that.
 """
 
 import logging
@@ -13,8 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from functools import cached_property
-from threading import Event, local
-from typing import Self
+from threading import Event
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, Row
@@ -22,7 +20,8 @@ from sqlalchemy.exc import DBAPIError
 
 from app import change, database, facts, instance, log, notice, outbox, payload
 from app.advice import advise_on_rights
-from app.delivery import Delivery, lease, sent_elsewhere
+from app.database import Link
+from app.delivery import Delivery, OwnStamp, lease
 from app.facts import NotConsentOSError
 from app.instance import Identity
 from app.outbox import Claim, Record, Wanted
@@ -31,8 +30,8 @@ from app.schedule import OPENS_AT, Day, Obstacle, believed, obstacle, offset, ru
 from app.settings import Disabled, Enabled, Settings
 
 WAIT_FOR_SECOND = timedelta(seconds=59)
-"""How long a drain may wait for its row's second: until the sweep looks again, and never so long
-as to wait out the first backoff, a minute, of what it has just tried."""
+"""How long a drain may wait until a row is due. It is shorter than the first backoff (a minute), so
+that a drain never waits to try again what it has just tried. A later row is left to the sweep."""
 
 FIRST_WRITE_BACKOFF = 60.0
 LAST_WRITE_BACKOFF = 3600.0
@@ -53,7 +52,7 @@ class CollectError(Exception):
 
 @contextmanager
 def _counting() -> Iterator[None]:
-    """Turn what keeps ConsentOS's tables from being read into one error."""
+    """Turn every error of reading ConsentOS's tables into a CollectError."""
     try:
         yield
     except DBAPIError as error:
@@ -64,17 +63,17 @@ def _counting() -> Iterator[None]:
 
 
 def host_revision(connection: Connection) -> str | None:
-    """Return the revision of ConsentOS's database, after a look at whether it is ConsentOS's.
+    """Return the revision of ConsentOS's database, after a check that the tables are ConsentOS's.
 
     Raises:
-        CollectError: it is not, or its revision cannot be read.
+        CollectError: they are not, or the revision cannot be read.
     """
     with _counting():
         return facts.host_revision(connection)
 
 
 def collect(connection: Connection, settings: Settings) -> Facts:
-    """Count ConsentOS's tables, and add what the settings and this process know.
+    """Count ConsentOS's tables, and add the facts from the settings and this process.
 
     Raises:
         CollectError: they cannot be counted.
@@ -96,7 +95,7 @@ def collect(connection: Connection, settings: Settings) -> Facts:
 
 @dataclass(frozen=True)
 class Sent:
-    """How an operator's explicit send ended: the day's row, or what kept it from being written."""
+    """How an operator's explicit send ended: the day's row, or why it was not written."""
 
     day: date
     row: Record | None
@@ -106,7 +105,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Carried:
-    """The body that an operator is to carry, or None; and the day's row as it is now, if any."""
+    """The body that an operator may carry by hand, or None; and the day's row, if there is one."""
 
     day: date
     body: str | None
@@ -114,25 +113,25 @@ class Carried:
     obstacle: Obstacle | None
 
 
-Ended = tuple[int, str, dict[str, object]]
-"""An event that is true once its transaction has committed: its level, name and fields."""
+LogEvent = tuple[int, str, dict[str, object]]
+"""An event to log once its transaction has committed: its level, name and fields."""
 
 
-def _discarded(rows: Sequence[Row[UUID, date]], reason: str) -> list[Ended]:
+def _discarded(rows: Sequence[Row[UUID, date]], reason: str) -> list[LogEvent]:
     return [
         (logging.INFO, "discarded", {"id": row.id, "day": row.day, "reason": reason})
         for row in rows
     ]
 
 
-def _log_all(ended: list[Ended]) -> None:
-    for level, name, fields in ended:
+def _log_all(events: list[LogEvent]) -> None:
+    for level, name, fields in events:
         log.event(name, level=level, **fields)
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """Who this install is, and what keeps the running day's heartbeat from being written."""
+    """The install's identity, and why the running day's heartbeat may not be written, if so."""
 
     now: datetime
     day: Day
@@ -142,7 +141,7 @@ class Outlook:
 
     @property
     def last_telemetry_at(self) -> datetime | None:
-        """When the install last sent, by whatever program, as it is stored."""
+        """When any program last sent a heartbeat of this install, as stored."""
         return self.known.last_telemetry_at if self.known else None
 
     @property
@@ -167,7 +166,7 @@ def _in_the_future(name: str, at: datetime) -> str:
 
 
 def look(connection: Connection, *, waive_notice: bool = False) -> Outlook:
-    """Apply the rule that decides a write to what is stored."""
+    """Apply the rule that decides a write to the stored times."""
     now = database.clock(connection)
     day = running_day(now)
     known = instance.find(connection)
@@ -185,8 +184,8 @@ def look(connection: Connection, *, waive_notice: bool = False) -> Outlook:
 def stale_version(connection: Connection, settings: Settings, revision: str | None) -> str | None:
     """Return a warning if ConsentOS was upgraded and APP_VERSION was not, or None.
 
-    ``revision`` is that of ConsentOS's database. A version has one revision: where the latest row
-    of another revision has the same version, one of the two is wrong.
+    ``revision`` is that of ConsentOS's database. A version has one revision: if the latest row of
+    another revision has the same version, one of the two versions is wrong.
     """
     former = outbox.of_another_host_revision(connection, revision) if revision else None
     if former is None or payload.flat(former["payload"]).get("version") != settings.app_version:
@@ -198,72 +197,62 @@ def stale_version(connection: Connection, settings: Settings, revision: str | No
 
 
 class Pipeline:
-    """One process's pipeline, on its settings and the database that they name.
+    """The pipeline of one process, for its settings and the database that they name.
 
-    ``stopping`` is set when the process shuts down: waits end, and no further attempt begins.
+    ``stopping`` is set when the process shuts down. Then waits end, and no attempt begins.
     """
 
     def __init__(self, settings: Settings, stopping: Event | None = None) -> None:
-        """Take the settings; nothing is connected before it is needed."""
+        """Take the settings. Nothing connects yet."""
         self.settings = settings
         self._stopping = stopping or Event()
         self._gate = settings.gate
         self._write_failures = 0
         self._write_not_before = 0.0
         self._warned: dict[str, Day] = {}
-        self._stamped_at: datetime | None = None
-        self._thread = local()
+        self._own_stamp = OwnStamp()
 
     @cached_property
     def _engine(self) -> Engine:
         return database.engine(self.settings.require("database_url"))
 
-    @contextmanager
-    def transaction(self, *, read_only: bool = False) -> Iterator[Connection]:
-        """Open a transaction on the database that the settings name.
+    def connect(self) -> Link:
+        """Open a connection for transactions that follow one another.
 
         Raises:
-            SettingsError: they name none.
+            SettingsError: the settings name no database.
+            sqlalchemy.exc.DBAPIError: the database cannot be reached.
         """
-        shared: Connection | None = getattr(self._thread, "connection", None)
-        connecting = nullcontext(database.alive(shared)) if shared else self._engine.connect()
-        try:
-            with database.transaction(connecting, read_only=read_only) as connection:
-                yield connection
-        except DBAPIError as error:
-            advise_on_rights(error.orig)
-            raise
+        return Link(self._engine)
 
     @contextmanager
-    def connected(self) -> Iterator[Self]:
-        """Have this thread's transactions share one connection until the end, or until a POST."""
-        self._thread.connection = self._engine.connect()
-        try:
-            yield self
-        finally:
-            self._let_go()
+    def transaction(
+        self, link: Link | None = None, *, read_only: bool = False
+    ) -> Iterator[Connection]:
+        """Open a transaction on ``link``, or on a connection of its own.
 
-    def _let_go(self) -> None:
-        """Close the connection that is shared, if there is one: what comes now takes time."""
-        shared: Connection | None = vars(self._thread).pop("connection", None)
-        if shared:
-            shared.close()
+        Raises:
+            SettingsError: the settings name no database.
+        """
+        connecting = nullcontext(link) if link else self.connect()
+        with connecting as used, used.transaction(read_only=read_only) as connection:
+            yield connection
 
     # Writing
 
-    def write_heartbeat(self) -> bool:
-        """Write the running day's heartbeat if the rule allows; return whether it was written.
+    def write_heartbeat(self, link: Link | None = None) -> bool:
+        """Write the running day's heartbeat if the rule allows it; return whether it was written.
 
         After a failure it does nothing for a minute, doubling to an hour.
 
         Raises:
             CollectError: ConsentOS's tables cannot be counted.
-            sqlalchemy.exc.DBAPIError: anything else that the database refused.
+            sqlalchemy.exc.DBAPIError: any other error of the database.
         """
         if isinstance(self._gate, Disabled) or time.monotonic() < self._write_not_before:
             return False
         try:
-            seen = self._write(waive_notice=False)
+            seen = self._write(link, waive_notice=False)
         except Exception:
             wait = min(FIRST_WRITE_BACKOFF * 2.0**self._write_failures, LAST_WRITE_BACKOFF)
             self._write_not_before = time.monotonic() + wait
@@ -273,23 +262,22 @@ class Pipeline:
         for reason in seen.ahead:
             self._warn_daily(seen.day, reason)
         if seen.obstacle == "sent elsewhere":
-            reason = sent_elsewhere(seen.last_telemetry_at, self._stamped_at)
-            self._warn_daily(seen.day, reason)
+            self._warn_daily(seen.day, self._own_stamp.explain(seen.last_telemetry_at))
         return seen.obstacle is None
 
     def _warn_daily(self, day: Day, reason: str) -> None:
-        """Log a warning, once a day and process."""
+        """Log a warning once a day in each process."""
         if self._warned.get(reason) != day:
             self._warned[reason] = day
             log.event("warning", level=logging.WARNING, reason=reason, day=day.date)
 
-    def _write(self, *, waive_notice: bool) -> Outlook:
-        """Facts, instance where it is new, and heartbeat: one transaction, all or nothing."""
-        with self.transaction() as connection:
+    def _write(self, link: Link | None, *, waive_notice: bool) -> Outlook:
+        """Write the heartbeat, and the instance if it is missing, in one transaction."""
+        with self.transaction(link) as connection:
             seen = look(connection, waive_notice=waive_notice)
             if not seen.obstacle:
-                # What was seen holds from here on: nobody rotates or forgets in between.
-                outbox.enter(connection)
+                # Look again under the lock: from here on, no rotate and no forget can interfere.
+                outbox.lock_shared(connection)
                 seen = look(connection, waive_notice=waive_notice)
             if seen.obstacle:
                 return seen
@@ -315,34 +303,34 @@ class Pipeline:
             self._warn_daily(day, stale)
         return seen
 
-    # Keeping order
+    # Sweeping
 
-    def sweep(self) -> bool:
-        """Give the notice, end what is over, take back what was lost; return whether to drain.
+    def sweep(self, link: Link | None = None) -> bool:
+        """Give the notice, end overdue rows, take back lapsed leases; return whether to drain.
 
-        When telemetry is off it only discards what was pending.
+        If telemetry is off, it only takes back lapsed leases and discards pending rows.
         """
         wait = None
-        with self.transaction() as connection:
+        with self.transaction(link) as connection:
             if isinstance(self._gate, Enabled):
                 self._give_notice(connection)
-            ended = self._tidy(connection)
+            events = self._tidy(connection)
             if isinstance(self._gate, Enabled):
                 wait = outbox.until_due(connection)
-        _log_all(ended)
+        _log_all(events)
         return wait is not None and wait <= WAIT_FOR_SECOND
 
-    def prune(self) -> None:
+    def prune(self, link: Link | None = None) -> None:
         """Delete the finished rows that are older than the retention.
 
-        Apart from the sweep, so that a role without the right to delete loses nothing else.
+        This is not part of ``sweep``, which then works even if the role may not delete.
         """
         if days := self.settings.telemetry_retention_days:
-            with self.transaction() as connection:
+            with self.transaction(link) as connection:
                 outbox.prune(connection, timedelta(days=days))
 
     def _give_notice(self, connection: Connection) -> None:
-        """Log the notice, then commit its record: it may be told twice, never not at all."""
+        """Log the notice, then commit its record. A crash in between only logs it twice."""
         schema, now = payload.SCHEMA_VERSION, database.clock(connection)
         given_at = notice.given_at(connection, schema)
         if believed(given_at, now) or not notice.record(connection, schema):
@@ -364,59 +352,49 @@ class Pipeline:
         )
 
     def _new_fields(self, connection: Connection) -> str | None:
-        """Name the fields that the last heartbeat sent did not have; ``all`` before the first."""
+        """Name the fields that the last sent heartbeat did not have; ``all`` before the first."""
         last = outbox.last_sent(connection)
         return ",".join(change.new_fields(last["payload"])) or None if last else "all"
 
-    def _tidy(self, connection: Connection) -> list[Ended]:
-        """Take back lapsed leases and end what may not leave; return what is to be logged."""
-        lapsed = outbox.reclaim(connection, random.random())  # noqa: S311 - jitter
+    def _tidy(self, connection: Connection) -> list[LogEvent]:
+        """Take back lapsed leases, end rows that may not be sent; return the events to log."""
+        lapsed = outbox.reclaim(connection, random.random())  # noqa: S311 - spreads retries
         error = "its lease lapsed: the process died, or could not record the outcome"
-        ended: list[Ended] = [
+        events: list[LogEvent] = [
             (logging.WARNING, "failed", {"stage": "drain", "id": row, "error": error})
             for row in lapsed
         ]
         if isinstance(self._gate, Disabled):
-            return ended + _discarded(outbox.discard_all(connection), "off")
+            return events + _discarded(outbox.discard_all(connection), "off")
         expired = outbox.expire(connection)
-        ended += [(logging.WARNING, "expired", {"id": row.id, "day": row.day}) for row in expired]
-        ended += _discarded(outbox.discard_future(connection), "its day is in the future")
-        return ended + _discarded(outbox.discard_foreign(connection), "instance id rotated")
+        events += [(logging.WARNING, "expired", {"id": row.id, "day": row.day}) for row in expired]
+        events += _discarded(outbox.discard_future(connection), "its day is in the future")
+        return events + _discarded(outbox.discard_foreign(connection), "instance id rotated")
 
     # Sending
 
     def drain(self) -> None:
-        """Send what is due, waiting up to a minute for a row whose second is near."""
+        """Send every due row, and wait up to a minute for a row that is nearly due."""
         while isinstance(self._gate, Enabled) and not self._stopping.is_set():
-            with self.connected():
-                with self.transaction() as connection:
+            with self.connect() as link:
+                with link.transaction() as connection:
                     claim = outbox.claim(connection, lease(self.settings))
                     wait = None if claim else outbox.until_due(connection)
                 if claim:
-                    self._deliver(claim)
+                    self._deliver(claim, link)
             if wait and timedelta() < wait <= WAIT_FOR_SECOND:
                 self._stopping.wait(wait.total_seconds())
             elif not claim:
                 return
 
-    def _deliver(self, claim: Claim) -> None:
-        delivery = Delivery(
-            claim,
-            self.settings,
-            self.transaction,
-            stopping=self._stopping,
-            let_go=self._let_go,
-            stamped_at=self._stamped_at,
-        )
-        try:
-            delivery.run()
-        finally:
-            self._stamped_at = delivery.stamped_at
+    def _deliver(self, claim: Claim, link: Link) -> None:
+        Delivery(claim, self.settings, link, self._stopping, self._own_stamp).run()
 
     def send(self) -> Sent:
         """Write the running day's heartbeat if it is missing and send it now.
 
-        It waives the notice, the install's offset and an earlier backoff; never a Retry-After.
+        It ignores a missing notice, the install's offset and an earlier backoff, but it respects a
+        Retry-After.
 
         Raises:
             PermissionError: telemetry is off, for the reason in the message.
@@ -425,19 +403,20 @@ class Pipeline:
         """
         seen = self._write_by_request()
         day = seen.day.date
-        with self.transaction() as connection:
-            claim = outbox.claim(connection, lease(self.settings), day=day)
-        if claim:
-            self._deliver(claim)
-        with self.transaction(read_only=True) as connection:
-            row = outbox.of_day(connection, day)
+        with self.connect() as link:
+            with link.transaction() as connection:
+                claim = outbox.claim(connection, lease(self.settings), day=day)
+            if claim:
+                self._deliver(claim, link)
+            with link.transaction(read_only=True) as connection:
+                row = outbox.of_day(connection, day)
         return Sent(day, row, seen.obstacle, sent_before=bool(seen.obstacle) and claim is None)
 
     def carry(self) -> Carried:
-        """Write the running day's heartbeat if it is missing and end it, to be carried by hand.
+        """Write the running day's heartbeat if it is missing, and end it to be carried by hand.
 
-        It waives what ``send`` waives, and a Retry-After too: nothing is sent. Asked again on the
-        same day, it returns the same body.
+        It ignores what ``send`` ignores, and a Retry-After too, because nothing is sent. A second
+        call on the same day returns the same body.
 
         Raises:
             PermissionError: telemetry is off, for the reason in the message.
@@ -455,10 +434,10 @@ class Pipeline:
         return Carried(day, body, row, seen.obstacle)
 
     def _write_by_request(self) -> Outlook:
-        """Write the running day's heartbeat if an operator's request allows it."""
+        """Write the running day's heartbeat if an operator may request it now."""
         if isinstance(self._gate, Disabled):
             raise PermissionError(self._gate.reason)
         with self.transaction() as connection:
-            ended = self._tidy(connection)
-        _log_all(ended)
-        return self._write(waive_notice=True)
+            events = self._tidy(connection)
+        _log_all(events)
+        return self._write(None, waive_notice=True)

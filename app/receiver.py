@@ -1,4 +1,4 @@
-"""Asks the receiver what it holds under the ids that are on record here. Only the ids leave."""
+"""Asks the receiver what it stores under the ids that are on record here. Only the ids are sent."""
 
 import time
 from collections.abc import Callable, Collection
@@ -12,37 +12,37 @@ from app.sender import Answer, Target
 from app.settings import Settings
 
 LONGEST_WAIT = timedelta(seconds=60)
-"""The longest Retry-After that is waited out."""
+"""The longest Retry-After that is respected; a longer one ends the question."""
 
 MOST_WAITS = 5
 MOST_PAGES = 20
-"""Answers that are read for one id: a year has 365 heartbeats, and a page 1,000."""
+"""The most answers to read for one id. A year has 365 heartbeats, and a page up to 1,000."""
 
 
 class ReceiverError(Exception):
-    """The receiver did not say what it holds; the message is a sentence."""
+    """The receiver did not answer what it stores; the message is a sentence."""
 
 
 @dataclass
 class _Patience:
-    """How often a receiver may still ask to wait, and who is to hear of it."""
+    """How often the receiver may still ask to wait, and what reports each wait."""
 
-    tell: Callable[[str], object]
+    report: Callable[[str], object]
     waits: int = MOST_WAITS
 
 
 def ask(
-    settings: Settings, ids: Collection[UUID], after: str | None, tell: Callable[[str], object]
+    settings: Settings, ids: Collection[UUID], after: str | None, on_wait: Callable[[str], object]
 ) -> dict[UUID, Holding]:
-    """Ask the receiver that TELEMETRY_ENDPOINT names what it holds under each id.
+    """Ask the receiver that TELEMETRY_ENDPOINT names what it stores under each id.
 
-    It is asked whether telemetry is on or off: the operator asks, not the pipeline. With ``after``,
-    a ``sent_at``, only for what was sent later. ``tell`` hears of each wait that the receiver asks
-    for.
+    It is asked even if telemetry is off, because the operator asks, not the pipeline. ``after``, a
+    ``sent_at``, limits the question to later heartbeats. ``on_wait`` gets a sentence about each
+    wait that the receiver asks for.
 
     Raises:
-        SettingsError: no endpoint can be made out; nobody is asked.
-        ReceiverError: it did not answer, or with something else than what it holds.
+        SettingsError: the settings name no usable endpoint; no receiver is asked.
+        ReceiverError: there was no answer, or not the one that a collector gives.
     """
     target = Target(
         endpoint=settings.require_endpoint(),
@@ -50,7 +50,7 @@ def ask(
         timeout=settings.telemetry_timeout_seconds,
         proxy=settings.proxy,
     )
-    patience = _Patience(tell)
+    patience = _Patience(on_wait)
     name = f"The receiver at {settings.endpoint_without_query}"
     try:
         return {each: _held(target, each, after, patience) for each in ids}
@@ -64,11 +64,11 @@ def ask(
 
 
 class _NoAnswerError(Exception):
-    """There was no answer that could be read; the message says why in a few words."""
+    """There was no readable answer; the message says why in a few words."""
 
 
 def _held(target: Target, instance_id: UUID, after: str | None, patience: _Patience) -> Holding:
-    """Ask page by page for all that is held under one id."""
+    """Ask, page by page, for everything that is stored under one id."""
     bodies: dict[str, str] = {}
     for _ in range(MOST_PAGES):
         found = _page(target, instance_id, after, patience)
@@ -90,7 +90,7 @@ def _page(target: Target, instance_id: UUID, after: str | None, patience: _Patie
 
 
 def _answer(target: Target, instance_id: UUID, after: str | None, patience: _Patience) -> Answer:
-    """Ask once, and again after each wait that the receiver asks for.
+    """Ask, and ask again after each wait that the receiver asks for.
 
     Raises:
         _NoAnswerError: the receiver could not be reached, or cannot answer now.
@@ -104,5 +104,5 @@ def _answer(target: Target, instance_id: UUID, after: str | None, patience: _Pat
         if not wait or wait > LONGEST_WAIT or not patience.waits:
             raise _NoAnswerError(outcome.error or f"HTTP {outcome.status}")
         patience.waits -= 1
-        patience.tell(f"The receiver asks to wait {wait.total_seconds():.0f} seconds …")
+        patience.report(f"The receiver asks to wait {wait.total_seconds():.0f} seconds …")
         time.sleep(wait.total_seconds())

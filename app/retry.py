@@ -1,4 +1,4 @@
-"""What an attempt's outcome means for its row: pure, so that every rule can be tested as one."""
+"""What an attempt's outcome means for its row. Everything here is pure."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,18 +7,19 @@ from typing import Literal
 FIRST_BACKOFF = timedelta(minutes=1)
 LAST_BACKOFF = timedelta(minutes=48)
 JITTER = 0.25
-"""Share of a backoff that jitter may add, the longest included: 48 minutes become an hour."""
+"""The share of a backoff that jitter may add. The longest one, 48 minutes, becomes an hour."""
 
 LONGEST_RETRY_AFTER = timedelta(hours=6)
 
 RETRYABLE_STATUS = frozenset({408, 425, 429})
 
 Result = Literal["sent", "retryable", "rejected"]
+FAILURES: tuple[Result, ...] = ("retryable", "rejected")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one attempt ended: an HTTP status, or the kind of failure that kept it from one."""
+    """How one attempt ended: an HTTP status, or the kind of failure if there was no answer."""
 
     result: Result
     duration_ms: int
@@ -29,12 +30,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Delivered:
-    """The receiver has the heartbeat."""
+    """The receiver has accepted the heartbeat."""
 
 
 @dataclass(frozen=True)
 class RetryAt:
-    """Try again at ``at``; before ``not_before`` the receiver does not want to be asked."""
+    """Try again at ``at``. The receiver has asked for no attempt before ``not_before``, if set."""
 
     at: datetime
     not_before: datetime | None
@@ -42,17 +43,17 @@ class RetryAt:
 
 @dataclass(frozen=True)
 class Rejected:
-    """The receiver will not take this heartbeat: no further attempt."""
+    """The receiver has refused this heartbeat: there is no further attempt."""
 
 
 Verdict = Delivered | RetryAt | Rejected
 
 
 def result_of(status: int) -> Result:
-    """Return what an HTTP status means; a redirect is not followed, so it is a refusal."""
-    if 200 <= status < 300:  # noqa: PLR2004 - HTTP's success class
+    """Return what an HTTP status means. A redirect is not followed: it counts as a refusal."""
+    if 200 <= status < 300:  # noqa: PLR2004 - HTTP defines these numbers
         return "sent"
-    return "retryable" if status in RETRYABLE_STATUS or status >= 500 else "rejected"  # noqa: PLR2004 - HTTP's own number
+    return "retryable" if status in RETRYABLE_STATUS or status >= 500 else "rejected"  # noqa: PLR2004 - as above
 
 
 def backoff(drains: int, jitter: float) -> timedelta:
@@ -65,9 +66,9 @@ def backoff(drains: int, jitter: float) -> timedelta:
 
 
 def judge(outcome: Outcome, drains: int, now: datetime, jitter: float) -> Verdict:
-    """Decide what becomes of a row whose drain ended with ``outcome`` at ``now``.
+    """Decide what happens to a row whose drain ended with ``outcome`` at ``now``.
 
-    A Retry-After is kept, up to 6 hours; it never makes a try come sooner than the backoff.
+    A Retry-After is respected up to 6 hours. It never makes the next try earlier than the backoff.
     """
     match outcome.result:
         case "sent":

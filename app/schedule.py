@@ -1,4 +1,4 @@
-"""The heartbeat's day: pure rules of when one is due, for every caller the same."""
+"""The heartbeat's day, and the rule that decides when one is due. Everything here is pure."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -10,13 +10,13 @@ OPENS_AT = time(2, 30, tzinfo=UTC)
 OVERDUE_AFTER = timedelta(hours=1)
 
 CLOCKS_DIFFER = timedelta(minutes=5)
-"""How far ahead of the database's clock a stored time may be and still be believed: ConsentOS
-writes its own by another machine's clock. Kerberos allows as much (RFC 4120, section 5.2.9)."""
+"""How far ahead of the database's clock a stored time may lie and still be believed, because
+ConsentOS writes it by another machine's clock. Kerberos allows as much (RFC 4120, 5.2.9)."""
 
 
 @dataclass(frozen=True)
 class Day:
-    """The 24 hours from one 02:30 UTC to the next, named by the UTC date they begin on."""
+    """The 24 hours from one 02:30 UTC to the next, named by the UTC date on which they begin."""
 
     date: date
 
@@ -27,7 +27,7 @@ class Day:
 
     @property
     def closes(self) -> datetime:
-        """The next 02:30, after which this day's heartbeat is never sent."""
+        """The next 02:30, from which on this day's heartbeat is never sent."""
         return self.opens + timedelta(days=1)
 
 
@@ -40,19 +40,19 @@ def running_day(now: datetime) -> Day:
 def offset(instance_id: UUID, spread_seconds: int) -> timedelta:
     """Return the install's own stable delay after 02:30, in [0, ``spread_seconds``).
 
-    It is a hash of the instance id, so that a fleet does not arrive in one second.
+    It is a hash of the instance id, so that not all installs send in the same second.
     """
     share = int.from_bytes(sha256(instance_id.bytes).digest()[:8])
     return timedelta(seconds=spread_seconds * share >> 64)
 
 
 def believed(at: datetime | None, now: datetime) -> datetime | None:
-    """Return a stored time, or None if it lies in the future: a clock was ahead once."""
+    """Return a stored time, or None if it lies in the future, because a clock was ahead once."""
     return at if at is None or at <= now + CLOCKS_DIFFER else None
 
 
 Obstacle = Literal["written", "sent elsewhere", "not noticed"]
-"""Why a day's heartbeat is not to be written."""
+"""Why a day's heartbeat may not be written."""
 
 
 def obstacle(
@@ -63,11 +63,11 @@ def obstacle(
     noticed_at: datetime | None,
     waive_notice: bool = False,
 ) -> Obstacle | None:
-    """Apply the one rule that decides a write at ``now``; None means that nothing prevents it.
+    """Apply the rule that decides a write at ``now``; None means that the heartbeat may be written.
 
-    The running day has no row yet; its 02:30 is later than the last send on record, by whatever
-    program; and it is later than the notice for this payload schema, unless the operator asks for
-    the heartbeat in person. A time in the future counts as absent.
+    It may be written if the running day has no row yet, if its 02:30 is later than the last send
+    by any program, and if it is later than the notice for this payload schema. An operator's
+    explicit request waives the last condition. A time in the future counts as absent.
     """
     opens = running_day(now).opens
     sent, noticed = believed(last_telemetry_at, now), believed(noticed_at, now)

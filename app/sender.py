@@ -1,7 +1,6 @@
-"""The only HTTP, and the only tenacity: bytes go out to an endpoint, outcomes come back.
+"""The only module that uses HTTP and tenacity: it sends bytes and returns outcomes.
 
-It knows no database. ``begin`` is called before every POST, and only where it allows the POST does
-a byte leave. Of all answers only that to ``held`` is read, up to a bound.
+It uses no database. Of the answers, only those to ``held`` are read, up to a limit.
 """
 
 import asyncio
@@ -10,7 +9,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import CancelledError, wait
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -34,33 +33,32 @@ from tenacity.nap import sleep_using_event
 
 from app.retry import Outcome, result_of
 
-# httpx brings a command of its own along, and with it 5 MB of click, pygments and rich; it knows
-# how to do without.
-sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # Python's way to say: not here
+# httpx._main is httpx's command line, with 5 MB of click, pygments and rich: httpx can do without.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None makes its import fail
 
-import httpx  # noqa: E402
-from socksio.exceptions import SOCKSError  # noqa: E402
+import httpx  # noqa: E402 - after the line above
+from socksio.exceptions import SOCKSError  # noqa: E402 - as above
 
 TRIES = 3
 PATIENCE = timedelta(seconds=3)
-"""The longest Retry-After that is waited out inside a drain."""
+"""The longest Retry-After for which a drain waits; a longer one ends the drain."""
 
 GRACE = 0.5
-"""Seconds that a POST on its way is given, at least, when the process is told to stop."""
+"""The least number of seconds that a running POST still has when the process is asked to stop."""
 
 LONGEST_ANSWER = 8 * 1024 * 1024
-"""Bytes of an answer that are read at most; a full page of heartbeats has 1 or 2 million."""
+"""The most bytes of an answer to read. A full page of heartbeats has 1 to 2 million."""
 
 BETWEEN_TRIES = wait_exponential(multiplier=0.5, max=2) + wait_random(0, 0.5)
-"""Seconds between the tries of one drain; a random part is added, for tenacity's own is none at the
-longest wait."""
+"""Seconds between the tries of one drain. The random part is added here, because tenacity's own is
+zero at the longest wait."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a body goes, and how: ``timeout`` is the total deadline of one POST in seconds.
+    """Where to send a body, and how. ``timeout`` is the total deadline of one POST in seconds.
 
-    ``proxy`` is the URL of the proxy to take, which may hold a password, or None for none.
+    ``proxy`` is the URL of the proxy to use, which may contain a password, or None for no proxy.
     """
 
     endpoint: str
@@ -69,38 +67,8 @@ class Target:
     proxy: str | None = field(default=None, repr=False)
 
 
-def deliver(
-    target: Target,
-    body: bytes,
-    *,
-    begin: Callable[[], datetime | None],
-    record: Callable[[Outcome], None],
-    stopping: Event,
-) -> Outcome | None:
-    """POST ``body`` up to 3 times and return the last outcome.
-
-    ``begin`` allows the next POST by returning the time now, or forbids it by None, which is then
-    returned at once. ``record`` gets each outcome that another try is to follow. ``stopping`` ends
-    the waits between, and a POST that does not end within a second of it.
-    """
-    tries = Retrying(
-        stop=stop_after_attempt(TRIES),
-        retry=retry_if_result(_worth_another),
-        wait=lambda state: max(BETWEEN_TRIES(state), _asked(_outcome(state))),
-        sleep=sleep_using_event(stopping),
-        before_sleep=lambda state: record(_outcome(state)),
-        retry_error_callback=_outcome,
-    )
-
-    def attempt() -> Outcome | None:
-        begun = begin()
-        return post(target, body, at=begun, stopping=stopping) if begun else None
-
-    return tries(attempt)
-
-
 def _outcome(state: RetryCallState) -> Outcome:
-    assert state.outcome is not None  # noqa: S101 - tells the type checker what tenacity promises
+    assert state.outcome is not None  # noqa: S101 - tenacity asks only after an outcome is set
     outcome: Outcome = state.outcome.result()
     return outcome
 
@@ -109,54 +77,84 @@ def _asked(outcome: Outcome) -> float:
     return (outcome.retry_after or timedelta()).total_seconds()
 
 
-def _worth_another(outcome: Outcome | None) -> bool:
-    if outcome is None or outcome.result != "retryable":
-        return False
-    return _asked(outcome) <= PATIENCE.total_seconds()
+def _worth_another(outcome: Outcome) -> bool:
+    return outcome.result == "retryable" and _asked(outcome) <= PATIENCE.total_seconds()
+
+
+_RETRY = retry_if_result(_worth_another)
+_STOP = stop_after_attempt(TRIES)
+
+
+@dataclass(frozen=True)
+class Try:
+    """One of the tries of a drain."""
+
+    _state: RetryCallState
+
+    def another_follows(self, outcome: Outcome) -> bool:
+        """Take the outcome of this try, and return whether another try follows after a wait."""
+        self._state.set_result(outcome)
+        return _RETRY(self._state) and not _STOP(self._state)
+
+
+def tries(stopping: Event) -> Iterator[Try]:
+    """Yield the tries of one drain, at most 3, and wait between them.
+
+    Give each one's outcome to its ``another_follows`` before the next. ``stopping`` ends a wait.
+    """
+    for each in Retrying(
+        stop=_STOP,
+        retry=_RETRY,
+        wait=lambda state: max(BETWEEN_TRIES(state), _asked(_outcome(state))),
+        sleep=sleep_using_event(stopping),
+        retry_error_callback=_outcome,
+    ):
+        yield Try(each.retry_state)
 
 
 def post(target: Target, body: bytes, *, at: datetime, stopping: Event) -> Outcome:
-    """POST once, within a deadline over name look-up, connection, TLS and response head.
+    """POST once. The deadline covers name look-up, connection, TLS and the head of the response.
 
-    The response's body is never read. ``at`` is the time now, against which a Retry-After that is
-    a date is read.
+    The response's body is never read. ``at`` is the time now, which turns a Retry-After with a date
+    into a wait. A POST that is still running is given up within a second after ``stopping`` is set.
     """
     return _once("POST", target, body, at=at, stopping=stopping).outcome
 
 
 def erase(target: Target, instance_id: UUID) -> Outcome:
-    """Ask the receiver behind ``target`` once to delete everything under an id.
+    """Ask the receiver at ``target`` once to delete everything under an id.
 
-    That is ``DELETE …/installs/{instance_id}``, beside the endpoint that takes the heartbeats.
+    The request is ``DELETE …/installs/{instance_id}``, next to the endpoint for heartbeats.
     """
-    beside = _install(target, instance_id)
-    return _once("DELETE", beside, b"", at=datetime.now(UTC), stopping=Event()).outcome
+    install = _install(target, instance_id)
+    return _once("DELETE", install, b"", at=datetime.now(UTC), stopping=Event()).outcome
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An outcome, and the bytes that came with it where they were read: a stranger's."""
+    """An outcome, and the bytes of the answer if they were read. Do not trust them."""
 
     outcome: Outcome
     body: bytes = b""
 
 
 def held(target: Target, instance_id: UUID, after: str | None = None) -> Answer:
-    """Ask the receiver behind ``target`` once for the heartbeats that it holds under an id.
+    """Ask the receiver at ``target`` once for the heartbeats that it stores under an id.
 
-    That is ``GET …/installs/{instance_id}``, beside the endpoint that takes the heartbeats. With
-    ``after``, a ``sent_at``, only later ones are asked for. The answer is read where the status is
-    200 or 404, to its end or not at all: one longer than ``LONGEST_ANSWER`` is a failure.
+    The request is ``GET …/installs/{instance_id}``, next to the endpoint for heartbeats. ``after``,
+    a ``sent_at``, limits it to later heartbeats. The answer is read if the status is 200 or 404. An
+    answer longer than ``LONGEST_ANSWER`` is a failure.
     """
-    beside = _install(target, instance_id, {"after": after} if after else {})
-    return _once("GET", beside, b"", at=datetime.now(UTC), stopping=Event(), read=_TOLD)
+    install = _install(target, instance_id, {"after": after} if after else {})
+    return _once("GET", install, b"", at=datetime.now(UTC), stopping=Event(), read=_ANSWERED)
 
 
-_TOLD = frozenset({200, 404})
+_ANSWERED = frozenset({200, 404})
+"""The statuses with which a receiver answers what it stores."""
 
 
 def _install(target: Target, instance_id: UUID, query: Mapping[str, str] | None = None) -> Target:
-    """Return where the receiver answers for one id; what the endpoint's query has stays in it."""
+    """Return where the receiver answers for one id. The query of the endpoint is kept."""
     url = urlsplit(target.endpoint)
     path = f"{url.path.rpartition('/')[0]}/installs/{instance_id}"
     asked = "&".join(part for part in (url.query, urlencode(query or {})) if part)
@@ -172,11 +170,12 @@ def _once(
     stopping: Event,
     read: Collection[int] = (),
 ) -> Answer:
-    """Ask once; ``read`` has the statuses of which the answer's body is read."""
+    """Make one request; the answer's body is read if its status is in ``read``."""
     started = time.monotonic()
     status, retry_after, error, answer = None, None, None, b""
     request = asyncio.run_coroutine_threadsafe(_exchange(method, target, body, read), _loop())
-    # The event loop keeps the deadline; this one is for a stop, and for an event loop held up.
+    # The event loop keeps the deadline. This loop ends the wait on a stop, or if the event loop
+    # hangs.
     while not (request.done() or wait([request], timeout=GRACE).done):
         if stopping.is_set() or time.monotonic() - started > target.timeout + GRACE:
             wait([request], timeout=GRACE)
@@ -185,7 +184,7 @@ def _once(
         status, asked, answer = request.result()
     except CancelledError:
         error = "stopped" if stopping.is_set() else "deadline"
-    except Exception as failure:  # noqa: BLE001 - the client's libraries raise what they like
+    except Exception as failure:  # noqa: BLE001 - httpx and asyncio raise exceptions of many types
         error = _kind(failure)
     elapsed = time.monotonic() - started
     if status is not None:
@@ -201,31 +200,31 @@ def _once(
 
 
 _opened: ContextVar[list[asyncio.WriteTransport]] = ContextVar("opened")
-"""The connections that the exchange at hand has opened."""
+"""The connections that the current exchange has opened."""
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop whose name look-ups hold nothing up: its executor would be joined at exit."""
+    """A loop that does not use its executor for name look-ups, because exit waits for executors."""
 
     async def create_connection(self, *arguments: Any, **options: Any) -> Any:
-        """Connect, and keep in mind what is to be closed when the exchange is over."""
+        """Connect, and note the connection so that it is closed after the exchange."""
         transport, protocol = await super().create_connection(*arguments, **options)
         _opened.get().append(transport)
         return transport, protocol
 
     async def getaddrinfo(self, host: Any, port: Any, **hints: int) -> Any:
-        """Resolve in a thread of its own, which a process does not wait for."""
+        """Resolve in a thread of its own, for which the process does not wait at its end."""
         answer = self.create_future()
 
-        def tell(result: Any, failure: Exception | None) -> None:
+        def finish(result: Any, failure: Exception | None) -> None:
             if not answer.done():
                 answer.set_exception(failure) if failure else answer.set_result(result)
 
         def ask() -> None:
             try:
-                self.call_soon_threadsafe(tell, socket.getaddrinfo(host, port, **hints), None)
+                self.call_soon_threadsafe(finish, socket.getaddrinfo(host, port, **hints), None)
             except (OSError, UnicodeError) as failure:
-                self.call_soon_threadsafe(tell, None, failure)
+                self.call_soon_threadsafe(finish, None, failure)
 
         Thread(target=ask, name="telemetry-resolver", daemon=True).start()
         return await answer
@@ -233,19 +232,19 @@ class _Loop(asyncio.SelectorEventLoop):
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """Run one event loop for the life of the process, in a thread that ends with it."""
+    """Run one event loop in a daemon thread until the process ends."""
     loop = _Loop()
     Thread(target=loop.run_forever, name="telemetry-http", daemon=True).start()
     return loop
 
 
 class UnreadableCertificatesError(Exception):
-    """The file that SSL_CERT_FILE names is missing, may not be read, or holds no certificate."""
+    """The file that SSL_CERT_FILE names is missing, unreadable, or contains no certificate."""
 
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """Read the trusted certificates once: that takes longer than all the rest of a POST.
+    """Read the trusted certificates once, because that takes longer than the rest of a POST.
 
     Raises:
         UnreadableCertificatesError: they cannot be read; the next call tries again.
@@ -257,23 +256,23 @@ def tls_context() -> ssl.SSLContext:
 
 
 def _context_for(target: Target) -> ssl.SSLContext:
-    """Return what a POST to an endpoint is to trust: where there is no TLS, nothing is read."""
+    """Return the TLS context for a POST. Without TLS no certificate is read."""
     if target.endpoint.lower().startswith("https:"):
         return tls_context()
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used, and trusts no certificate
 
 
 _Exchanged = tuple[int, str | None, bytes]
-"""A status, a Retry-After, and the body where it was read."""
+"""A status, a Retry-After, and the body if it was read."""
 
 
 async def _exchange(method: str, target: Target, body: bytes, read: Collection[int]) -> _Exchanged:
-    """Ask once; no connection outlives the answer."""
+    """Make one request; every connection is closed after the answer."""
     _opened.set([])
     try:
         return await _ask(method, target, body, read)
     finally:
-        # httpx leaves one open that a SOCKS proxy refused, or was too slow to accept.
+        # httpx leaves a connection open if a SOCKS proxy refuses it or does not answer in time.
         for transport in _opened.get():
             transport.abort()
 
@@ -286,34 +285,34 @@ async def _ask(method: str, target: Target, body: bytes, read: Collection[int]) 
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
-    # The environment names a proxy by rules that httpx reads otherwise: settings have chosen it.
+    # The settings have chosen the proxy, because httpx cannot read every entry of NO_PROXY.
     proxy = target.proxy and httpx.Proxy(
         target.proxy, ssl_context=tls_context() if target.proxy.startswith("https:") else None
     )
-    # A client for each POST keeps no cookie and no connection; its own time-outs would start anew
-    # with each byte.
+    # A new client for each POST keeps no cookie and no connection. httpx's own time-outs are off,
+    # because they start again with each byte.
     async with (
         asyncio.timeout(target.timeout),
         httpx.AsyncClient(
             verify=_context_for(target),
             proxy=proxy or None,
             trust_env=False,
-            timeout=None,  # noqa: S113 - see above
+            timeout=None,  # noqa: S113 - asyncio.timeout above is the deadline
             follow_redirects=False,
         ) as client,
         client.stream(method, target.endpoint, content=body, headers=headers) as response,
     ):
-        asked = set(response.headers.get_list("Retry-After"))  # it may come twice
+        asked = set(response.headers.get_list("Retry-After"))  # a header may come twice
         answer = await _read(response) if response.status_code in read else b""
         return response.status_code, ", ".join(asked) or None, answer
 
 
 class _TooLongError(Exception):
-    """An answer has more bytes than are read."""
+    """An answer is longer than ``LONGEST_ANSWER``."""
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """Read an answer as it came, unpacking nothing: a small one could unpack to any size."""
+    """Read an answer without unpacking it, because a small answer could unpack to any size."""
     answer = bytearray()
     async for piece in response.aiter_raw():
         answer += piece
@@ -323,7 +322,7 @@ async def _read(response: httpx.Response) -> bytes:
 
 
 def _kind(failure: BaseException) -> str:
-    """Name a failure in words of a closed list; its own text may hold the endpoint's query."""
+    """Name a failure in fixed words, because its own text may contain the endpoint's query."""
     causes: list[BaseException] = []
     to_see: list[BaseException | None] = [failure]
     while to_see:
@@ -332,7 +331,7 @@ def _kind(failure: BaseException) -> str:
             continue
         causes.append(cause)
         to_see.append(cause.__cause__ or cause.__context__)
-        # A host with several addresses fails in as many ways at once.
+        # A host with several addresses can fail in several ways at once.
         if isinstance(cause, BaseExceptionGroup):
             to_see.extend(cause.exceptions)
     for kind, word in _KINDS:
@@ -343,7 +342,7 @@ def _kind(failure: BaseException) -> str:
 
 
 def _why_no_tls(error: ssl.SSLError) -> str:
-    """Name what OpenSSL found wrong, if it is known to have no value in it."""
+    """Name what OpenSSL found wrong, if those words are known to contain no value."""
     if isinstance(error, ssl.SSLCertVerificationError):
         found = str(error.verify_message)
         # Python adds the host's name to these two.
@@ -376,7 +375,7 @@ _VERIFY_MESSAGES = (
     "Missing Authority Key Identifier",
     "Missing Subject Key Identifier",
 )
-"""OpenSSL's own words for what it finds wrong with a certificate."""
+"""OpenSSL's own words for what is wrong with a certificate."""
 
 _NOT_TLS, _NO_VERSION = "the receiver does not speak TLS", "no TLS version in common"
 _HANDSHAKES = {
@@ -390,10 +389,10 @@ _HANDSHAKES = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the receiver asks for a client certificate",
     "UNEXPECTED_EOF_WHILE_READING": "the connection ended in the handshake",
 }
-"""What OpenSSL's reasons mean, by their names."""
+"""OpenSSL's reasons, by name, in plain words."""
 
 
-# The deadline comes first: the TLS of a read that it cuts off leaves an SSLWantReadError behind.
+# The deadline comes first, because a read over TLS that it ends also raises an SSLWantReadError.
 _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (TimeoutError, "deadline"),
     (_TooLongError, "its answer is too long"),
@@ -412,13 +411,13 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
 def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
     """Return how long a Retry-After asks to wait (RFC 9110, section 10.2.3).
 
-    None where there is no header, where it cannot be understood, or where it asks for no wait.
+    The result is None without the header, if it cannot be parsed, or if it asks for no wait.
     """
     text = (value or "").strip()
-    same = set(re.split(r"\s*,\s*", text))  # a proxy joins a header that is given twice
+    same = set(re.split(r"\s*,\s*", text))  # a proxy may join two headers
     text = same.pop() if len(same) == 1 else text
     if re.fullmatch(r"[0-9]+", text):
-        # Nine digits are 31 years: enough to be too long, never too long for an integer.
+        # Nine digits are 31 years: longer than any wait, and short enough for an integer.
         asked = timedelta(seconds=int(text.lstrip("0")[:9] or "0"))
     else:
         try:

@@ -83,7 +83,7 @@ def _swept(namespace: str) -> str:
 _ANSWERS = {
     "NOAUTH": "Redis asks for a password",
     "WRONGPASS": "Redis refuses the user or the password",
-    "NOPERM": "Redis does not allow its user a command or a key (see ACL SETUSER in the README)",
+    "NOPERM": "Redis does not allow its user a command or a key (ACL SETUSER in docs/operate.md)",
     "LOADING": "Redis is still loading its data",
     "READONLY": "this Redis is a replica, which cannot be written to",
     "OOM": "Redis has no memory left",

@@ -1,4 +1,4 @@
-"""``make bench``: measure what the telemetry costs, write the results, and draw them."""
+"""``make bench``: measure what the telemetry costs, write the results, and draw charts."""
 
 import json
 import os
@@ -58,31 +58,31 @@ def save(name: str, result: dict[str, Any], figure: Figure | None = None) -> Non
     """Write a result, and its picture."""
     mpl.rcParams["svg.hashsalt"] = "consentos-telemetry"
     report.RESULTS.mkdir(exist_ok=True)
-    told = json.dumps(rounded(result, 2), indent=1)
+    content = json.dumps(rounded(result, 2), indent=1)
     # A list of numbers on one line.
-    told = re.sub(r"\[[\d,\s]+\]", lambda found: " ".join(found[0].split()), told)
-    (report.RESULTS / f"{name}.json").write_text(f"{told}\n")
+    content = re.sub(r"\[[\d,\s]+\]", lambda found: " ".join(found[0].split()), content)
+    (report.RESULTS / f"{name}.json").write_text(f"{content}\n")
     if figure:
         figure.savefig(report.RESULTS / f"{name}.svg", metadata={"Date": None})
 
 
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help=f"Of {', '.join(MEASUREMENTS)}; all by default.")
+        list[str] | None,
+        typer.Argument(help=f"{', '.join(MEASUREMENTS)}; default: all."),
     ] = None,
 ) -> None:
     """Measure what the telemetry costs its host, on embedded servers.
 
-    Where all is measured, results and pictures go to bench/results, and the tables of
-    docs/performance.md are written anew. Exit code 1 where something could not be measured, 2 for a
-    name that is none.
+    Without names it measures everything, writes results and charts to bench/results, and updates
+    the tables of docs/performance.md. Exit code 1 if a measurement failed, 2 for an unknown name.
     """
     chosen = names or list(MEASUREMENTS)
     if unknown := [name for name in chosen if name not in MEASUREMENTS]:
-        console.print(f"No measurement: {', '.join(unknown)}. There is {', '.join(MEASUREMENTS)}.")
+        console.print(f"Unknown: {', '.join(unknown)}. Available: {', '.join(MEASUREMENTS)}.")
         raise typer.Exit(2)
     if not Path("/proc/self/smaps_rollup").exists():
-        console.print("The bench reads what Linux says of processes in /proc, and runs only there.")
+        console.print("The bench runs only on Linux, because it reads /proc.")
         raise typer.Exit(1)
     started = time.monotonic()
     try:
@@ -103,7 +103,7 @@ def bench(
 def _measured(name: str) -> dict[str, Any]:
     """Measure one thing, and print its table."""
     began = time.monotonic()
-    # Fresh servers for each, so that none is measured on what another has left behind.
+    # New servers for each measurement, so that none affects the next one.
     with console.status(name) as status, rig() as stand:
         result = MEASUREMENTS[name][0](stand, partial(_say, status, name))
     console.print(f"[green]✓[/] {name} ({time.monotonic() - began:.0f} s)")

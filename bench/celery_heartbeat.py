@@ -1,6 +1,6 @@
-"""The same job as a plain Celery task, which the pipeline is held against: count, POST, stamp.
+"""The same job as a plain Celery task, to compare the pipeline with: count, POST, stamp.
 
-It is built of what ConsentOS itself is built of: pydantic, async SQLAlchemy on asyncpg, httpx.
+It uses the libraries that ConsentOS uses: pydantic, async SQLAlchemy on asyncpg, httpx.
 The tables are counted with ``count(*)``, the heartbeat leaves from inside the task, and nothing is
 kept.
 """
@@ -50,7 +50,7 @@ app.conf.update(
 )
 
 
-@app.task  # type: ignore[untyped-decorator]  # Celery carries no types
+@app.task  # type: ignore[untyped-decorator]  # Celery has no types
 def heartbeat() -> None:
     """Count ConsentOS's tables and POST what was counted."""
     asyncio.run(_heartbeat())

@@ -1,4 +1,4 @@
-"""A collector of ten thousand installs: what it takes, counts, holds and shows.
+"""A collector of ten thousand installs: what it accepts, counts, stores and shows.
 
 ``python -m bench.collector`` has a simulated fleet (``demo.fleet``) send for ninety days to a
 collector of each size, measures, writes bench/results/collector.json and prints it as a table.
@@ -35,7 +35,7 @@ WHOLE_DAYS = 3
 but what that leaves of a day once its heartbeats are deleted, the installs: no disk is filled.
 """
 AT_ONCE = 500
-"""Heartbeats in a transaction: as many as a collector may take together when a thousand wait."""
+"""Heartbeats in a transaction: as many as a collector commits at once when a thousand wait."""
 COUNTS = 5
 READS = 40
 PATIENCE = 60.0
@@ -55,7 +55,7 @@ _HEARD_OF = text(
     """
 )
 _RELEASED = text("INSERT INTO release (version, released_on) VALUES (:version, :day)")
-# A partitioned table has no bytes of its own, and a table that is none has no partition tree.
+# A partitioned table has no bytes of its own, and an ordinary one has no partition tree.
 _BYTES = text(
     """
     SELECT pg_total_relation_size(named.id) + coalesce((
@@ -70,7 +70,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def begin(engine: Engine, until: date, days: int) -> None:
-    """Make the tables, and list what a fleet has released in the ``days`` up to ``until``."""
+    """Create the tables, and list what a fleet has released in the ``days`` up to ``until``."""
     with engine.connect() as connection:
         migrate(connection, "collector")
     with engine.begin() as connection:
@@ -80,7 +80,7 @@ def begin(engine: Engine, until: date, days: int) -> None:
 
 
 def measure(embedded: servers.Servers, installs: int, until: date) -> dict[str, Any]:
-    """Return what a collector of a fleet of so many installs takes, counts, holds and shows."""
+    """Return what a collector of so many installs accepts, counts, stores and shows."""
     url = _database(embedded.postgres, f"collector_{installs}")
     engine = create_engine(with_driver(url), poolclass=NullPool)
     begin(engine, until, DAYS)
@@ -117,7 +117,7 @@ def _hear_of(connection: Connection, arrivals: Sequence[Arrival]) -> None:
 
 
 def _ingest(engine: Engine, arrivals: Sequence[Arrival]) -> dict[str, Any]:
-    """Take a day's heartbeats in batches, each committed, one after the other."""
+    """Accept a day's heartbeats in batches, and commit one after the other."""
     began = time.perf_counter()
     with engine.connect() as connection:
         for batch in _batches(arrivals):
@@ -141,7 +141,7 @@ def _count(engine: Engine, day: date) -> None:
 
 
 def _held(connection: Connection, until: date) -> dict[str, Any]:
-    """Return what the tables hold, in rows and in bytes with their indexes."""
+    """Return the size of the tables in rows, and in bytes with their indexes."""
     active = daily.stocks(connection, until, until, daily.Filter())[until]
     tables = {
         name: {
@@ -178,7 +178,7 @@ def _shown(embedded: servers.Servers, url: str, engine: Engine) -> dict[str, flo
     log = DATA / "serve.log"
     argv = [sys.executable, "-m", "app.collector", "serve", "--host", "127.0.0.1"]
     embedded.start(argv, env=env, log=log)
-    # It counts when it starts, and that is not what is to be timed.
+    # It counts when it starts, and that must not be timed.
     _wait(lambda: "collector.ready" in log.read_text() and _has_counted(engine))
 
     def get(path: str) -> None:
@@ -196,13 +196,13 @@ def _has_counted(engine: Engine) -> bool:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return what was measured, a size beside the other."""
+    """Return the results as a table, one column for each size."""
     sizes = result["sizes"]
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("heartbeats in all", lambda size: f"{size['heartbeats']:,}"),
+        ("heartbeats in total", lambda size: f"{size['heartbeats']:,}"),
         ("active in 48 hours", lambda size: f"{size['movements'][daily.ACTIVE_2D]:,}"),
-        ("taken, a second", lambda size: f"{size['ingest']['a_second']:,.0f}"),
-        ("one count", lambda size: f"{1000 * size['measure_s']:,.0f} ms"),
+        ("stored a second", lambda size: f"{size['ingest']['a_second']:,.0f}"),
+        ("counting a day", lambda size: f"{1000 * size['measure_s']:,.0f} ms"),
         *((f"the table `{name}`", _size_of(name)) for name in sizes[0]["tables"]),
         *((f"read: {name}", _ms_of("read", name)) for name in sizes[0]["read"]),
         *((f"`GET {path}`", _ms_of("page", path)) for path in sizes[0]["page"]),
@@ -210,17 +210,17 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         ["installs", *(f"{size['installs']:,}" for size in sizes)],
         ["---", *("---:" for _ in sizes)],
-        *([name, *(told(size) for size in sizes)] for name, told in rows),
+        *([name, *(cell(size) for size in sizes)] for name, cell in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _size_of(name: str) -> Callable[[dict[str, Any]], str]:
-    def told(size: dict[str, Any]) -> str:
+    def cell(size: dict[str, Any]) -> str:
         held = size["tables"][name]
         return f"{held['rows']:,} rows, {held['bytes'] / 1e6:,.1f} MB"
 
-    return told
+    return cell
 
 
 def _ms_of(part: str, name: str) -> Callable[[dict[str, Any]], str]:
@@ -237,14 +237,14 @@ def _database(maintenance: str, name: str) -> str:
 
 
 def _vacuum(engine: Engine) -> None:
-    """Do what autovacuum has the time to do on a real day."""
+    """Do what autovacuum does on a real day."""
     with engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.execute(text("VACUUM ANALYZE install, daily"))
 
 
 def _median(times: int, work: Callable[[], object]) -> float:
-    """Return the median seconds of some work that is done so many times."""
+    """Return the median seconds of some work that is repeated."""
     took = []
     for _ in range(times):
         began = time.perf_counter()
@@ -267,7 +267,7 @@ def _say(installs: int, doing: str) -> None:
 
 
 def main() -> None:
-    """Measure each size on servers of its own, and write and print what was measured."""
+    """Measure each size on servers of its own, and write and print the results."""
     began = time.monotonic()
     DATA.parent.mkdir(exist_ok=True)
     # The last day that can be counted.

@@ -1,4 +1,4 @@
-"""Writing a heartbeat costs the same at ten thousand consents as at five million."""
+"""Writing a heartbeat costs the same with ten thousand consents as with five million."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ SCANS = 1_000_000
 """Scans of a year, most of them older than a day: the table has no index on their time."""
 
 WRITES = 15
-"""Writes of which the median is told."""
+"""The median of this many writes is reported."""
 
 # Rows in the order of their time, as an application writes them, and about as wide as real ones.
 _CONSENTS = text(
@@ -58,7 +58,7 @@ Say = Callable[[str], None]
 
 
 def measure(rig: Rig, say: Say) -> dict[str, Any]:
-    """Return what a write, and the plain way, take at each size."""
+    """Return what a write, and a plain count, take at each size."""
     install = rig.install()
     with install.engine.begin() as connection:
         connection.execute(_QUICKER_TO_LOAD)
@@ -105,9 +105,9 @@ def _explained(connection: Connection, statement: str) -> dict[str, float]:
     explain = text(f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {statement}")
     runs = []
     for _ in range(3):
-        (told,) = connection.execute(explain).scalar_one()
-        buffers = told["Plan"]["Shared Hit Blocks"] + told["Plan"]["Shared Read Blocks"]
-        runs.append({"ms": told["Planning Time"] + told["Execution Time"], "buffers": buffers})
+        (plan,) = connection.execute(explain).scalar_one()
+        buffers = plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
+        runs.append({"ms": plan["Planning Time"] + plan["Execution Time"], "buffers": buffers})
     return min(runs, key=lambda run: run["ms"])
 
 
@@ -116,25 +116,25 @@ def _pipeline(install: Install) -> Pipeline:
 
 
 def _writes(install: Install) -> dict[str, float]:
-    """Return the median milliseconds of a whole write, and of what it waited for the database."""
+    """Return the median milliseconds of a whole write, and of its time in the database."""
     pipeline = _pipeline(install)
     whole, waited = [], []
     for day in range(WRITES):
         install.make_it_the_past(day)
         with _watched() as statements:
             started = time.perf_counter()
-            assert pipeline.write_heartbeat()  # noqa: S101 - a write that is none measures nothing
+            assert pipeline.write_heartbeat()  # noqa: S101 - without a write there is nothing to measure
             whole.append(1000 * (time.perf_counter() - started))
         waited.append(sum(statements))
     with install.engine.begin() as connection:
         connection.execute(text("DELETE FROM telemetry_outbox"))
-    # The first write loads what is loaded once in a process's life.
+    # The first write also imports modules.
     return {"ms": statistics.median(whole[1:]), "database_ms": statistics.median(waited[1:])}
 
 
 @contextmanager
 def _watched() -> Iterator[list[float]]:
-    """Collect how many milliseconds each statement takes, of whatever engine."""
+    """Collect how many milliseconds each statement takes, of every engine."""
     took: list[float] = []
 
     def before(*_: object) -> None:
@@ -153,7 +153,7 @@ def _watched() -> Iterator[list[float]]:
 
 
 def _round_trips(install: Install) -> int:
-    """Return how often a write of a known install asks the database and waits for its answer."""
+    """Return the round trips of a write of a known install, BEGIN and COMMIT included."""
     pipeline = _pipeline(install)
     install.make_it_the_past(0)
     pipeline.write_heartbeat()

@@ -1,4 +1,4 @@
-"""A hundred thousand installs at half past two: what arrives at their collector, second by second.
+"""A hundred thousand installs at 02:30: what arrives at their collector in each second.
 
 Nothing is sent. Each install decides by the project's own rules: its offset, the waits between the
 tries of a drain, and the verdict after it.
@@ -24,7 +24,7 @@ INSTALLS = 100_000
 SPREAD_SECONDS = 900
 DOWN_SECONDS = 900
 CAPACITY = 200
-"""Heartbeats a second that the recovering collector takes; the others get 503."""
+"""Heartbeats a second that the recovering collector accepts; the others get 503."""
 
 RETRY_AFTER = timedelta(seconds=60)
 HALF_PAST_TWO = datetime(2026, 5, 2, 2, 30, tzinfo=UTC)
@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Collector:
-    """Counts who comes; refuses connections while it is down, and what is more than it can take."""
+    """Counts requests; refuses connections while it is down, and requests above its limit."""
 
     down_seconds: int = 0
     capacity: int | None = None
@@ -42,7 +42,7 @@ class Collector:
     accepted: Counter[int] = field(default_factory=Counter)
 
     def answer(self, at: float) -> Outcome:
-        """Return how a POST ends that comes so many seconds after half past two."""
+        """Return the outcome of a POST that arrives so many seconds after 02:30."""
         second = int(at)
         self.arrivals[second] += 1
         if at < self.down_seconds:
@@ -83,7 +83,7 @@ def simulate(collector: Collector, spread_seconds: int) -> None:
 
 
 def _state(tries: int) -> RetryCallState:
-    """Return what tenacity knows after so many tries."""
+    """Return tenacity's state after so many tries."""
     state = RetryCallState(Retrying(), fn=None, args=(), kwargs={})
     state.attempt_number = tries
     return state
@@ -120,7 +120,7 @@ def _recovering() -> Collector:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Show the arrivals of each case over the minutes after half past two."""
+    """Show the arrivals of each case over the minutes after 02:30."""
     figure = Figure(figsize=(7, 6), layout="constrained")
     rows = figure.subplots(len(result["cases"]), 1, sharex=True)
     for axes, (name, case) in zip(rows, result["cases"].items(), strict=True):
@@ -129,6 +129,6 @@ def draw(result: dict[str, Any]) -> Figure:
         axes.step(minutes, arrivals, where="post", linewidth=0.8)
         axes.set(yscale="symlog", ylabel="a second", ylim=(0, None))
         axes.set_title(f"{name}: peak {case['peak']:,} a second", fontsize="small", loc="left")
-    rows[-1].set_xlim(left=-1)  # they share it
+    rows[-1].set_xlim(left=-1)  # all rows share it
     rows[-1].set_xlabel("minutes after 02:30")
     return figure

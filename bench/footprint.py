@@ -1,4 +1,4 @@
-"""What the processes hold and use while there is nothing to do, beside Celery with the same job."""
+"""Memory, CPU and connections of the idle processes, compared with Celery with the same job."""
 
 import re
 import time
@@ -27,13 +27,13 @@ Say = Callable[[str], None]
 
 @dataclass
 class Deploy:
-    """One way to run it: its processes, and the install that they belong to."""
+    """One way to run it: its processes, and their install."""
 
     name: str
     install: Install
     pids: list[int]
     heartbeat: Callable[[int], None]
-    """Has the next heartbeat leave, whichever way that is."""
+    """Sends the next heartbeat in this deploy's own way."""
 
     @property
     def processes(self) -> list[psutil.Process]:
@@ -45,7 +45,7 @@ class Deploy:
         return sum(pss_mb(process.pid) for process in self.processes)
 
     def used(self) -> tuple[float, int]:
-        """Return the milliseconds of CPU that were used so far, and how often a thread woke up."""
+        """Return the milliseconds of CPU used so far, and how often a thread woke up."""
         nanoseconds = wake_ups = 0
         for process in self.processes:
             for thread in Path(f"/proc/{process.pid}/task").iterdir():
@@ -63,7 +63,7 @@ class Deploy:
 
 
 def measure(rig: Rig, say: Say) -> dict[str, Any]:
-    """Return what each deploy holds and uses, one after the other: they would share pages."""
+    """Measure each deploy alone: side by side they would share pages."""
     result: dict[str, Any] = {}
     for start in (
         partial(_procfile, rig, "worker", "scheduler"),
@@ -144,5 +144,5 @@ def draw(result: dict[str, Any]) -> Figure:
         axes.bar_label(bars, fmt="%.0f", padding=3)
         axes.set_title(title, fontsize="medium")
         axes.margins(x=0.15)
-    figure.axes[0].invert_yaxis()  # they share it
+    figure.axes[0].invert_yaxis()  # all axes share it
     return figure

@@ -1,7 +1,7 @@
-"""How many heartbeats a second one collector takes, each committed before it is acknowledged.
+"""How many heartbeats a second one collector accepts, each committed before its answer.
 
 ``python -m bench.ingest`` measures this working tree and, in turns under the same load on the same
-machine, the revision of ``--beside``; it writes bench/results/ingest.json. Each has a database of
+machine, the revision of ``--against``; it writes bench/results/ingest.json. Each has a database of
 its own. Without that revision, it measures this tree alone.
 """
 
@@ -29,7 +29,7 @@ from sqlalchemy import Engine, NullPool, create_engine, text
 from bench.rig import DATA, ROOT, RigError, rounded, with_driver
 from demo import servers
 
-BESIDE = "c1ea5e7"
+BASELINE = "c1ea5e7"
 """The last revision whose server parsed requests with h11."""
 ROUNDS = 5
 SECONDS = 10.0
@@ -59,11 +59,11 @@ AT_HOME = (
     "import os, sys; home, user, *command = sys.argv[1:];"
     "os.chdir(home); os.setreuid(int(user), int(user)); os.execv(command[0], command)"
 )
-"""Becomes a command in its home directory, as its user."""
+"""Runs a command in its home directory, as its user."""
 
 
 class Caller(asyncio.Protocol):
-    """One connection, on which a request follows each answer, every one of another install."""
+    """One connection that sends a request after each answer, each of another install."""
 
     def __init__(self, requests: Iterator[bytes]) -> None:
         """Send the next of ``requests`` each time."""
@@ -99,7 +99,7 @@ class Caller(asyncio.Protocol):
         self._transport.write(next(self._requests))
 
     def stop(self) -> int:
-        """Hang up; return how many answers were not 202, a lost connection among them."""
+        """Close; return how many answers were not 202, lost connections included."""
         lost = self.lost
         self._transport.abort()
         return lost
@@ -114,7 +114,7 @@ def _requests() -> Iterator[bytes]:
 
 
 async def _load(port: int) -> dict[str, float]:
-    """Call for a while, and return requests a second and milliseconds of an answer."""
+    """Send for a while; return requests a second and milliseconds of an answer."""
     loop, requests = asyncio.get_running_loop(), _requests()
     pairs = [
         await loop.create_connection(lambda: Caller(requests), "127.0.0.1", port)
@@ -140,7 +140,7 @@ async def _load(port: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Collector:
-    """A source tree, and a database that its own migrations have made."""
+    """A source tree, and a database that its own migrations have created."""
 
     home: Path
     url: str
@@ -160,7 +160,7 @@ class Collector:
             yield process
 
     def migrate(self) -> None:
-        """Make the tables."""
+        """Create the tables."""
         subprocess.run(
             [sys.executable, "-m", "app.collector", "migrate"],
             cwd=self.home,
@@ -170,7 +170,7 @@ class Collector:
         )
 
     def measure(self) -> dict[str, float]:
-        """Return what one round has measured, from empty tables."""
+        """Return the results of one round, from empty tables."""
         engine = create_engine(with_driver(self.url), poolclass=NullPool)
         with engine.begin() as connection:
             connection.execute(text("TRUNCATE heartbeat, install"))
@@ -188,11 +188,11 @@ class Collector:
         return result | {"cpu_us": 1e6 * used / kept, "max_rss_mb": peak}
 
 
-def measure(beside: str) -> dict[str, object]:
-    """Return the median of each round's numbers, and the ratio of this tree to ``beside``."""
+def measure(baseline: str) -> dict[str, object]:
+    """Return the median of each round's numbers, and the ratio of this tree to ``baseline``."""
     with servers.running(DATA, say=lambda _: None) as embedded:
         _make_durable(embedded)
-        homes = {"now": ROOT} | ({"before": home} if (home := export(beside)) else {})
+        homes = {"now": ROOT} | ({"before": home} if (home := export(baseline)) else {})
         collectors = {
             name: Collector(home, _database(embedded.postgres, name))
             for name, home in homes.items()
@@ -214,7 +214,7 @@ def measure(beside: str) -> dict[str, object]:
         "connections": CONNECTIONS,
         "cpus": os.cpu_count(),
         "postgres": settings,
-        "beside": beside,
+        "baseline": baseline,
         "medians": medians,
         "ratio": rates["now"] / rates["before"] if "before" in rates else None,
         "goal": GOAL,
@@ -258,7 +258,7 @@ def running(
     Raises:
         RigError: it has ended by itself; the message says with what, and how its log ends.
     """
-    # The keeper of the servers ends what has its marker, should this process be killed.
+    # If this process is killed, the keeper of the servers ends every process with its marker.
     marked = {**env, servers.MARKER: str(DATA.resolve())}
     with log.open("ab") as output:
         process = psutil.Popen(argv, cwd=home, env=marked, stdout=output, stderr=output)
@@ -294,7 +294,7 @@ def _peak_mb(process: psutil.Process) -> float:
 
 
 def _make_durable(embedded: servers.Servers) -> None:
-    """Start the embedded Postgres again, as its keeper has, but with its disk waited for."""
+    """Restart the embedded Postgres as its keeper does, but with commits that wait for the disk."""
     running = psutil.Process(embedded.postgres_pid)
     home, user, env = running.cwd(), str(running.uids().real), running.environ()
     command = [*running.cmdline(), "--fsync=on", "--full_page_writes=on"]
@@ -338,10 +338,14 @@ def _in_words(result: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def main() -> None:
-    """Measure, and write what was measured."""
-    parser = argparse.ArgumentParser(description="Measure how many heartbeats a second are taken.")
-    parser.add_argument("--beside", default=BESIDE, metavar="REVISION", help="default: %(default)s")
-    result = measure(parser.parse_args().beside)
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(
+        description="Measure how many heartbeats a second are accepted."
+    )
+    parser.add_argument(
+        "--against", default=BASELINE, metavar="REVISION", help="default: %(default)s"
+    )
+    result = measure(parser.parse_args().against)
     RESULT.write_text(f"{json.dumps(result, indent=1)}\n")
     print(f"The ratio is {result['ratio']}; the goal is {GOAL}.")  # noqa: T201 - what was measured, on stdout
 

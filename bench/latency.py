@@ -1,4 +1,4 @@
-"""From the tick to the settled row: where the milliseconds of a heartbeat go.
+"""From the tick to the settled row: how long each stage of a heartbeat takes.
 
 ``measure`` runs this file as a process of its own, which is a worker of the real actors with a
 watch on it: ``python -m bench.latency FILE`` writes what it has seen into the file.
@@ -35,7 +35,7 @@ BARE = {
     "POST": "POST",
     "settle": "insert",
 }
-"""The bare thing that each stage is held against."""
+"""The bare operation that each stage is compared with."""
 
 TRANSACTIONS = ("write", "claim", "begin", "settle")
 
@@ -43,15 +43,19 @@ Say = Callable[[str], None]
 
 
 def measure(rig: Rig, say: Say) -> dict[str, Any]:
-    """Return the milliseconds of each stage, and of the bare thing that it is held against."""
+    """Return the milliseconds of each stage, and of the bare operation that it is compared with."""
     install, found = rig.install(), DATA / "latency.json"
-    say(f"{HEARTBEATS} heartbeats of made-up days, and the bare parts beside them")
+    say(f"{HEARTBEATS} heartbeats of made-up days, and the bare operations")
     process = rig.start(f"exec {sys.executable} -m bench.latency {found}", install.env)
     rig.wait(process, seconds=180)
     samples: dict[str, dict[str, list[float]]] = json.loads(found.read_text())
     bare = {name: statistics.median(values) for name, values in samples["bare"].items()}
     stages = {
-        name: {**_spread(samples["stages"][name]), "beside": BARE[name], "bare": bare[BARE[name]]}
+        name: {
+            **_spread(samples["stages"][name]),
+            "operation": BARE[name],
+            "bare": bare[BARE[name]],
+        }
         for name in STAGES
     }
     whole = _spread(samples["whole"]["ms"])
@@ -71,7 +75,7 @@ class Watch:
     """Notes when a worker of this process begins and ends the stages of a heartbeat."""
 
     def __init__(self) -> None:
-        """Put the watch on the pipeline's transactions, its drains and the POST."""
+        """Watch the pipeline's transactions, its drains and the POST."""
         from app import sender  # noqa: PLC0415 - as a worker does, with its first actor
         from app.pipeline import Pipeline  # noqa: PLC0415
 
@@ -111,7 +115,10 @@ class Watch:
         tick()
         self._idle.get(timeout=10)
         took = dict(zip(TRANSACTIONS, self.transactions, strict=False))
-        took["claim"] = (self.drains[0], took["claim"][1])  # it connects before its transaction
+        took["claim"] = (
+            self.drains[0],
+            took["claim"][1],
+        )  # it connects first
         took["wake-up"] = (started, took["write"][0])
         took["wake-up again"] = (took["write"][1], self.drains[0])
         took["POST"] = self.posts[0]
@@ -120,7 +127,7 @@ class Watch:
 
 
 def _run(found: Path) -> None:
-    """Be a worker, and watch it."""
+    """Run a worker, and watch it."""
     import dramatiq  # noqa: PLC0415 - once the broker is built, as a worker does
 
     from workers.broker import QUEUE, build, settings  # noqa: PLC0415
@@ -143,7 +150,7 @@ def _run(found: Path) -> None:
     url = settings().require("database_url").replace("+psycopg", "")
     whole: list[float] = []
     stages: dict[str, list[float]] = {name: [] for name in STAGES}
-    beside: dict[str, list[float]] = {"wake-up": [], "insert": [], "POST": []}
+    operations: dict[str, list[float]] = {"wake-up": [], "insert": [], "POST": []}
     for number in range(HEARTBEATS + WARM_UP):
         with outside.begin() as connection:
             make_it_the_past(connection, number)
@@ -158,8 +165,8 @@ def _run(found: Path) -> None:
             for name in STAGES:
                 stages[name].append(took[name])
             for name, ms in bare.items():
-                beside[name].append(ms)
-    found.write_text(json.dumps({"stages": stages, "bare": beside, "whole": {"ms": whole}}))
+                operations[name].append(ms)
+    found.write_text(json.dumps({"stages": stages, "bare": operations, "whole": {"ms": whole}}))
     worker.stop()
 
 
@@ -168,14 +175,14 @@ BODY = b"x" * 900
 
 
 def _took(what: Callable[[], object]) -> float:
-    """Return the milliseconds that something takes."""
+    """Return the milliseconds that some work takes."""
     started = time.perf_counter()
     what()
     return 1000 * (time.perf_counter() - started)
 
 
 def _insert(url: str) -> None:
-    """Connect, insert one row, commit and hang up, by psycopg alone."""
+    """Connect, insert one row, commit and close, with psycopg only."""
     with psycopg.connect(url) as connection:
         connection.execute(
             "INSERT INTO bare (id, day, instance_id, payload, created_at, next_attempt_at,"
@@ -186,7 +193,7 @@ def _insert(url: str) -> None:
 
 
 def _post(endpoint: str) -> None:
-    """POST once over a connection of its own, by the standard library alone."""
+    """POST once over a connection of its own, with the standard library only."""
     url = urlsplit(endpoint)
     connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=10)
     connection.request("POST", url.path, BODY)
@@ -202,7 +209,7 @@ def _wake_up(send: Callable[[], object], woken: SimpleQueue[float]) -> float:
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """Show each stage beside its bare part."""
+    """Show each stage next to its bare operation."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     places = range(len(STAGES))

@@ -1,4 +1,4 @@
-"""How many pages a second one collector shows, and what a flood of them does to heartbeats.
+"""How many pages a second one collector serves, and how many readers affect heartbeats.
 
 ``python -m bench.pages`` fills a database with ninety days of a fleet, asks one process for its
 page over connections that are kept, then sends it heartbeats at a steady rate with and without such
@@ -37,23 +37,23 @@ SECONDS = 4.0
 WARM_UP_SECONDS = 1.0
 ROUNDS = 3
 HEARTBEATS = 200
-"""Heartbeats a second, while pages are asked for or not."""
+"""Heartbeats a second, with and without requests for pages."""
 SENDERS = 32
 
 FORMER = 33
-"""Pages a second before answers were kept."""
+"""Pages a second before answers were stored."""
 GOAL = 20 * FORMER
 PATIENCE = 60.0
 
 FILTERED = ["/?days=30", "/?days=365", "/?edition=ce", "/?edition=ee", "/?version=0.4.1"]
 UNKNOWN = [f"/?version=9.{number}.0" for number in range(5_000)]
-"""Filters that no install passes: each is read and rendered again."""
+"""Filters that no install passes: each answer is read and rendered again."""
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 class Reader(asyncio.Protocol):
-    """One connection, on which the next page is asked for after each answer."""
+    """One connection that requests the next page after each answer."""
 
     def __init__(self, ask: Callable[[], bytes], status: int, every: float = 0.0) -> None:
         """Send what ``ask`` returns; leave ``every`` seconds at least between two of them."""
@@ -79,7 +79,7 @@ class Reader(asyncio.Protocol):
         self._transport.write(self._ask())
 
     def data_received(self, data: bytes) -> None:
-        """Note an answer that is whole, and ask for the next."""
+        """Note a complete answer, and request the next."""
         self._received += data
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
@@ -103,7 +103,7 @@ class Reader(asyncio.Protocol):
         self.failed += not self.ended
 
     def stop(self) -> int:
-        """Hang up; return how many answers were not as expected."""
+        """Close; return how many answers were not as expected."""
         self.ended = True
         self._transport.abort()
         return self.failed
@@ -122,7 +122,7 @@ async def _flood(
     a_second: float = 0.0,
     seconds: float = SECONDS,
 ) -> dict[str, float]:
-    """Ask for pages for a while, as quickly as they come or at a rate; return how many came."""
+    """Request pages for a while, without a pause or at a rate; return how many were answered."""
     loop, turn = asyncio.get_running_loop(), cycle(requests)
     every = CONNECTIONS / a_second if a_second else 0.0
     readers = [
@@ -151,7 +151,7 @@ def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 class Sender(asyncio.Protocol):
-    """One connection for heartbeats: it takes the next that is due when it has its answer."""
+    """One connection for heartbeats: after each answer it sends the next that is due."""
 
     def __init__(self, due: "asyncio.Queue[float]", took: list[float]) -> None:
         """Send for each moment in ``due``; note in ``took`` how long after it the answer came."""
@@ -161,7 +161,7 @@ class Sender(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the connection."""
+        """Store the connection."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for mypy
         self._transport = transport
 
@@ -225,7 +225,7 @@ async def _heartbeats_while(
 
 
 def _fill(engine: Engine, until: date) -> None:
-    """Have a fleet be heard of for ninety days, and each of them be counted."""
+    """Store the heartbeats of a fleet over ninety days, and count each day."""
     begin(engine, until, DAYS)
     for day, arrivals in Fleet(20260502, installs=INSTALLS, days=DAYS, until=until):
         with engine.begin() as connection:
@@ -242,7 +242,7 @@ def _etag_of(port: int) -> tuple[str, int]:
 
 
 def measure() -> dict[str, Any]:
-    """Return pages a second, and how long heartbeats take beside them."""
+    """Return pages a second, and how long heartbeats take at the same time."""
     with servers.running(DATA, say=lambda _: None) as embedded:
         _make_durable(embedded)
         engine = create_engine(with_driver(embedded.postgres), poolclass=NullPool)
@@ -261,7 +261,7 @@ def measure() -> dict[str, Any]:
             deadline = time.monotonic() + PATIENCE
             while not _has_counted(engine):
                 if time.monotonic() > deadline:
-                    raise RigError("The collector has not counted.")
+                    raise RigError("The collector did not count.")
                 time.sleep(0.1)
             _, size = _etag_of(port)
             rounds = [_round(port) for _ in range(ROUNDS)]
@@ -320,12 +320,12 @@ def _round(port: int) -> dict[str, dict[str, dict[str, float]]]:
             _heartbeats_while(port, lambda: flood(unknown))
         ),
     }
-    beside = {name: found["heartbeats"] for name, found in under.items()}
-    return {"pages": pages, "heartbeats_beside": beside}
+    heartbeats = {name: found["heartbeats"] for name, found in under.items()}
+    return {"pages": pages, "heartbeats_with": heartbeats}
 
 
 def _once_more(measured: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Measure again where the page has changed meanwhile, which it does once a minute."""
+    """Measure again if the page changed meanwhile, which it does once a minute."""
     try:
         return measured()
     except RigError:
@@ -333,15 +333,15 @@ def _once_more(measured: Callable[[], dict[str, float]]) -> dict[str, float]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return what was measured."""
+    """Return the results as a table."""
     lines = [
         ["one process, 16 connections", "a second", "p50", "p95"],
         ["---", "---:", "---:", "---:"],
     ]
     for name, found in result["pages"].items():
         lines.append([name, f"{found['per_second']:,.0f}", *_ms(found)])
-    for name, found in result["heartbeats_beside"].items():
-        lines.append([f"heartbeats beside {name}", f"{found['per_second']:,.0f}", *_ms(found)])
+    for name, found in result["heartbeats_with"].items():
+        lines.append([f"heartbeats with {name}", f"{found['per_second']:,.0f}", *_ms(found)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -352,18 +352,18 @@ def _ms(found: dict[str, float]) -> list[str]:
 def verdict(result: dict[str, Any]) -> str:
     """Return whether both goals are met."""
     pages = result["pages"]["the page"]["per_second"]
-    before, *beside = (each["p95_ms"] for each in result["heartbeats_beside"].values())
-    moved = ", ".join(f"{each:,.1f}" for each in beside)
+    before, *after = (each["p95_ms"] for each in result["heartbeats_with"].values())
+    moved = ", ".join(f"{each:,.1f}" for each in after)
     met = "is met" if pages >= GOAL else "is not met"
     return (
         f"{pages:,.0f} pages a second: the goal of {GOAL} {met}."
-        f" The p95 of heartbeats was {before:,.1f} ms without pages, and {moved} ms beside them:"
+        f" The p95 of heartbeats was {before:,.1f} ms without pages, and {moved} ms with them:"
         " the goal was that it does not move."
     )
 
 
 def main() -> None:
-    """Measure, or be the sender of heartbeats."""
+    """Measure, or run the sender of heartbeats."""
     if len(sys.argv) > 1:
         print(json.dumps(asyncio.run(_steadily(int(sys.argv[1])))))  # noqa: T201 - for its parent
         return

@@ -1,4 +1,4 @@
-"""The plain way to count: every row of every table."""
+"""The simple way to count: every row of every table."""
 
 COUNT = """
 SELECT

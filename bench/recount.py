@@ -25,9 +25,9 @@ RESULT = ROOT / "bench" / "results" / "recount.json"
 
 INSTALLS = 1_000_000
 OLD_INSTALLS, OLD_DAYS = 20_000, 200
-"""Those of a collector that has kept its heartbeats and has counted no day yet."""
+"""The days of a collector that has stored its heartbeats and has counted no day yet."""
 BODIES = 1_000
-"""So many different ones are used again and again."""
+"""The number of different bodies, which are used again and again."""
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -104,7 +104,7 @@ def _old_collector(engine: Engine, last: date) -> dict[str, Any]:
 
 
 def migrate_to(engine: Engine, revision: str) -> None:
-    """Bring the collector's tables to a revision."""
+    """Migrate the collector's tables to a revision."""
     with engine.connect() as connection:
         migrate(connection, "collector", revision)
 
@@ -121,23 +121,23 @@ def _temporary(engine: Engine) -> int:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return what was measured as a table."""
+    """Return the results as a table."""
     million, old = result["million"], result["old"]
     megabytes = million["temporary_bytes"] / 1e6
     of_old = f"{old['days']} days of {old['installs']:,} installs, {old['heartbeats']:,} heartbeats"
     rows = [
         ("what", "took"),
         ("---", "---:"),
-        (f"a day of {million['installs']:,} installs, counted", f"{million['s']:.1f} s"),
-        ("temporary files for that", f"{megabytes:,.0f} MB"),
+        (f"counting a day of {million['installs']:,} installs", f"{million['s']:.1f} s"),
+        ("temporary files of that count", f"{megabytes:,.0f} MB"),
         (f"the first count: {of_old}", f"{old['count_s']:.0f} s"),
-        ("migration 0004 of those", f"{old['migrate_s']:.0f} s"),
+        ("migration 0004 of these heartbeats", f"{old['migrate_s']:.0f} s"),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> None:
-    """Measure, and write and print what was measured."""
+    """Measure, and write and print the results."""
     DATA.parent.mkdir(exist_ok=True)
     last = datetime.now(UTC).date() - timedelta(days=1)
     result: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, made of the results: ``python -m bench.report``."""
+"""The tables of docs/performance.md, made from the results: ``python -m bench.report``."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -21,11 +21,11 @@ def _ms(value: float) -> str:
 
 
 def counting(result: dict[str, Any]) -> str:
-    """Return both ways at each size, in milliseconds and in buffers."""
+    """Return both ways to count at each size, in milliseconds and in buffers."""
     head = (
         "consents in the last 24 hours",
         "our write",
-        "of it in its statements",
+        "its statements alone",
         "our count",
         "`count(*)`",
         "`count(*)` ÷ our count",
@@ -41,12 +41,12 @@ def counting(result: dict[str, Any]) -> str:
     rows.append(_both_ways(f"…and {scans['scan_jobs']:,} scans of a year", scans["vacuumed"]))
     small, large = result["sizes"][0], result["sizes"][-1]
     times = large["vacuumed"]["write"]["ms"] / small["vacuumed"]["write"]["ms"]
-    told = (
+    summary = (
         f"The write at {large['consents']:,} takes {times:.2f} times the write at"
-        f" {small['consents']:,}. Once connected it is {result['round_trips']} round trips, BEGIN"
-        " and COMMIT among them."
+        f" {small['consents']:,}. Once connected it makes {result['round_trips']} round trips,"
+        " BEGIN and COMMIT included."
     )
-    return f"{_table(head, rows)}\n\n{told}"
+    return f"{_table(head, rows)}\n\n{summary}"
 
 
 def _both_ways(what: str, ways: dict[str, Any]) -> list[str]:
@@ -64,7 +64,7 @@ def _both_ways(what: str, ways: dict[str, Any]) -> list[str]:
 
 
 def footprint(result: dict[str, Any]) -> str:
-    """Return what each deploy holds and uses, and its share of what Celery does."""
+    """Return what each deploy uses, and the ratio to Celery."""
     head = (
         "deploy",
         "processes",
@@ -99,29 +99,29 @@ def footprint(result: dict[str, Any]) -> str:
 
 
 def latency(result: dict[str, Any]) -> str:
-    """Return each stage beside its bare part."""
-    head = ("stage", "p50", "p99", "bare", "bare, p50", "÷ bare")
+    """Return each stage next to its bare operation."""
+    head = ("stage", "p50", "p99", "bare operation", "its p50", "÷ bare")
     rows = [
         (
             name,
             f"{stage['p50']:.1f} ms",
             f"{stage['p99']:.1f} ms",
-            stage["beside"],
+            stage["operation"],
             f"{stage['bare']:.1f} ms",
             f"{stage['p50'] / stage['bare']:.1f}",
         )
         for name, stage in result["stages"].items()
     ]
     whole = result["whole"]
-    told = (
+    total = (
         "**tick to settled row**",
         f"**{whole['p50']:.1f} ms**",
         f"**{whole['p99']:.1f} ms**",
-        "the sum of them",
+        "the sum",
         f"{whole['bare']:.1f} ms",
         f"**{whole['ratio']:.2f}**",
     )
-    return _table(head, [*rows, told])
+    return _table(head, [*rows, total])
 
 
 def startup(result: dict[str, Any]) -> str:
@@ -130,13 +130,13 @@ def startup(result: dict[str, Any]) -> str:
 
 
 def fleet(result: dict[str, Any]) -> str:
-    """Return the peaks of each case, and how long a recovery takes."""
+    """Return the peaks of each case, and the time to recover."""
     head = (
         f"{result['installs']:,} installs",
         "peak, a second",
-        "peak once it is up",
+        "peak after it is up",
         "requests in all",
-        "the last is taken, minutes after it is up",
+        "last accepted, minutes after it is up",
     )
     rows = (
         (
@@ -152,7 +152,7 @@ def fleet(result: dict[str, Any]) -> str:
 
 
 def machine(result: dict[str, Any]) -> str:
-    """Return what it was measured on."""
+    """Return the machine and the versions of the measurement."""
     packages = ", ".join(f"{name} {number}" for name, number in result["packages"].items())
     return (
         f"Measured on {result['date']} on {result['cores']} cores of {result['cpu']} with"
@@ -167,7 +167,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def with_tables(page: str) -> str:
-    """Return ``page`` with what the results say between each pair of markers."""
+    """Return ``page`` with the results between each pair of markers."""
     for name, table in TABLES.items():
         result = json.loads((RESULTS / f"{name}.json").read_text())
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"

@@ -1,4 +1,4 @@
-"""What the measurements stand on: embedded servers, ConsentOS databases, a receiver, processes."""
+"""The test bed: embedded servers, ConsentOS databases, a receiver, processes."""
 
 import os
 import re
@@ -28,7 +28,7 @@ DATA = ROOT / ".data" / "bench"
 
 
 def rounded(value: Any, digits: int) -> Any:
-    """Return a result whose numbers have no more digits than they mean."""
+    """Return a result whose numbers are rounded to their significant digits."""
     match value:
         case dict():
             return {key: rounded(each, digits) for key, each in value.items()}
@@ -41,11 +41,11 @@ def rounded(value: Any, digits: int) -> Any:
 
 
 class RigError(Exception):
-    """What was to be measured did not happen; the message is one sentence."""
+    """A measurement failed; the message is one sentence."""
 
 
 RUNNING = "day > DATE '2020-01-01'"
-"""Tells the running day from the made-up ones."""
+"""Separates the running day from the made-up ones."""
 
 QUEUE = "telemetry"
 
@@ -58,7 +58,7 @@ def line(name: str) -> str:
 
 @dataclass(frozen=True)
 class Install:
-    """One ConsentOS with its telemetry, whose operator was told three days ago."""
+    """One ConsentOS with its telemetry, whose notice was given three days ago."""
 
     url: str
     """The database's, as an operator writes it."""
@@ -67,12 +67,12 @@ class Install:
 
     @property
     def engine(self) -> Engine:
-        """Its database, looked at from outside."""
+        """Its database, for a look from outside."""
         return database.engine(with_driver(self.url))
 
     def wake(self, actor: str) -> None:
         """Send an actor its message, as the scheduler does at a tick."""
-        # Dramatiq is loaded only by who needs it: the bench itself has its own size to think of.
+        # Dramatiq is imported here, because the bench must stay small.
         from dramatiq import Message  # noqa: PLC0415
         from dramatiq.brokers.redis import RedisBroker  # noqa: PLC0415
 
@@ -82,7 +82,7 @@ class Install:
             broker.enqueue(Message(QUEUE, actor, (), {}, {}))
 
     def make_it_the_past(self, days: int) -> None:
-        """Have the day's heartbeat be of a day long ago, so that the day has none yet."""
+        """Move the day's heartbeat to a day long ago, so that the day has none yet."""
         with self.engine.begin() as connection:
             make_it_the_past(connection, days)
 
@@ -104,7 +104,7 @@ class Install:
 
 
 def make_it_the_past(connection: Connection, days: int) -> None:
-    """Move the running day's row to a made-up day; the trigger that forbids it is passed over."""
+    """Move the running day's row to a made-up day; the trigger that forbids it does not fire."""
     connection.execute(text("SET LOCAL session_replication_role = replica"))
     moved = f"UPDATE telemetry_outbox SET day = DATE '2000-01-01' + :days WHERE {RUNNING}"  # noqa: S608 - a constant
     connection.execute(text(moved), {"days": days})
@@ -119,22 +119,22 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def vacuum(engine: Engine) -> None:
-    """Do what autovacuum has the time to do on a real day, and write everything to disk."""
+    """Do what autovacuum does on a real day, and write everything to disk."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
         connection.execute(text("CHECKPOINT"))
 
 
 def with_driver(url: str, driver: str = "psycopg") -> str:
-    """Return a URL as SQLAlchemy wants it."""
+    """Return a URL in SQLAlchemy's form."""
     return url.replace("postgresql://", f"postgresql+{driver}://", 1)
 
 
 class Rig:
-    """Two servers and a receiver, on which installs are made and processes are run."""
+    """Two servers and a receiver, on which installs are created and processes run."""
 
     def __init__(self, embedded: servers.Servers) -> None:
-        """Start the receiver beside the servers."""
+        """Start the receiver."""
         self._embedded = embedded
         self.postgres_pid = embedded.postgres_pid
         self._installs = 0
@@ -145,7 +145,7 @@ class Rig:
         _wait_for_port(self.receiver_port)
 
     def install(self, *, migrated: bool = True) -> Install:
-        """Make a small ConsentOS, with its telemetry's tables where it is ``migrated``."""
+        """Create a small ConsentOS, with the telemetry's tables if ``migrated``."""
         name = f"install_{self._installs}"
         with database.engine(with_driver(self._embedded.postgres)).connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -186,7 +186,7 @@ class Rig:
         return self._embedded.start(["sh", "-c", command], env=env, log=DATA / "processes.log")
 
     def wait(self, pid: int, seconds: float) -> None:
-        """Wait for the end of a process that ends by itself.
+        """Wait until a process ends by itself.
 
         Raises:
             RigError: it does not.

@@ -1,4 +1,4 @@
-"""From exec to ready: each process, beside a bare interpreter with the same imports."""
+"""From exec to ready: each process, compared with a bare interpreter with the same imports."""
 
 import statistics
 import subprocess
@@ -14,10 +14,10 @@ from bench.rig import ROOT, Rig, line
 RUNS = 5
 
 READY = {"worker": "ready for action", "scheduler": "actor=sweep", "solo": "actor=sweep"}
-"""What each process says once it is ready."""
+"""What each process logs when it is ready."""
 
 IMPORTS = "import dramatiq.cli, periodiq, pydantic_settings, redis"
-"""What all three import of others before they are ready; the rest comes with the first actor."""
+"""The libraries that all three import before they are ready; the first actor imports the rest."""
 
 FIRST_ACTOR = "import httpx, psycopg, sqlalchemy.dialects.postgresql, tenacity"
 

@@ -1,4 +1,4 @@
-"""What it costs that heartbeats get too old: a week that is dropped, beside rows that are deleted.
+"""The cost of old heartbeats: dropping a week, compared with deleting rows.
 
 ``python -m bench.weeks`` fills embedded servers with heartbeats of a simulated fleet, upgrades a
 table of before there were weeks while heartbeats are stored, lets a retention pass, writes
@@ -30,10 +30,10 @@ DATA = ROOT / ".data" / "bench-weeks"
 RESULT = ROOT / "bench" / "results" / "weeks.json"
 
 KEPT_WEEKS = 58
-"""So many there are of a retention of 400 days."""
+"""The number of weeks in a retention of 400 days."""
 FULL_WEEKS, A_WEEK = 10, 1_000_000
 OLD = 2_000_000
-"""Heartbeats in the table of before there were weeks."""
+"""Heartbeats in the table before the upgrade to weeks."""
 BATCH, BATCHES = 500, 100
 FORGOTTEN = 100
 
@@ -66,7 +66,7 @@ def _monday() -> datetime:
 
 
 def _by_week(engine: Engine) -> dict[str, Any]:
-    """Measure a full table of weeks: storing, deleting an id, and the oldest weeks' end."""
+    """Measure a full table of weeks: storing, deleting an id, and dropping the oldest weeks."""
     migrate_to(engine, "head")
     weeks.make(engine)
     first = _monday() - KEPT_WEEKS * weeks.WEEK
@@ -93,7 +93,7 @@ def _by_week(engine: Engine) -> dict[str, Any]:
     dropped = _wal(engine) - wal
     with engine.begin() as connection:
         if connection.scalar(text("SELECT count(*) FROM heartbeat")) != BATCH * BATCHES:
-            raise SystemExit("A week was not dropped, or more than that.")
+            raise SystemExit("The number of heartbeats is wrong: not exactly one week was dropped.")
     return {**result, "drop_s": sum(drops) / FULL_WEEKS, "drop_wal_bytes": dropped / FULL_WEEKS}
 
 
@@ -125,7 +125,7 @@ def _forget(connection: Connection, instance_id: UUID) -> None:
 
 
 def _upgraded(engine: Engine) -> dict[str, Any]:
-    """Measure the upgrade of one table while heartbeats are stored, and its deleting by rows."""
+    """Measure the upgrade of one table while heartbeats are stored, and of deleting its rows."""
     migrate_to(engine, "0004")
     until = _now()
     since = until - timedelta(days=100)
@@ -172,32 +172,32 @@ def _wal(engine: Engine) -> int:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return what was measured as a table."""
+    """Return the results as a table."""
     weekly, old = result["by_week"], result["upgraded"]
     rows = [
         ("what", "took"),
         ("---", "---:"),
         (
-            f"storing beside {weekly['heartbeats']:,} in {weekly['weeks']} weeks, by {BATCH}",
+            f"storing {BATCH} at a time, with {weekly['heartbeats']:,} in {weekly['weeks']} weeks",
             f"{weekly['stored_per_second']:,.0f} a second",
         ),
-        ("deleting an id there", f"{weekly['forget_ms']:.1f} ms"),
+        ("deleting an id, in the same tables", f"{weekly['forget_ms']:.1f} ms"),
         (
             f"dropping a week of {A_WEEK:,}",
             f"{weekly['drop_s']:.2f} s, {weekly['drop_wal_bytes'] / 1e6:,.1f} MB of WAL",
         ),
         (
-            f"deleting {old['deleted']:,} by their key, of the table of before",
+            f"deleting {old['deleted']:,} rows by key, from the unpartitioned table",
             f"{old['delete_s']:.0f} s, {old['delete_wal_bytes'] / 1e6:,.0f} MB of WAL",
         ),
         (f"upgrading a table of {old['heartbeats']:,}", f"{old['upgrade_s']:.1f} s"),
-        ("the longest that a heartbeat waited meanwhile", f"{old['longest_wait_s']:.2f} s"),
+        ("the longest wait of a heartbeat meanwhile", f"{old['longest_wait_s']:.2f} s"),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> None:
-    """Measure, and write and print what was measured."""
+    """Measure, and write and print the results."""
     DATA.parent.mkdir(exist_ok=True)
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),

@@ -23,7 +23,7 @@ VERSIONED: Mapping[Path, str] = {
         (CHART / "Chart.yaml", COLLECTOR / "helm" / "Chart.yaml"),
         r'(?m)^((?:v|appV)ersion: "?)[^\s"]+',
     ),
-    DEPLOY.parent / "README.md": r"(?m)^(release +)\S+$",
+    DEPLOY.parent / "docs" / "operate.md": r"(?m)^(release +)\S+$",
     **dict.fromkeys(
         (DEPLOY / "compose.yaml", COLLECTOR / "compose.yaml"),
         r"(\$\{CONSENTOS_TELEMETRY_TAG:-)[^}]+",

@@ -1,4 +1,4 @@
-"""Writes what the docs derive from the payload: each JSON Schema and the table of the fields."""  # noqa: INP001
+"""Writes the parts of the docs that come from the payload: JSON Schemas and the field table."""  # noqa: INP001
 
 import json
 import sys
@@ -12,7 +12,7 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "telemetry.md"
 BEGIN, END = "<!-- fields -->", "<!-- /fields -->"
 
-# A pattern says it exactly, and few can read one.
+# Few readers can read the patterns of the schema.
 _PATTERNS_IN_WORDS = {
     "instance_id": "a UUID",
     "sent_at": "`YYYY-MM-DDThh:mm:ss+00:00`",
@@ -29,9 +29,9 @@ class PublishedError(Exception):
     def __init__(self, version: int) -> None:
         """Say what to do instead."""
         super().__init__(
-            f"Schema {version} is published: put its model in app/payload.py back as it was, and"
-            f" add schema {payload.SCHEMA_VERSION + 1} beside it, as CONTRIBUTING.md says under *A"
-            f" new field*. Only if no release has had schema {version} yet, delete"
+            f"Schema {version} is published: restore its model in app/payload.py, and"
+            f" add schema {payload.SCHEMA_VERSION + 1} after it, as CONTRIBUTING.md says under *Add"
+            f" a payload field*. Only if no release has had schema {version} yet, delete"
             f" docs/heartbeat.v{version}.schema.json and run `make docs` again."
         )
 
@@ -50,7 +50,7 @@ def publish(docs: Path = DOCS) -> None:
     """Write the file of each schema that has none.
 
     Raises:
-        PublishedError: one of them has other content, and is left as it is.
+        PublishedError: a published file has other content; it is not changed.
     """
     missing = []
     for version in payload.SCHEMAS:
@@ -76,12 +76,12 @@ def with_table(page: str) -> str:
     """Return ``page`` with the table between its markers.
 
     Raises:
-        ValueError: the page does not hold each marker once.
+        ValueError: the page does not contain each marker once.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or page.count(BEGIN) + page.count(END) != len((BEGIN, END)):
-        raise ValueError(f"{PAGE.name} must hold {BEGIN} and then {END}, each once")
+        raise ValueError(f"{PAGE.name} must contain {BEGIN} and then {END}, each once")
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
@@ -114,7 +114,7 @@ def _code(value: object) -> str:
 
 
 def main() -> None:
-    """Publish the schemas, and write the table into the page; exit with 1 where one has changed."""
+    """Publish the schemas and write the table; exit with 1 if a published schema has changed."""
     try:
         publish()
     except PublishedError as error:

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 import redis
 import trustme
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 import tests.guard.sitecustomize  # noqa: F401 - cuts the tests off from the network
@@ -31,6 +32,13 @@ RUNNER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
 
 ROLE = f"telemetry_test_{RUNNER}"
 """The role of the pipeline under test, which may do what `consentos-telemetry grants` lists."""
+
+# A busy machine makes an example slow, which is no fault of the code. Without a parent the profile
+# extends the active one: Hypothesis's own "ci", whose examples are the same in every run, in CI.
+settings.register_profile(
+    "any machine", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 Clock = Callable[[str], None]
 """Moves the database's clock to an ISO time, from where it goes on running."""

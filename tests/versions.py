@@ -1,11 +1,13 @@
 """Runs the tests that depend on a server's version, on Debian's Postgres and Redis or on others.
 
-Those of the collector's proxy are on Debian's nginx.
-
 ``python -m tests.versions [DIRECTORY_OF_POSTGRES REDIS_SERVER [PYTEST_ARGUMENT ...]]``
+
+If TEST_DATABASE_URL and TEST_REDIS_URL are set, it uses these servers and starts none; then all
+arguments are pytest's. The tests of the collector's proxy use Debian's nginx.
 """
 
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -16,6 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
+
+import psycopg
+from redis import Redis
 
 from tests.support.processes import ROOT
 
@@ -30,7 +35,7 @@ SUBSET = (
     "tests/acceptance/test_readme.py",
     "tests/integration/test_collector_proxy.py",
 )
-"""Migrate, grant, count, write, send, wake, ask: whatever touches a server, and little else."""
+"""Each kind of statement and command that a server gets, and little else."""
 
 DEBIANS = Path("/usr/lib/postgresql")
 START_SECONDS = 30
@@ -42,7 +47,7 @@ def debians() -> tuple[Path, Path]:
     found = sorted(DEBIANS.glob("*/bin/postgres"))
     redis = shutil.which("redis-server")
     if not found or not redis or not shutil.which("nginx", path="/usr/sbin:/usr/bin"):
-        sys.exit("Debian's servers are needed: apt install postgresql redis-server nginx")
+        sys.exit("Debian's servers are required. Run: apt install postgresql redis-server nginx")
     return found[-1].parent, Path(redis)
 
 
@@ -67,7 +72,7 @@ def running(command: Sequence[str | Path], log: Path, user: str | None) -> Itera
 
 
 def wait_for(words: str, log: Path) -> None:
-    """Wait until a server has said these words."""
+    """Wait until a server's log has these words."""
     deadline = time.monotonic() + START_SECONDS
     while words not in log.read_text(errors="replace"):
         if time.monotonic() > deadline:
@@ -105,15 +110,16 @@ def redis(program: Path, directory: Path) -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}"
 
 
-def version(program: Path) -> str:
-    """Return what a server's program says it is."""
-    return subprocess.run(
-        [program, "--version"], check=True, capture_output=True, encoding="utf-8"
-    ).stdout.strip()
-
-
 def tests(servers: Mapping[str, str], arguments: Sequence[str]) -> int:
-    """Run the tests on these servers; return pytest's exit code."""
+    """Print the versions and run the tests on these servers; return pytest's exit code."""
+    with psycopg.connect(servers["TEST_DATABASE_URL"]) as database:
+        postgres_version = database.info.parameter_status("server_version")
+    with Redis.from_url(servers["TEST_REDIS_URL"]) as client:
+        redis_version = client.info("server")["redis_version"]
+    sys.stdout.write(
+        f"Python {platform.python_version()}, Postgres {postgres_version}, Redis {redis_version}\n"
+    )
+    sys.stdout.flush()
     return subprocess.run(
         # One after the other: they share these servers, and some change the users of Redis.
         [sys.executable, "-m", "pytest", "--numprocesses=0", *(arguments or SUBSET)],
@@ -124,11 +130,12 @@ def tests(servers: Mapping[str, str], arguments: Sequence[str]) -> int:
 
 
 def main() -> int:
-    """Start both servers, run the tests on them and stop them; return pytest's exit code."""
+    """Start both servers unless they are named, and run the tests; return pytest's exit code."""
+    names = ("TEST_DATABASE_URL", "TEST_REDIS_URL")
+    if all(os.environ.get(name) for name in names):
+        return tests({name: os.environ[name] for name in names}, sys.argv[1:])
     (*named,) = map(Path, sys.argv[1:3])
     programs, redis_server = named or debians()
-    sys.stdout.write(f"{version(programs / 'postgres')} and {version(redis_server)}\n")
-    sys.stdout.flush()
     with tempfile.TemporaryDirectory(prefix="versions-") as name:
         directory = Path(name)
         directory.chmod(0o755)

@@ -1,1 +1,1 @@
-"""The processes of the Procfile: what runs when, on Dramatiq and periodiq. The work is in app."""
+"""The processes of the Procfile, on Dramatiq and periodiq: what runs when. The work is in app."""

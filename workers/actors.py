@@ -1,7 +1,7 @@
-"""What runs when. Each actor wakes the pipeline and returns; none raises, none carries data.
+"""The actors: what runs when. Each one calls the pipeline. No actor raises or takes arguments.
 
-The pipeline is imported inside the actors, so that the scheduler, which needs only their names
-and times, loads no SQLAlchemy and no httpx.
+The actors import the pipeline when they run. So the scheduler, which needs only their names and
+times, loads neither SQLAlchemy nor httpx.
 """
 
 import logging
@@ -33,16 +33,16 @@ def heartbeat() -> None:
 
 @dramatiq.actor(queue_name=QUEUE, periodic=cron("* * * * *"))
 def sweep() -> None:
-    """Every minute: keep the outbox in order, catch up a missed write, wake the sender."""
+    """Every minute: put the outbox in order, write a missed heartbeat, and wake the sender."""
     due = False
-    with _swallowed("connect"), _pipeline().connected() as pipeline:
+    with _swallowed("connect"), _pipeline().connect() as link:
         with _swallowed("sweep"):
-            due = pipeline.sweep()
+            due = _pipeline().sweep(link)
             database_outage.succeeded()
         with _swallowed("write"):
-            due = pipeline.write_heartbeat() or due
+            due = _pipeline().write_heartbeat(link) or due
         with _swallowed("prune"):
-            pipeline.prune()
+            _pipeline().prune(link)
     with _swallowed("wake"):
         if due:
             drain.send()
@@ -51,7 +51,7 @@ def sweep() -> None:
 
 @dramatiq.actor(queue_name=QUEUE)
 def drain() -> None:
-    """Send what is due."""
+    """Send every due heartbeat."""
     with _swallowed("drain"):
         _pipeline().drain()
 
@@ -64,17 +64,17 @@ def _pipeline() -> "Pipeline":
 
 
 database_outage = Outage()
-"""What this process knows of Postgres; a sweep, every minute, sees whether it is back."""
+"""The outage of Postgres, as seen by this process; a sweep ends it when Postgres is back."""
 
 
 @contextmanager
 def _swallowed(stage: str) -> Iterator[None]:
-    """Log a failure and end it here: nothing of telemetry may reach its host."""
+    """Log a failure and swallow it: no error of telemetry may affect ConsentOS."""
     try:
         yield
     except RedisError:
         pass  # the broker's client has logged it
-    except Exception as error:  # noqa: BLE001 - the one place where failures end
+    except Exception as error:  # noqa: BLE001 - the only place that swallows failures
         stage = getattr(error, "stage", stage)
         if is_away(error):
             database_outage.failed(stage, log.cause(error))

@@ -1,6 +1,6 @@
-"""The broker that workers and scheduler share, built when a process asks for it.
+"""The broker of workers and scheduler. It is built when a process asks for it, not on import.
 
-Messages are wake-ups without data: the broker may lose any of them, and the sweep finds the work.
+Messages are wake-ups without data. Redis may lose any of them; the next sweep finds the work.
 """
 
 import logging
@@ -32,26 +32,27 @@ from app.settings import Disabled, Settings, SettingsError
 QUEUE = "telemetry"
 
 IDLE_SECONDS = 20
-"""How long Redis lets an idle worker wait for a wake-up; within a minute, or Dramatiq takes the
-worker for dead."""
+"""How long an idle worker waits in Redis for a wake-up. Dramatiq takes a worker for dead that is
+silent for a minute."""
 
 WAIT = "BRPOPLPUSH"
 
 ONE_SECOND = 1
-"""How soon a wait in this process notices that it is told to stop."""
+"""How soon a wait in this process notices a request to stop."""
 
 stopping = Event()
-"""Set when this process is told to stop: waits end, and no further attempt begins."""
+"""Set when this process is asked to stop. Then waits end, and no attempt begins."""
 
 STAGE = "redis"
 
 redis_outage = Outage()
-"""What this process knows of Redis; every exchange reports to it, so nobody else logs one."""
+"""The outage of Redis, as seen by this process. Every exchange with Redis reports to it, and no
+other code logs a failure of Redis."""
 
 
 @cache
 def settings() -> Settings:
-    """Return the environment as it was when this process first asked."""
+    """Return the settings, read from the environment once in each process."""
     return Settings.load()
 
 
@@ -65,9 +66,9 @@ def connect() -> RedisBroker:
 
 
 def build() -> RedisBroker:
-    """Build the broker and make it Dramatiq's own; exit with a sentence where it cannot be."""
+    """Build the broker and set it as Dramatiq's; if that fails, exit with a sentence."""
     log.setup(settings().log_level)
-    # periodiq reads cron lines in the local zone, and pendulum keeps the zone it found first.
+    # periodiq reads cron lines in the local zone. pendulum caches that zone at its first use.
     pendulum.set_local_timezone(pendulum.UTC)
     try:
         namespace = settings().namespace
@@ -75,13 +76,13 @@ def build() -> RedisBroker:
     except SettingsError as error:
         log.complain(f"consentos-telemetry: {error}")
         raise SystemExit(1) from None
-    # The age of a wake-up means nothing, and it is told by two clocks that may disagree.
+    # No wake-up is too old: its age means nothing, and comes from two clocks that may disagree.
     middleware = [PeriodiqMiddleware(skip_delay=math.inf), Announcement()]
-    broker = Broker(  # type: ignore[no-untyped-call]
+    broker = Broker(  # type: ignore[no-untyped-call]  # Dramatiq's has no types
         client=client,
         namespace=namespace,
         middleware=middleware,
-        # In a million requests; ours are a tenth of what an idle worker of Dramatiq's makes.
+        # The chance per request, in millionths. This worker makes a tenth of the usual requests.
         maintenance_chance=10 * DEFAULT_MAINTENANCE_CHANCE,
     )
     dramatiq.set_broker(broker)
@@ -91,16 +92,16 @@ def build() -> RedisBroker:
 
 
 def record_sweep() -> None:
-    """Have Redis remember that a worker sweeps now, for `status`."""
+    """Store in Redis that a worker has swept now, for `status`."""
     broker = dramatiq.get_broker()
-    assert isinstance(broker, RedisBroker)  # noqa: S101 - `build` made it
+    assert isinstance(broker, RedisBroker)  # noqa: S101 - `build` has set it
     wakeups.record_sweep(broker.client, broker.namespace)
 
 
 def _is_not_about_redis(record: logging.LogRecord) -> bool:
-    """Return whether a line is to be logged: Dramatiq's own about a failure of Redis are not.
+    """Return whether a line may be logged: it is not one of Dramatiq's about a failure of Redis.
 
-    It logs each try, every three seconds; ``redis_outage`` logs one a minute, in words.
+    Dramatiq logs each try, every three seconds. ``redis_outage`` logs one line a minute instead.
     """
     if not record.name.startswith("dramatiq."):
         return True
@@ -111,34 +112,38 @@ def _is_not_about_redis(record: logging.LogRecord) -> bool:
 
 
 class Broker(RedisBroker):
-    """Dramatiq's broker, which asks Redis for little while there is nothing to do."""
+    """Dramatiq's broker, with few requests to Redis while there is nothing to do."""
 
     @property
     def consumer_class(self) -> type[_RedisConsumer]:
-        """What takes messages out of a queue."""
+        """The class that takes messages from a queue."""
         return Consumer
 
     def declare_queue(self, queue_name: str) -> None:
-        """Declare a queue; a queue of delayed messages is none of ours, and not to be watched."""
+        """Declare a queue, but not its queue of delayed messages, which is never used."""
         super().declare_queue(queue_name)
         self.delay_queues.clear()
 
 
 class Consumer(_RedisConsumer):
-    """Dramatiq's consumer, which Redis wakes; the original asks it again and again."""
+    """Dramatiq's consumer, which waits in Redis for a message. The original polls.
+
+    It extends a private class of Dramatiq and uses its counters, because Dramatiq has no public
+    class of a consumer for Redis.
+    """
 
     def __next__(self) -> Any:
         """Return the next message, or None after a while without one."""
         room = self.outstanding_message_count < self.prefetch
         if room and not self.message_cache and not stopping.is_set():
             self._wait()
-            self.misses = 0  # or Dramatiq would now wait by itself
-        return super().__next__()  # type: ignore[no-untyped-call]
+            self.misses = 0  # with misses, Dramatiq would add a wait of its own
+        return super().__next__()  # type: ignore[no-untyped-call]  # as below
 
     def _wait(self) -> None:
-        """Wait until there is a message, or nothing came for a while, or the process is to stop.
+        """Wait for a message, for ``IDLE_SECONDS`` at most, or until the process must stop.
 
-        Every waiting worker is woken by BRPOPLPUSH of a queue onto itself, and nothing is taken.
+        BRPOPLPUSH of a queue onto itself takes no message, so it wakes every waiting worker.
         """
         queue = f"{self.broker.namespace}:{self.queue_name}"
         try:
@@ -151,9 +156,10 @@ class Consumer(_RedisConsumer):
                         connection.read_response()
                         redis_outage.succeeded(WAIT)
                         return
-                connection.disconnect()  # its answer is not waited for
+                connection.disconnect()  # Redis may still answer, and nobody would read it
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            # One that breaks while it waits is replaced; if that fails, it is an outage.
+            # Dramatiq replaces a connection that breaks during a wait. Only if that fails, it is
+            # an outage.
             raise ConnectionClosed(error) from None
         except redis.RedisError as error:
             _report(error, WAIT)
@@ -175,28 +181,28 @@ def _connection(pool: redis.ConnectionPool) -> Iterator[redis.Connection]:
 
 
 def _report(error: redis.RedisError, what: str) -> None:
-    """Report an exchange that failed; one that Redis has refused must succeed to be in order."""
+    """Report a failed exchange. If Redis refused a command, only its success ends the outage."""
     away = isinstance(error, redis.ConnectionError | redis.TimeoutError)
     redis_outage.failed(STAGE, log.cause(error), until=None if away else what)
 
 
 class RedisAwayError(redis.ConnectionError, BrokerConnectionError):
-    """Redis cannot be reached: the one error that Dramatiq waits out, wherever it is raised."""
+    """Redis cannot be reached. Dramatiq waits and retries after this error, wherever it occurs."""
 
 
 DISPATCHED = 4
-"""Where an EVALSHA of Dramatiq's has the script's own command."""
+"""The position of the script's own command in an EVALSHA of Dramatiq."""
 
 
 class _Client(redis.Redis):
-    """Dramatiq knows its own ConnectionError, and Redis's; a TimeoutError is neither."""
+    """A client that reports failures, and turns a time-out into an error that Dramatiq handles."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         command = args[DISPATCHED] if args[0] == "EVALSHA" and len(args) > DISPATCHED else args[0]
         try:
             answer = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except NoScriptError:
-            raise  # the script is sent then
+            raise  # Dramatiq then sends the script itself
         except (redis.ConnectionError, redis.TimeoutError) as error:
             _report(error, command)
             raise RedisAwayError(str(error)) from error
@@ -208,12 +214,12 @@ class _Client(redis.Redis):
 
 
 def _stop_once() -> None:
-    """Take the first SIGTERM or SIGHUP as the request to stop, and let the later ones pass.
+    """Stop at the first SIGTERM or SIGHUP, and ignore later ones.
 
-    A process group that gets SIGTERM has Dramatiq's child signalled twice, by the sender and by
-    its master, and Dramatiq takes the second as the order to kill a running actor. The second may
-    interrupt the handler of the first at any line, so that only one of them gets to stop; and one
-    may have come before this was called, so that for Dramatiq this one is the second.
+    If a process group gets SIGTERM, Dramatiq's child gets it twice: from the sender and from its
+    master. At the second one Dramatiq kills a running actor. The second may interrupt the handler
+    of the first at any line, and only one of the two calls may go through. One may have come before
+    this function was called: Dramatiq then takes the next one as the second and raises SystemExit.
     """
     stop = iter([signal.getsignal(signal.SIGTERM)])
 
@@ -228,7 +234,7 @@ def _stop_once() -> None:
 
 
 def _stop_without(master: BaseProcess) -> None:
-    """Stop when Dramatiq's master is gone: whoever restarts it may have turned telemetry off."""
+    """Stop when Dramatiq's master is gone: its next start may be with telemetry turned off."""
 
     def watch() -> None:
         master.join()
@@ -238,10 +244,10 @@ def _stop_without(master: BaseProcess) -> None:
 
 
 class Announcement(dramatiq.Middleware):
-    """Say at the boot of a worker whether telemetry is on, and what is odd about its settings."""
+    """Log at the boot of a worker whether telemetry is on, and warnings about its settings."""
 
-    def after_process_boot(self, broker: dramatiq.Broker) -> None:  # noqa: ARG002 - Dramatiq's name
-        """Log the gate and the warnings, one line each."""
+    def after_process_boot(self, broker: dramatiq.Broker) -> None:  # noqa: ARG002 - Dramatiq passes it by name
+        """Log whether telemetry is on, and the warnings, one line each."""
         gate = settings().gate
         if isinstance(gate, Disabled):
             log.event("disabled", reason=gate.reason, release=__version__)

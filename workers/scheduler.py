@@ -1,7 +1,7 @@
 """The scheduler's process: ``python -m workers.scheduler``.
 
-periodiq's own command exits when Redis is away at a tick, ignores SIGTERM as PID 1 and dies of it
-otherwise; this entry keeps its Scheduler alive and ends with exit code 0.
+periodiq's own command exits if Redis cannot be reached at a tick. As PID 1 it ignores SIGTERM, and
+otherwise SIGTERM kills it. This entry survives both, and ends with exit code 0.
 """
 
 import signal
@@ -23,14 +23,18 @@ from app.outage import Outage
 from workers.broker import QUEUE, build, stopping
 
 MOST_WAITING = 100
-"""Wake-ups that may wait for a worker; with no worker at all, Redis is not to be filled."""
+"""The most wake-ups that may wait for a worker. Without a worker, Redis must not fill up."""
 
 RETRY_SECONDS = 5
 """Seconds after which a wake-up that could not be sent is tried again."""
 
 
-class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries no types
-    """periodiq's Scheduler, which outlives its broker's absence and a request to stop."""
+class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq has no types
+    """periodiq's Scheduler, which survives an outage of Redis and ends cleanly when asked to stop.
+
+    It replaces ``alarm_q`` and ``loop``, parts that periodiq does not document, because periodiq
+    has no other way to stop its loop.
+    """
 
     def __init__(self, broker: RedisBroker, actors: Sequence[dramatiq.Actor[Any, Any]]) -> None:
         """Schedule ``actors`` of ``broker`` by their cron lines."""
@@ -46,17 +50,17 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
         signal.set_wakeup_fd(wake_up.detach(), warn_on_full_buffer=False)
 
     def send_actors(self, actors: Sequence[dramatiq.Actor[Any, Any]], now: Any) -> None:
-        """Send each actor's message; one that cannot be sent is kept, to try again."""
+        """Send each actor's message; keep those that cannot be sent, to try again."""
         self._unsent = [actor for actor in actors if not self._is_sent(actor, now)]
 
     def _is_sent(self, actor: dramatiq.Actor[Any, Any], now: Any) -> bool:
-        """Send an actor's message, and return whether that is done, or is not wanted any more."""
+        """Send an actor's message; return whether it was sent or is no longer needed."""
         if stopping.is_set():
             return True
         try:
-            # Not the broker's own count: it has in it what was fetched and never acknowledged.
+            # The broker's own count also includes messages that were fetched but not acknowledged.
             if self.broker.client.llen(f"{self.broker.namespace}:{QUEUE}") >= MOST_WAITING:
-                self._crowd.failed("schedule", "no worker takes what waits")
+                self._crowd.failed("schedule", "no worker takes the waiting wake-ups")
                 return False
             super().send_actors([actor], now)
         except RedisError:
@@ -67,8 +71,8 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
     def loop(self) -> None:
         """Schedule at each alarm, until a request to stop.
 
-        It waits on a descriptor that every signal writes to: one that came just before a wait on
-        the queue would be noticed only with the next alarm, a minute later.
+        It waits on a descriptor to which every signal writes. With a wait on the queue, a signal
+        just before the wait would be noticed only at the next alarm, a minute later.
         """
         while True:
             while not self.alarm_q.empty():
@@ -83,16 +87,16 @@ class Scheduler(periodiq.Scheduler):  # type: ignore[misc]  # periodiq carries n
                 self._unsent = [actor for actor in self._unsent if not self._is_sent(actor, now)]
 
     def run(self) -> None:
-        """Say what is scheduled, and schedule it until a request to stop."""
+        """Log what is scheduled, and schedule it until a request to stop."""
         for actor in self.actors:
             cron = actor.options["periodic"]
             log.event("scheduled", actor=actor.actor_name, cron=cron, zone="UTC")
         self.schedule()
         self.loop()
-        signal.alarm(0)  # it would kill a process that has begun to end
+        signal.alarm(0)  # an alarm would kill the process during its end
 
     def stop(self, _signum: int, _frame: FrameType | None) -> None:
-        """End the loop after the tick at hand."""
+        """End the loop after the current tick."""
         if next(self._first_request, False):  # a second one may interrupt it at any line
             stopping.set()
         self.alarm_q.put_nowait(False)
@@ -103,7 +107,7 @@ def boot() -> Scheduler:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     broker = build()
-    from workers import actors  # noqa: PLC0415 - actors are declared on the broker just built
+    from workers import actors  # noqa: PLC0415 - their declaration needs the broker
 
     scheduler = Scheduler(broker, [actors.heartbeat, actors.sweep])
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -5,14 +5,14 @@ from dramatiq import Worker
 from workers import scheduler
 
 THREADS = 2
-"""As many as the Procfile's worker has: a drain may wait for its second in one of them."""
+"""The same number as in the Procfile's worker. A drain may occupy one while it waits for a row."""
 
 SHUTDOWN_MS = 2000
-"""For its threads, and again for its consumer: a runner such as honcho kills after 5 seconds."""
+"""The time for the threads, and again for the consumer. honcho kills after 5 seconds in all."""
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT, then settle what is on its way."""
+    """Run until SIGTERM or SIGINT, then settle a running delivery."""
     ticking = scheduler.boot()
     worker = Worker(ticking.broker, worker_threads=THREADS)
     ticking.broker.emit_after("process_boot")

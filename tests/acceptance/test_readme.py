@@ -4,7 +4,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,6 +21,8 @@ from tests.support.processes import ROOT, Process, Processes
 README = (ROOT / "README.md").read_text()
 OWN_MACHINE = README.partition("**On a machine of your own**")[2]
 INSTALL, CHECK = re.findall(r"(?ms)^```bash\n(.*?)^```", OWN_MACHINE)[:2]
+EXAMPLE = "deploy/honcho/env.example"
+FILL_IN = "# then fill it in\n"
 
 PYTHON3 = """\
 #!/bin/sh
@@ -41,7 +43,7 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout, and a machine that has no Python but `python3`."""
     there = tmp_path / "checkout"
     there.mkdir()
-    for name in ("Procfile", "requirements.txt", "app", "workers", "migrations"):
+    for name in ("Procfile", "requirements.txt", "app", "workers", "migrations", "deploy"):
         (there / name).symlink_to(ROOT / name)
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -73,21 +75,13 @@ def consentos_url(role: str, databases: Databases) -> Iterator[str]:
         yield url
 
 
-def filled_in(block: str, role: str, owner: str, redis_url: str) -> str:
-    """Return the commands with this machine's URLs in the place of those with a `…`."""
-    small = make_url(owner).set(username=role, password=PASSWORD)
-    urls = {
-        "postgresql://telemetry:…@localhost:5432/consentos": small.render_as_string(
-            hide_password=False
-        ),
-        "postgresql://consentos:…@localhost:5432/consentos": owner,
-        "redis://:…@localhost:6379/0": redis_url,
-    }
-    for written, url in urls.items():
-        assert written in block
-        block = block.replace(written, shlex.quote(url))
-    assert "…" not in block
-    return block.replace("--role telemetry ", f"--role {role} ")
+def filled_in(page: str, values: Mapping[str, str]) -> str:
+    """Return a page with this machine's values in the place of those that it leaves open."""
+    for written, value in values.items():
+        assert page.count(written) == 1
+        page = page.replace(written, value)
+    assert "…" not in page
+    return page
 
 
 @pytest.fixture
@@ -114,10 +108,32 @@ def senders(shell: Process) -> list[psutil.Process]:
     return [each for each in family if each.cmdline()[1:] == ["-m", "workers.solo"]]
 
 
+def test_the_operators_page_installs_in_the_same_way() -> None:
+    assert f"```bash\n{INSTALL}```" in (ROOT / "docs" / "operate.md").read_text()
+
+
 def test_on_a_machine_of_ones_own_each_line_works_as_it_is_written(
     machine: Processes, checkout: Path, role: str, consentos_url: str, redis_url: str
 ) -> None:
-    commands = filled_in(INSTALL, role, consentos_url, redis_url)
+    small = make_url(consentos_url).set(username=role, password=PASSWORD)
+    values = {
+        "postgresql://telemetry:…@localhost:5432/consentos": small.render_as_string(
+            hide_password=False
+        ),
+        "redis://:…@localhost:6379/0": redis_url,
+        "APP_VERSION=\n": "APP_VERSION=v0.2.0\n",
+    }
+    by_hand = checkout.parent / "filled_in"
+    by_hand.write_text(filled_in((ROOT / EXAMPLE).read_text(), values))
+    assert f" {EXAMPLE} .env " in INSTALL
+    commands = filled_in(
+        INSTALL,
+        {
+            "postgresql://consentos:…@localhost:5432/consentos": shlex.quote(consentos_url),
+            "--role telemetry ": f"--role {role} ",
+            FILL_IN: f"{FILL_IN}cat {by_hand} > .env\n",
+        },
+    )
     shell = typed(machine, checkout, commands)
     shell.wait_for("telemetry.notice")
     (locked,) = re.findall(r"(?m)^honcho==\S+", (ROOT / "requirements/dev.txt").read_text())

@@ -31,9 +31,7 @@ from tests.support.receiver import Receiver
 from tests.support.steps import until_worked_off
 
 FIELD = "scans_failed_last_24h"
-RECIPE = (
-    (ROOT / "CONTRIBUTING.md").read_text().partition("## A new field\n")[2].partition("\n## ")[0]
-)
+RECIPE = (ROOT / "CONTRIBUTING.md").read_text().partition("## Add a payload field\n")[2]
 (MODEL,) = re.findall(
     r"^ *```python\n(.*?)^ *```$", RECIPE.partition("\n## ")[0], re.DOTALL | re.MULTILINE
 )
@@ -79,7 +77,7 @@ NAMED_BY_A_TEST: tuple[Change, ...] = (
     ("app/grants.py", '"scan_jobs": {"SELECT": ("', '"scan_jobs": {"SELECT": ("status", "'),
     ("docs/privacy.md", "reads 24 columns", "reads 25 columns"),
     ("docs/telemetry.md", "read 24 columns", "read 25 columns"),
-    ("docs/guarantees.md", "a right to 24 columns", "a right to 25 columns"),
+    ("docs/guarantees.md", "can read 24 columns", "can read 25 columns"),
 )
 """What a failing test then names."""
 
@@ -165,8 +163,8 @@ def test_a_published_schema_cannot_be_changed_in_place(tmp_path: Path) -> None:
     refused = python(project, "docs/generate.py")
 
     assert refused.returncode == 1
-    assert refused.stderr.startswith("Schema 1 is published: put its model in app/payload.py back")
-    assert "add schema 2 beside it" in refused.stderr
+    assert refused.stderr.startswith("Schema 1 is published: restore its model in app/payload.py")
+    assert "add schema 2 after it" in refused.stderr
     assert (project / "docs/heartbeat.v1.schema.json").read_bytes() == published
     assert "test_a_schema_is_as_it_was_published" in failing(project)
 

@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("playwright", reason="playwright is in requirements/browser.txt alone")
+
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.browser.chromium import launch

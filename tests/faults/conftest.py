@@ -21,20 +21,20 @@ from tests.support.steps import DAY_BEGINS
 
 @pytest.fixture
 def noticed(db: Engine) -> None:
-    """An operator who was told on the day before."""
+    """The operator got the notice on the day before."""
     run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
 
 
 @pytest.fixture
-def pending(noticed: None, pipeline: Pipeline, clock: Clock) -> None:  # noqa: ARG001 - as a fixture
-    """Half past two, and the day's heartbeat waits to be sent."""
+def pending(noticed: None, pipeline: Pipeline, clock: Clock) -> None:  # noqa: ARG001 - pytest runs it first
+    """It is half past two, and the day's heartbeat waits to be sent."""
     clock(DAY_BEGINS)
     assert pipeline.write_heartbeat()
 
 
 @pytest.fixture(scope="session")
 def breakable(embedded: servers.Servers | None) -> servers.Servers:
-    """The embedded servers; those that somebody has lent to the tests are not broken."""
+    """The embedded servers; those that TEST_DATABASE_URL and TEST_REDIS_URL name are not broken."""
     if embedded is None:
         pytest.skip("servers named by TEST_DATABASE_URL and TEST_REDIS_URL are not broken")
     return embedded
@@ -42,7 +42,7 @@ def breakable(embedded: servers.Servers | None) -> servers.Servers:
 
 @pytest.fixture(scope="session")
 def valkey(breakable: servers.Servers) -> Server:
-    """The Valkey, which forgets everything when it is killed."""
+    """The Valkey, which loses everything when it is killed."""
 
     def is_up() -> bool:
         with suppress(redis.RedisError), redis.Redis.from_url(breakable.redis) as client:

@@ -1,4 +1,4 @@
-"""Whatever becomes of Redis, processes stay, and each day's heartbeat still leaves once."""
+"""If Redis fails in any way, processes go on, and each day's heartbeat is still sent once."""
 
 import json
 import time
@@ -41,16 +41,16 @@ A_MINUTE = 65
 FIVE_SECONDS = timedelta(seconds=5)
 
 Trouble = Callable[[], AbstractContextManager[object]]
-"""Has Redis be in trouble until the block ends."""
+"""Makes Redis fail until the block ends."""
 
 Shock = Callable[[], object]
 
 either_way = pytest.mark.parametrize("way", WAYS)
-"""Has a test be about each way to run an install."""
+"""Runs a test for each way to run an install."""
 
 
 class Admin:
-    """Redis as its administrator sees it, over a connection that outlasts all the others."""
+    """Redis as its administrator sees it, over a connection that survives all faults."""
 
     def __init__(self, client: redis.Redis, processes: Processes) -> None:
         self.ask: Callable[..., Any] = client.execute_command
@@ -58,7 +58,7 @@ class Admin:
 
     @contextmanager
     def crowded(self) -> Iterator[None]:
-        """Take no connection beside the administrator's."""
+        """Accept no connection but the administrator's."""
         (_, most) = self.ask("CONFIG GET", "maxclients").popitem()
         self.ask("CONFIG SET", "maxclients", 1)
         self.hang_up()
@@ -85,7 +85,7 @@ class Admin:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Want a password that nobody has, of new connections and, as they are broken, of all."""
+        """Require an unknown password. The open connections are broken, so all of them need it."""
         self.ask("CONFIG SET", "requirepass", "unknown")
         self.hang_up()
         try:
@@ -111,14 +111,14 @@ class Admin:
         return int(self.ask("HLEN", f"{self._processes.queue}.msgs"))
 
     def put(self, message: str) -> None:
-        """Queue what need not be a message."""
+        """Queue bytes, which need not be a message."""
         self.ask("HSET", f"{self._processes.queue}.msgs", "an id", message)
         self.ask("RPUSH", self._processes.queue, "an id")
 
 
 @pytest.fixture(autouse=True)
 def quick(breakable: Servers, processes: Processes) -> None:
-    """Workers look for a Redis that has gone ten times a second, and not every three seconds."""
+    """Workers retry a lost Redis ten times a second instead of every three seconds."""
     assert breakable
     processes.environment["dramatiq_restart_delay"] = "100"
 
@@ -159,8 +159,8 @@ def in_trouble(*names: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-def due(noticed: None, clock: Clock) -> None:  # noqa: ARG001 - as a fixture
-    """Half past two, and the day's heartbeat is still to be written."""
+def due(noticed: None, clock: Clock) -> None:  # noqa: ARG001 - pytest runs it first
+    """It is half past two, and the day's heartbeat is not written yet."""
     clock(DAY_BEGINS)
 
 
@@ -169,7 +169,7 @@ StartOnTheEve = Callable[[str], tuple[Process, Process]]
 
 @pytest.fixture
 def start_on_the_eve(processes: Processes, clock: Clock, admin: Admin) -> StartOnTheEve:
-    """Start what works and what schedules, to have been idle since noon at half past two."""
+    """Start worker and scheduler so that they have been idle since noon at half past two."""
 
     def start(way: str) -> tuple[Process, Process]:
         clock(EVE)
@@ -192,7 +192,7 @@ def scheduler_without_a_worker(processes: Processes, admin: Admin) -> Process:
 def start_with_a_post_on_its_way(
     processes: Processes, receiver: Receiver, name: str = "worker"
 ) -> tuple[Process, Callable[[], None]]:
-    """Start a worker whose first POST is answered as soon as the test says so."""
+    """Start a worker whose first POST is answered when the test asks for it."""
     reply, wanted = late(answer(202))
     receiver.answers = [reply, answer(202)]
     worker = ready(processes, name, TELEMETRY_TIMEOUT_SECONDS="60")
@@ -215,7 +215,7 @@ def all_sent(db: Engine, receiver: Receiver, days: int = 1) -> None:
 
 
 def unharmed(*started: Process) -> bool:
-    """Whether what was started still runs, and has told everything in lines of its own."""
+    """Whether the processes still run, and have logged everything as events."""
     states = {psutil.Process(process.pid).status() for process in started}
     return psutil.STATUS_ZOMBIE not in states and without_harm(*started)
 
@@ -261,7 +261,7 @@ def test_a_wake_up_that_cannot_be_sent_at_its_minute_is_sent_as_soon_as_redis_is
 
 
 @either_way
-def test_what_breaks_between_two_minutes_is_mended_by_the_next(
+def test_a_failure_between_two_minutes_is_repaired_by_the_next_sweep(
     start_on_the_eve: StartOnTheEve,
     relayed_redis: Relay,
     admin: Admin,
@@ -314,7 +314,7 @@ def shock(
 @pytest.mark.parametrize(
     "shock", ["restart", "cut", "hang up", "forget", "forget scripts"], indirect=True
 )
-def test_a_shock_with_a_wake_up_being_worked_on_changes_nothing_about_the_work(
+def test_a_shock_during_the_work_on_a_wake_up_does_not_change_the_work(
     processes: Processes, clock: Clock, receiver: Receiver, db: Engine, shock: Shock, name: str
 ) -> None:
     worker, answer_now = start_with_a_post_on_its_way(processes, receiver, name)
@@ -369,7 +369,7 @@ def test_a_wake_up_that_is_lost_on_its_way_to_the_worker_is_followed_by_the_next
 
 
 @pytest.mark.usefixtures("pending")
-def test_wake_ups_that_were_lost_on_their_way_are_not_for_ever_counted_as_waiting(
+def test_lost_wake_ups_do_not_count_as_waiting_for_ever(
     processes: Processes, relayed_redis: Relay, admin: Admin, receiver: Receiver, db: Engine
 ) -> None:
     for _ in range(MOST_WAITING):
@@ -393,7 +393,7 @@ def lose_what_waits(relay: Relay) -> None:
 def test_a_wake_up_that_is_sent_twice_as_its_reply_was_lost_sends_one_heartbeat(
     processes: Processes, relayed_redis: Relay, admin: Admin, receiver: Receiver, db: Engine
 ) -> None:
-    processes.wake("drain")  # and so Redis knows the script whose reply is to be lost
+    processes.wake("drain")  # Redis then has the script whose reply is to be lost
     relayed_redis.lose_the_reply_to(rb"\r\nenqueue\r\n")
     scheduler = processes.start("scheduler", GUARD_CLOCK=ahead(MORE_THAN_A_LEASE, FIVE_SECONDS))
     assert relayed_redis.lost.wait(30)
@@ -415,7 +415,7 @@ GARBAGE: dict[str, dict[str, object]] = {
 
 @pytest.mark.usefixtures("pending")
 @pytest.mark.parametrize("kind", [*GARBAGE, "not JSON", "not a message"])
-def test_what_is_no_wake_up_of_ours_does_not_keep_the_next_from_working(
+def test_an_invalid_message_does_not_keep_the_next_wake_up_from_working(
     processes: Processes, admin: Admin, receiver: Receiver, db: Engine, kind: str
 ) -> None:
     worker = ready(processes)
@@ -429,7 +429,7 @@ def test_what_is_no_wake_up_of_ours_does_not_keep_the_next_from_working(
 
 
 def garbage(kind: str) -> str:
-    """Return a message with something wrong about it."""
+    """Return an invalid message."""
     good = {
         "queue_name": QUEUE,
         "actor_name": "sweep",

@@ -42,14 +42,14 @@ OTHER_SESSIONS = (
 
 
 def kill(stopped: Stopped, db: Engine) -> None:
-    """Kill a process where it stands, and wait until Postgres has rolled back what it had begun."""
+    """Kill a stopped process, and wait until Postgres has rolled back its transaction."""
     stopped.kill()
     eventually(lambda: one(db, OTHER_SESSIONS) == 0)
 
 
 @pytest.fixture
 def collector(processes: Processes, collector_database: str, receiver: Receiver) -> Engine:
-    """The database of a collector, to which the receiver passes on what it gets."""
+    """The database of a collector, to which the receiver forwards every request."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = {"COLLECTOR_DATABASE_URL": collector_database, "PORT": str(port)}
@@ -69,7 +69,7 @@ def collector(processes: Processes, collector_database: str, receiver: Receiver)
 @pytest.mark.usefixtures("pending")
 class TestAWorkerThatSends:
     @pytest.mark.parametrize(
-        "point", ["app.outbox:begin:call", "app.outbox:claim:return", "app.sender:deliver:call"]
+        "point", ["app.outbox:begin:call", "app.outbox:claim:return", "app.sender:tries:call"]
     )
     def test_killed_between_the_claim_and_the_post_nothing_has_left_and_it_leaves_later(
         self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine, point: str
@@ -88,7 +88,7 @@ class TestAWorkerThatSends:
         assert outcomes(db) == ["sent"]
 
     @pytest.mark.parametrize("name", ["worker", "solo"])
-    def test_killed_with_an_attempt_on_record_the_record_tells_one_too_many_and_none_too_few(
+    def test_killed_with_an_attempt_on_record_the_record_shows_one_too_many_and_none_too_few(
         self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine, name: str
     ) -> None:
         stopped = standing_at("app.sender:post:call", processes, name=name)
@@ -148,7 +148,7 @@ class TestAWorkerThatSends:
         clock(MORE_THAN_A_BACKOFF)
         for actor in ("heartbeat", "sweep", "drain"):
             processes.wake(actor)
-        # Each of the three is done, and the drain that the heartbeat wakes.
+        # The three are done, and the drain that the heartbeat wakes.
         worker.wait_for("Acknowledging message", count=4)
         assert left(receiver, db, times=1)
         assert outbox_row(db)["state"] == "sent"
@@ -212,7 +212,7 @@ class TestAWorkerThatWrites:
         assert count(db, "instance") == 1
         assert left(receiver, db, times=1)
 
-    def test_killed_between_the_notice_and_its_record_the_notice_is_told_again(
+    def test_killed_between_the_notice_and_its_record_the_notice_is_logged_again(
         self, processes: Processes, db: Engine
     ) -> None:
         stopped = standing_at("app.pipeline:_give_notice:return", processes, "sweep")
@@ -247,7 +247,7 @@ class TestAScheduler:
         be_at(DAY_BEGINS, processes, clock)
         worker = processes.start("worker", LOG_LEVEL="DEBUG")
         # The heartbeat comes first, then the sweep: neither is sent, or the heartbeat only.
-        processes.start_to_stop_at(f"__main__:_is_sent:{when}", "scheduler").kill()
+        processes.start_to_stop_at(f"workers.scheduler:_is_sent:{when}", "scheduler").kill()
         be_at(MORE_THAN_A_LEASE, processes, clock)
         anew = processes.start("scheduler")
         worker.wait_for("Received message sweep")
@@ -274,7 +274,7 @@ class TestARowThatKillsItsWorkerEveryTime:
     def wait_once_taken_back(
         worker: Process, processes: Processes, clock: Clock, db: Engine
     ) -> timedelta:
-        """Have it taken back as its lease lapses; return how long it then has to wait."""
+        """Let its lease lapse and a sweep take it back; return how long it then waits."""
         lapses = outbox_row(db)["lease_until"]
         clock(lapses.isoformat())
         processes.wake("sweep")

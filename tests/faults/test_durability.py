@@ -1,4 +1,4 @@
-"""What has left is on record though the database's server dies without a warning."""
+"""Each attempt stays on record if the database server crashes."""
 
 import pytest
 from sqlalchemy import Engine
@@ -16,10 +16,10 @@ def test_an_attempt_outlives_a_server_that_does_not_wait_for_its_disk(
 ) -> None:
     name = one(db, "SELECT current_database()")
     run(db, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
-    # It alone writes what nobody waits for; without it, such a commit is in memory only.
+    # Only this process writes the commits that no session waits for; frozen, it writes none.
     writer = postgres.child("walwriter")
     writer.suspend()
-    receiver.during = writer.kill  # upon which Postgres drops its memory and starts anew
+    receiver.during = writer.kill  # Postgres then drops its memory and restarts
     pipeline.drain()
     assert outcomes(db) == ["sent"]
     assert outbox_row(db)["state"] == "sent"

@@ -16,7 +16,7 @@ from tests.support.receiver import Receiver
 from tests.support.steps import ready
 
 CANARY = "s3cret-CANARY"
-"""Stands in what may not be repeated. It is a secret's look-alike, and in no other text."""
+"""A word in every value that may not be repeated. It looks like a secret and is unique."""
 
 KINDS: dict[str, str] = {
     "empty": "",
@@ -31,10 +31,10 @@ KINDS: dict[str, str] = {
     "not even text": f"{CANARY}\udcff",
     "a URL with a password": f"https://operator:{CANARY}@127.0.0.1/{CANARY}",
 }
-"""Each is wrong for every variable but those that take any text."""
+"""Each value is wrong for every variable, except for those that accept any text."""
 
 PLAIN = {"huge", "a huge number"}
-"""The kinds that are one plain word, and so an environment."""
+"""The kinds that are one plain word, and so valid for ENVIRONMENT."""
 
 OFF = (
     "TELEMETRY_ENABLED",
@@ -44,13 +44,13 @@ OFF = (
     "TELEMETRY_RETENTION_DAYS",
     "RATE_LIMIT_ENABLED",
 )
-"""Wrong, they mean off."""
+"""A wrong value of these means off."""
 
 DEFAULT = ("CONSENTOS_DEPLOYMENT", "CONSENTOS_EDITION", "APP_VERSION", "LOG_LEVEL")
-"""Wrong, they fall back to their default, with a warning."""
+"""A wrong value of these falls back to the default, with a warning."""
 
 ANY = ("GEOIP_COUNTRY_HEADER", "GEOIP_MAXMIND_DB_PATH")
-"""Only whether they are set matters."""
+"""It matters only whether these are set."""
 
 MISSPELT = {
     "TELEMETRY_ENABELD": "TELEMETRY_ENABLED",
@@ -64,8 +64,8 @@ MISSPELT = {
 }
 
 
-def said_nothing_it_should_not(said: str) -> bool:
-    """Whether no value, no traceback and nothing that a terminal obeys is in an output."""
+def is_clean(said: str) -> bool:
+    """Whether an output contains no value, no traceback and no control character."""
     printable = all(line.isprintable() for line in said.split("\n"))
     return printable and not any(word in said for word in (CANARY, "forged", "Traceback"))
 
@@ -75,7 +75,7 @@ def said_nothing_it_should_not(said: str) -> bool:
 
 @dataclass(frozen=True)
 class Case:
-    """Some wrong variables, and what they have to mean."""
+    """Some wrong variables, and what they must lead to."""
 
     wrong: dict[str, str]
     off: str | None = None
@@ -100,36 +100,36 @@ def cases() -> Iterator[Case]:
     for name, meant in MISSPELT.items():
         off = f"{name} is not a variable of telemetry (did you mean {meant}?)"
         yield Case({name: CANARY}, off=off)
-    # Right, and yet not to be shown.
+    # This value is valid, but no output may show it.
     yield Case({"TELEMETRY_ENDPOINT": f"http://127.0.0.1:1/?token={CANARY}"})
 
 
-def test_status_tells_what_every_wrong_value_and_every_misspelt_name_means(
+def test_status_shows_what_every_wrong_value_and_every_misspelt_name_means(
     environment: dict[str, str], redis_url: str, receiver: Receiver
 ) -> None:
     everything = list(cases())
     here = {**environment, "REDIS_URL": redis_url}
     ended = commands_each_in(here, [("status --json", each.wrong) for each in everything])
     for case, status in zip(everything, ended, strict=True):
-        assert said_nothing_it_should_not(status.out + status.err), case
-        told = status.json
-        assert ("error" in told) is bool(case.refused), case
+        assert is_clean(status.out + status.err), case
+        shown = status.json
+        assert ("error" in shown) is bool(case.refused), case
         if case.refused:
             assert status.code == 2
             assert status.sentence.startswith(case.refused)
-            assert told["error"] == status.sentence
+            assert shown["error"] == status.sentence
             continue
         assert (status.code, status.err) == (0, ""), case
-        assert told["enabled"] is (case.off is None), case
-        assert (told["reason"] or "").startswith(case.off or ""), case
-        assert [w.startswith(case.warned or "-") for w in told["warnings"]] == (
+        assert shown["enabled"] is (case.off is None), case
+        assert (shown["reason"] or "").startswith(case.off or ""), case
+        assert [w.startswith(case.warned or "-") for w in shown["warnings"]] == (
             [True] if case.warned else []
         ), case
     assert receiver.connections == 0
 
 
 @pytest.mark.parametrize("kind", ["garbage", "control characters", "not even text"])
-def test_every_command_says_so_with_everything_wrong_at_once(
+def test_every_command_works_or_gives_the_reason_with_everything_wrong_at_once(
     administered: dict[str, str], receiver: Receiver, db: Engine, kind: str
 ) -> None:
     value = KINDS[kind]
@@ -143,7 +143,7 @@ def test_every_command_says_so_with_everything_wrong_at_once(
         "send": 3,
     }
     for each in ended.values():
-        assert said_nothing_it_should_not(each.out + each.err)
+        assert is_clean(each.out + each.err)
     assert ended["send"].sentence.startswith("Telemetry is off: ")
     reason = ended["send"].sentence
     assert [name for name in (*OFF, "DO_NOT_TRACK", *MISSPELT) if name not in reason] == []
@@ -152,7 +152,7 @@ def test_every_command_says_so_with_everything_wrong_at_once(
     assert receiver.connections == count(db, "telemetry_outbox") == 0
 
 
-def test_a_database_url_that_is_none_stops_every_command_with_one_sentence(
+def test_an_invalid_database_url_stops_every_command_with_one_sentence(
     environment: dict[str, str],
 ) -> None:
     lines = ("preview", "audit", "send", "migrate")
@@ -167,7 +167,7 @@ def test_a_database_url_that_is_none_stops_every_command_with_one_sentence(
         (name,) = variables
         assert (ended.code, ended.out) == (2, "")
         assert ended.sentence.startswith(f"{name} must be a URL like ")
-        assert said_nothing_it_should_not(ended.err)
+        assert is_clean(ended.err)
 
 
 WRONG_OPTIONS = (
@@ -185,7 +185,7 @@ WRONG_OPTIONS = (
 REFUSALS = ("The database ", "The database's URL ", "DATABASE_URL must be ")
 
 
-def test_a_wrong_option_of_the_database_url_is_told_without_it(
+def test_a_wrong_option_of_the_database_url_is_reported_without_its_value(
     environment: dict[str, str], receiver: Receiver
 ) -> None:
     urls = [f"{environment['DATABASE_URL']}&{option}" for option in WRONG_OPTIONS]
@@ -193,7 +193,7 @@ def test_a_wrong_option_of_the_database_url_is_told_without_it(
     for wrong, ended in zip(lines, commands_each_in(environment, lines), strict=True):
         assert ended.code in {1, 2}, wrong
         assert ended.sentence.startswith(REFUSALS), wrong
-        assert said_nothing_it_should_not(ended.out + ended.err), wrong
+        assert is_clean(ended.out + ended.err), wrong
     assert receiver.connections == 0
 
 
@@ -201,7 +201,7 @@ def test_a_wrong_option_of_the_database_url_is_told_without_it(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_worker_tells_every_wrong_value_in_its_first_lines_and_is_off(
+def test_a_worker_logs_every_wrong_value_in_its_first_lines_and_is_off(
     processes: Processes, receiver: Receiver, kind: str
 ) -> None:
     value = KINDS[kind]
@@ -212,13 +212,13 @@ def test_a_worker_tells_every_wrong_value_in_its_first_lines_and_is_off(
     reason, _ = decode(off.removeprefix("telemetry.disabled reason="))
     assert [sentence.split()[0] for sentence in reason.split("; ")] == list(OFF)
     warnings = worker.lines("telemetry.warning reason=")
-    told = [decode(line.removeprefix("telemetry.warning reason="))[0] for line in warnings]
-    assert [sentence.split()[0] for sentence in told] == list(DEFAULT)
-    assert said_nothing_it_should_not(worker.output())
+    warned = [decode(line.removeprefix("telemetry.warning reason="))[0] for line in warnings]
+    assert [sentence.split()[0] for sentence in warned] == list(DEFAULT)
+    assert is_clean(worker.output())
     assert receiver.connections == 0
 
 
-def test_a_worker_tells_every_misspelt_name_and_is_off(
+def test_a_worker_logs_every_misspelt_name_and_is_off(
     processes: Processes, receiver: Receiver
 ) -> None:
     worker = processes.start("worker", **dict.fromkeys(MISSPELT, CANARY))
@@ -226,18 +226,18 @@ def test_a_worker_tells_every_misspelt_name_and_is_off(
     (off,) = worker.lines("telemetry.disabled reason=")
     for name, meant in MISSPELT.items():
         assert f"{name} is not a variable of telemetry (did you mean {meant}?)" in off
-    assert said_nothing_it_should_not(worker.output())
+    assert is_clean(worker.output())
     assert receiver.connections == 0
 
 
-def test_a_worker_tells_a_wrong_option_of_the_database_url_without_it(
+def test_a_worker_logs_a_wrong_option_of_the_database_url_without_its_value(
     processes: Processes, receiver: Receiver
 ) -> None:
     url = f"{processes.environment['DATABASE_URL']}&sslmode={CANARY}"
     worker = processes.start("worker", DATABASE_URL=url)
     processes.wake("sweep")
     worker.wait_for("telemetry.failed stage=connect error=")
-    assert said_nothing_it_should_not(worker.output())
+    assert is_clean(worker.output())
     assert receiver.connections == 0
 
 
@@ -250,10 +250,10 @@ def test_a_process_without_a_usable_url_ends_with_one_sentence(
     started = [processes.start(name, **{variable: value}) for value in KINDS.values()]
     for process in started:
         assert process.wait(60) != 0
-        told = process.lines("consentos-telemetry: ")
-        assert len(told) == 1, process.output()
-        assert told[0].startswith(f"consentos-telemetry: {variable} must ")
-        assert said_nothing_it_should_not(process.output())
+        printed = process.lines("consentos-telemetry: ")
+        assert len(printed) == 1, process.output()
+        assert printed[0].startswith(f"consentos-telemetry: {variable} must ")
+        assert is_clean(process.output())
 
 
 # The database
@@ -266,22 +266,22 @@ UNMIGRATED = (
     "The tables of telemetry are missing or of another release; run `python -m app migrate` first."
 )
 
-Told = dict[str, tuple[int, str]]
-"""Each command's exit code, and its sentence or, where it succeeds, what it printed."""
+Outputs = dict[str, tuple[int, str]]
+"""Each command's exit code, and its sentence if it fails, or its output if it succeeds."""
 
 
-def told(environment: dict[str, str], *lines: str) -> Told:
-    """Run commands, none of which may say what it should not."""
+def outputs(environment: dict[str, str], *lines: str) -> Outputs:
+    """Run commands, none of which may print a value, a traceback or a control character."""
     ended = commands(environment, *lines)
     for each in ended:
-        assert said_nothing_it_should_not(each.out + each.err)
+        assert is_clean(each.out + each.err)
     return {
         line: (each.code, each.sentence if each.code else each.out)
         for line, each in zip(lines, ended, strict=True)
     }
 
 
-def all_of(lines: tuple[str, ...], code: int, sentence: str) -> Told:
+def all_of(lines: tuple[str, ...], code: int, sentence: str) -> Outputs:
     return dict.fromkeys(lines, (code, sentence))
 
 
@@ -289,12 +289,12 @@ class TestADatabase:
     def test_that_does_not_exist(self, environment: dict[str, str]) -> None:
         gone = environment["DATABASE_URL"].replace("telemetry_test_", f"{CANARY}_")
         lines = ("preview", "audit", "send", "migrate")
-        said = told({**environment, "DATABASE_URL": gone}, *lines)
+        said = outputs({**environment, "DATABASE_URL": gone}, *lines)
         assert said == all_of(lines, 1, "The database or its role does not exist.")
 
     def test_that_refuses_the_password(self, environment: dict[str, str], locked_url: str) -> None:
         lines = ("preview", "audit", "migrate")
-        said = told({**environment, "DATABASE_URL": locked_url}, *lines)
+        said = outputs({**environment, "DATABASE_URL": locked_url}, *lines)
         assert said == all_of(lines, 1, "The database refuses the password.")
 
     def test_that_has_the_collectors_tables_alone(
@@ -308,8 +308,8 @@ class TestADatabase:
         first = (*READING, "send")
         no_revision = 'relation "alembic_version" does not exist'
         not_there = f"ConsentOS's tables cannot be counted: {no_revision}."
-        assert told(here, *first) == {**all_of(first, 1, UNMIGRATED), "preview": (1, not_there)}
-        said = told(here, "migrate", "audit --json", "send", "preview")
+        assert outputs(here, *first) == {**all_of(first, 1, UNMIGRATED), "preview": (1, not_there)}
+        said = outputs(here, "migrate", "audit --json", "send", "preview")
         assert said["migrate"] == (0, "telemetry: base -> 0002\n")
         assert said["audit --json"] == (0, "[]\n")
         assert said["send"] == said["preview"] == (1, not_there)
@@ -321,7 +321,7 @@ class TestADatabase:
     ) -> None:
         name = one(db, "SELECT current_database()")
         run(db, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-        said = told(administered, *ASKING, "migrate --down --yes")
+        said = outputs(administered, *ASKING, "migrate --down --yes")
         assert {said[line][0] for line in READING} == {0}
         assert said["migrate"] == (0, "telemetry: at 0002\n")
         for line in ("send", "migrate --down --yes"):
@@ -338,7 +338,7 @@ class TestADatabase:
         run(engine, "CREATE TABLE alembic_version AS SELECT '0005' AS version_num")
         name = one(engine, "SELECT current_database()")
         run(engine, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-        said = told({**environment, "DATABASE_URL": empty_database}, *ASKING)
+        said = outputs({**environment, "DATABASE_URL": empty_database}, *ASKING)
         cannot = "Cannot execute CREATE TABLE in a read-only transaction."
         first = (*READING, "send")
         not_there = 'ConsentOS\'s tables cannot be counted: relation "sites" does not exist.'
@@ -363,17 +363,17 @@ class TestADatabase:
         do_without: set[str],
     ) -> None:
         run(db, f"ALTER TABLE {missing} RENAME TO away")
-        said = told(environment, *READING, "send")
+        said = outputs(environment, *READING, "send")
         assert {line for line, (code, _) in said.items() if code == 0} == do_without
         failed = [said[line] for line in said.keys() - do_without]
         assert failed == [(1, UNMIGRATED)] * len(failed)
         assert receiver.connections == 0
 
-    def test_that_has_the_tables_and_forgot_so_is_repaired(
+    def test_that_has_the_tables_but_lost_their_revision_is_repaired(
         self, administered: dict[str, str], db: Engine
     ) -> None:
         run(db, "DROP TABLE telemetry_alembic_version")
-        said = told(administered, "migrate", "audit --json")
+        said = outputs(administered, "migrate", "audit --json")
         code, words = said["migrate"]
         assert code == 0
         assert words.startswith("telemetry: base -> 0002\nRepaired. These were missing:\n")

@@ -1,4 +1,4 @@
-"""What an outage looks like in the log of each process: its cause in words, and few lines."""
+"""The log of each process during an outage: the cause in words, and few lines."""
 
 import re
 import ssl
@@ -35,7 +35,7 @@ def server(redis_url: str) -> Iterator[redis.Redis]:
 
 
 Break = Callable[[], AbstractContextManager[str]]
-"""Have Redis unusable in one way until the block ends; gives the REDIS_URL to use."""
+"""Makes Redis unusable in one way until the block ends; gives the REDIS_URL to use."""
 
 
 @pytest.fixture
@@ -78,11 +78,11 @@ def ways(server: redis.Redis, redis_url: str, authority: trustme.CA) -> dict[str
     }
 
 
-NO_RIGHT = "Redis does not allow its user a command or a key (see ACL SETUSER in the README)"
+NO_RIGHT = "Redis does not allow its user a command or a key (ACL SETUSER in docs/operate.md)"
 
 
 @pytest.mark.parametrize(
-    ("way", "told"),
+    ("way", "cause"),
     [
         ("refused", "nothing listens where REDIS_URL points to"),
         ("no password", "Redis asks for a password"),
@@ -94,24 +94,24 @@ NO_RIGHT = "Redis does not allow its user a command or a key (see ACL SETUSER in
     ],
 )
 def test_each_process_names_in_words_why_redis_cannot_be_used(
-    processes: Processes, ways: dict[str, Break], way: str, told: str
+    processes: Processes, ways: dict[str, Break], way: str, cause: str
 ) -> None:
     with ways[way]() as url:
         started = [processes.start(name, REDIS_URL=url) for name in PROCESSES]
         if way == "in a script":
-            started = started[1:]  # the worker only fetches, which it may
+            started = started[1:]  # the worker only fetches, which this user may
         for process in started:
             process.wait_for("telemetry.failed")
         time.sleep(4)  # Dramatiq tries again after three
         for process in started:
             assert process.lines("telemetry.failed") == [
-                f'telemetry.failed stage=redis error="{told}" level=WARNING'
+                f'telemetry.failed stage=redis error="{cause}" level=WARNING'
             ]
-            assert said_by_nobody_else(process)
+            assert logged_only_as_events(process)
 
 
-def said_by_nobody_else(process: Process) -> bool:
-    """Whether a process has logged no trouble but in events, and every line with its level."""
+def logged_only_as_events(process: Process) -> bool:
+    """Whether a process has logged failures only as events, and every line with its level."""
     lines = process.output().splitlines()
     others = [line for line in lines if not line.startswith("telemetry.")]
     assert not [line for line in others if re.search("WARNING|ERROR|CRITICAL|[Rr]estart", line)]
@@ -141,7 +141,7 @@ def test_more_than_a_minute_without_redis_is_a_line_a_minute_and_one_at_the_end(
     time.sleep(1)
     for process in started:
         assert len(process.lines("telemetry.recovered")) == 1
-        assert said_by_nobody_else(process)
+        assert logged_only_as_events(process)
 
 
 @pytest.mark.timeout(120)
@@ -154,4 +154,4 @@ def test_a_connection_that_breaks_and_is_replaced_is_no_outage(
     server.execute_command("CLIENT", "KILL", "TYPE", "normal")
     time.sleep(4)
     assert solo.lines("telemetry.failed") == []
-    assert said_by_nobody_else(solo)
+    assert logged_only_as_events(solo)

@@ -1,4 +1,4 @@
-"""Processes that race for the same thing do it once, and who comes too late changes nothing."""
+"""Processes that race for the same work do it once, and a process that is late changes nothing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ from tests.support.steps import (
 
 @contextmanager
 def frozen(process: Process) -> Iterator[None]:
-    """Have a process and its children stand still until the block ends."""
+    """Freeze a process and its children until the block ends."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
     process.signal(SIGSTOP, group=True)
     eventually(lambda: all(each.status() == psutil.STATUS_STOPPED for each in family))
@@ -39,7 +39,7 @@ def frozen(process: Process) -> Iterator[None]:
 
 
 def go_on_together(first: Stopped, actor: str, processes: Processes, db: Engine) -> Process:
-    """Have another worker run into what the first one has locked, and then let both go on."""
+    """Let another worker wait for a lock of the first one, and then let both go on."""
     with frozen(first.process):
         second = processes.start("worker")
         processes.wake(actor)

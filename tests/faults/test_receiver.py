@@ -1,4 +1,4 @@
-"""A receiver that fails, lingers or attacks costs one POST's deadline, and nothing else."""
+"""A receiver that fails, hangs or attacks costs the deadline of one POST, and nothing else."""
 
 import resource
 import socket
@@ -64,7 +64,7 @@ def reset(connection: socket.socket) -> None:
 
 
 def go_on_informing(connection: socket.socket) -> None:
-    """Announce an answer for ever."""
+    """Send informational responses without end."""
     for _ in range(100_000):
         connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
 
@@ -114,7 +114,7 @@ def gzip_bomb() -> tuple[bytes, bytes]:
         "never ends its line",
     ],
 )
-def test_one_that_misbehaves_is_told_in_a_word_and_left_at_the_deadline(
+def test_one_that_misbehaves_is_recorded_in_a_word_and_given_up_at_the_deadline(
     receiver: Receiver, behaviour: Callable[[socket.socket], None], error: str
 ) -> None:
     receiver.answers = [behaviour]
@@ -139,7 +139,7 @@ def test_an_answers_body_is_not_read(receiver: Receiver, *, packed: bool) -> Non
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_leads_nowhere(receiver: Receiver, status: int) -> None:
+def test_a_redirect_is_not_followed(receiver: Receiver, status: int) -> None:
     with receiving() as other:
         receiver.answers = [answer(status, f"Location: {other.url}", "Set-Cookie: id=1")]
         outcome, _ = post(receiver.url)
@@ -154,7 +154,7 @@ def test_no_cookie_comes_back(receiver: Receiver) -> None:
     assert all("cookie" not in request.headers for request in receiver.requests)
 
 
-def test_nobody_at_home_is_refused_at_once() -> None:
+def test_a_port_without_a_listener_refuses_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     outcome, _ = post(f"http://127.0.0.1:{port}/")
@@ -174,7 +174,7 @@ def test_a_connection_that_is_not_accepted_ends_at_the_deadline() -> None:
     assert seconds < DEADLINE + 0.5
 
 
-def test_a_name_that_nobody_knows_is_a_failure_to_try_again() -> None:
+def test_an_unknown_name_is_retryable() -> None:
     outcome, _ = post("http://collector.invalid/")
     assert (outcome.result, outcome.error) == ("retryable", "dns")
 
@@ -185,9 +185,7 @@ def test_a_slow_resolver_is_not_waited_for() -> None:
     assert seconds < DEADLINE + 0.5
 
 
-def test_a_certificate_that_nobody_vouches_for_is_a_failure_to_try_again(
-    over_tls: str, receiver: Receiver
-) -> None:
+def test_an_untrusted_certificate_is_retryable(over_tls: str, receiver: Receiver) -> None:
     outcome, _ = post(over_tls)
     assert (outcome.result, outcome.error) == ("retryable", UNKNOWN_ISSUER)
     assert receiver.requests == []
@@ -207,12 +205,12 @@ def test_an_operators_own_authority_is_trusted_by_ssl_cert_file(
 
 
 def tries(db: Engine) -> list[tuple[str | None, int | None, str | None]]:
-    """Return what each attempt came to: outcome, status and kind of failure."""
+    """Return the outcome, status and kind of failure of each attempt."""
     return [(a["outcome"], a["http_status"], a["error"]) for a in attempts(db)]
 
 
 def waits_for_its_backoff(db: Engine) -> bool:
-    """Whether the row is to be tried again a minute after its last attempt, or little later."""
+    """Whether the row's next attempt is a minute after its last one, or little more."""
     row = outbox_row(db)
     wait = row["next_attempt_at"] - attempts(db)[-1]["finished_at"]
     free = row["state"] == "pending" and row["not_before"] is None
@@ -222,7 +220,7 @@ def waits_for_its_backoff(db: Engine) -> bool:
 @pytest.mark.usefixtures("pending")
 class TestThroughAWorker:
     @pytest.mark.parametrize("status", [400, 410, 413])
-    def test_a_refusal_is_final_and_asked_for_once(
+    def test_a_refusal_is_final_and_tried_once(
         self, processes: Processes, receiver: Receiver, db: Engine, status: int
     ) -> None:
         receiver.answers = [answer(status, body=b"what it says about it")]
@@ -235,7 +233,7 @@ class TestThroughAWorker:
         assert len(receiver.requests) == receiver.connections == 1
         assert "what it says about it" not in worker.output()
 
-    def test_what_may_pass_is_tried_thrice_and_then_again_with_the_same_bytes(
+    def test_a_retryable_failure_is_tried_three_times_and_later_again_with_the_same_bytes(
         self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
     ) -> None:
         passing = (408, 425, 429, 500, 599)
@@ -255,7 +253,7 @@ class TestThroughAWorker:
         assert len(worker.lines("telemetry.attempt")) == 6
         assert len(worker.lines("telemetry.payload")) == 1
 
-    def test_a_redirect_has_nobody_else_hear_of_it(
+    def test_a_worker_follows_no_redirect(
         self, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
         with receiving() as other:
@@ -268,7 +266,7 @@ class TestThroughAWorker:
         assert str(receiver.port) in processes.trace.read_text()
         assert str(other.port) not in processes.trace.read_text()
 
-    def test_one_that_takes_it_and_vanishes_is_left_at_the_deadline(
+    def test_one_that_reads_it_and_never_answers_is_given_up_at_the_deadline(
         self, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
         receiver.answers = [stay_silent, answer(202)]
@@ -280,16 +278,14 @@ class TestThroughAWorker:
         assert 1000 <= attempts(db)[0]["duration_ms"] < 2000
         assert left(receiver, db, times=2)
 
-    def test_a_name_that_nobody_knows_is_tried_again_later(
-        self, processes: Processes, db: Engine
-    ) -> None:
+    def test_an_unknown_name_is_tried_again_later(self, processes: Processes, db: Engine) -> None:
         worker = processes.start("worker", TELEMETRY_ENDPOINT="http://collector.invalid/")
         do(processes, "drain")
         assert tries(db) == [("retryable", None, "dns")] * 3
         assert waits_for_its_backoff(db)
         assert without_harm(worker)
 
-    def test_a_name_that_is_looked_up_for_long_keeps_no_sweep_waiting(
+    def test_a_slow_name_look_up_does_not_delay_a_sweep(
         self, processes: Processes, db: Engine
     ) -> None:
         slow = {"TELEMETRY_ENDPOINT": "http://slow.invalid/", "TELEMETRY_TIMEOUT_SECONDS": "3"}
@@ -304,7 +300,7 @@ class TestThroughAWorker:
         assert tries(db)[0] == ("retryable", None, "deadline")
         assert 3000 <= attempts(db)[0]["duration_ms"] < 4000
 
-    def test_one_that_nobody_vouches_for_gets_nothing_to_read(
+    def test_one_with_an_untrusted_certificate_gets_no_byte_of_the_request(
         self, over_tls: str, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
         worker = processes.start("worker", TELEMETRY_ENDPOINT=over_tls)
@@ -314,7 +310,7 @@ class TestThroughAWorker:
         assert receiver.requests == []
         assert without_harm(worker)
 
-    def test_one_that_the_operators_own_authority_vouches_for_gets_it(
+    def test_one_that_the_operators_own_authority_certifies_gets_the_heartbeat(
         self,
         over_tls: str,
         authority: trustme.CA,
@@ -328,7 +324,7 @@ class TestThroughAWorker:
         assert tries(db) == [("sent", 202, None)]
         assert left(receiver, db, times=1)
 
-    def test_one_on_ipv6_gets_it_too(
+    def test_one_on_ipv6_gets_the_heartbeat(
         self, over_ipv6: str, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
         processes.start("worker", TELEMETRY_ENDPOINT=over_ipv6)
@@ -339,7 +335,8 @@ class TestThroughAWorker:
     def test_hostile_answers_cost_neither_memory_nor_more_than_the_deadline(
         self, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
-        # A row that fails waits for long, and a success of one is none of another's day.
+        # A row that fails then waits for long. No row's day has begun, so that the stamp of one
+        # success does not count for the others.
         later = "expires_at = expires_at + interval '30 minutes'"
         run(db, f"UPDATE telemetry_outbox SET drains = 5, {later}")
         run(
@@ -380,7 +377,7 @@ class TestRetryAfter:
     @pytest.mark.parametrize(
         "header", ["soon", "-120", "Sat, 02 May 2026 02:00:00 GMT"], ids=["words", "-120", "past"]
     )
-    def test_one_that_asks_for_nothing_is_as_good_as_none(
+    def test_one_that_asks_for_no_wait_counts_as_absent(
         self, pipeline: Pipeline, receiver: Receiver, db: Engine, header: str
     ) -> None:
         receiver.answers = [answer(503, f"Retry-After: {header}")]
@@ -388,11 +385,7 @@ class TestRetryAfter:
         assert tries(db) == [("retryable", 503, None)] * 3
         assert waits_for_its_backoff(db)
 
-    @settings(
-        max_examples=25,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         status=st.sampled_from([429, 503]),
         seconds=st.integers(5, 86_400) | st.integers(5, 10**18),
@@ -402,7 +395,7 @@ class TestRetryAfter:
     @example(status=429, seconds=21_600, as_date=False, drains=0)
     @example(status=503, seconds=21_601, as_date=True, drains=0)
     @example(status=503, seconds=10**60, as_date=False, drains=0)
-    def test_the_next_try_is_never_sooner_than_asked_and_never_later_than_six_hours(  # noqa: PLR0913
+    def test_the_next_try_is_never_sooner_than_asked_and_never_later_than_six_hours(  # noqa: PLR0913 - fixtures and a parameter
         self,
         pipeline: Pipeline,
         receiver: Receiver,
@@ -434,7 +427,7 @@ class TestRetryAfter:
 
 
 def put_back(db: Engine, drains: int) -> None:
-    """Have the row wait as before its first attempt, but for the drains it has behind it."""
+    """Make the row pending as before its first attempt, but with a number of drains."""
     run(db, "DELETE FROM telemetry_attempt")
     run(
         db,

@@ -1,4 +1,4 @@
-"""A process told to stop exits with 0 within ten seconds, and what it was at is not lost."""
+"""A process that is asked to stop exits with 0 within ten seconds, and loses no work."""
 
 import os
 import shlex
@@ -39,19 +39,19 @@ if os.geteuid() != 0:
     CONTAINER += ["--user", "--map-root-user"]
 
 senders = pytest.mark.parametrize("name", ["worker", "solo"])
-"""Has a test be about each process that sends."""
+"""Runs a test for each process that sends."""
 
 
 @pytest.fixture(autouse=True)
-def patient(pending: None, processes: Processes) -> None:  # noqa: ARG001 - as a fixture
-    """The day's heartbeat waits to be sent, by a worker that will wait a minute for its answer."""
+def patient(pending: None, processes: Processes) -> None:  # noqa: ARG001 - pytest runs it first
+    """The day's heartbeat waits to be sent, with a deadline of a minute for each POST."""
     processes.environment["TELEMETRY_TIMEOUT_SECONDS"] = "60"
 
 
 def posting(
     process: Process, processes: Processes, receiver: Receiver, name: str = "worker"
 ) -> None:
-    """Have a POST on its way to a receiver that stays silent."""
+    """Start a POST to a receiver that does not answer."""
     receiver.answers = [stay_silent]
     process.wait_for(READY[name])
     processes.wake("drain")
@@ -59,7 +59,7 @@ def posting(
 
 
 def stopped(process: Process) -> bool:
-    """Whether a process that has been told to stop does so in time, with nothing to complain of."""
+    """Whether a process that is asked to stop does so in time and without an error."""
     return process.wait(10) == 0 and without_harm(process)
 
 
@@ -67,8 +67,8 @@ def settled_as_stopped(db: Engine) -> bool:
     """Whether the attempt is on record as stopped, and the row waits to be tried again."""
     (attempt,) = attempts(db)
     row = outbox_row(db)
-    told = (row["state"], row["last_error"], attempt["outcome"], attempt["error"])
-    return told == ("pending", "stopped", "retryable", "stopped")
+    end = (row["state"], row["last_error"], attempt["outcome"], attempt["error"])
+    return end == ("pending", "stopped", "retryable", "stopped")
 
 
 def left_to_its_lease(db: Engine) -> bool:
@@ -222,7 +222,7 @@ def first_process_in(container: Process) -> psutil.Process:
 
 
 class TestBetweenPosts:
-    def test_a_wait_for_the_rows_second_ends_and_the_row_is_as_it_was(
+    def test_a_stop_ends_the_wait_until_a_row_is_due_and_leaves_the_row_unchanged(
         self, processes: Processes, receiver: Receiver, db: Engine
     ) -> None:
         run(db, "UPDATE telemetry_outbox SET next_attempt_at = now() + interval '50 s'")
@@ -236,7 +236,7 @@ class TestBetweenPosts:
         assert receiver.connections == 0
 
     @senders
-    def test_a_wait_for_the_next_try_ends_without_one_and_the_row_backs_off(
+    def test_a_stop_ends_the_wait_for_the_next_try_and_the_row_backs_off(
         self, processes: Processes, receiver: Receiver, db: Engine, name: str
     ) -> None:
         receiver.answers = [answer(503, "Retry-After: 3")]
@@ -260,7 +260,7 @@ class TestAtBoot:
             ("worker", "workers.broker:connect:call"),
             ("scheduler", "workers.broker:build:call"),
             ("solo", "workers.broker:build:call"),
-            ("scheduler", "__main__:boot:return"),
+            ("scheduler", "workers.scheduler:boot:return"),
             ("solo", "workers.scheduler:boot:return"),
         ],
     )
@@ -279,13 +279,13 @@ class TestAtBoot:
 def without_redis(
     request: pytest.FixtureRequest, valkey: Server
 ) -> Callable[[], AbstractContextManager[None]]:
-    """A block during which there is no Redis, or one that does not answer."""
+    """A block during which Redis is down, or does not answer."""
     return {"down": valkey.down, "frozen": valkey.frozen}[request.param]
 
 
 class TestWithoutRedis:
     @senders
-    def test_a_worker_stops_with_wake_ups_in_its_hands(
+    def test_a_worker_stops_with_wake_ups_that_it_has_fetched(
         self,
         processes: Processes,
         receiver: Receiver,
@@ -298,8 +298,8 @@ class TestWithoutRedis:
         worker = ready(processes, name)
         for _ in range(7):
             processes.wake("drain")
-        receiver.wait_for(2)  # both threads are at work, and as many wake-ups were fetched beside
-        assert waiting(processes) >= 3  # a solo has its own beside
+        receiver.wait_for(2)  # both threads work, and two more wake-ups were fetched
+        assert waiting(processes) >= 3  # solo schedules more itself
         with without_redis():
             worker.signal(SIGTERM)
             assert stopped(worker)
@@ -325,7 +325,7 @@ class TestWithoutRedis:
 
 
 def write_another_days(db: Engine) -> None:
-    """Have the next day's heartbeat wait beside this day's, for a second worker thread to send."""
+    """Make the next day's heartbeat due too, for a second worker thread to send."""
     run(
         db,
         "INSERT INTO telemetry_outbox"

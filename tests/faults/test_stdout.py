@@ -1,4 +1,4 @@
-"""A stdout that is blocked, closed or full holds up nothing, and no line is lost silently."""
+"""A stdout that is blocked, closed or full delays nothing, and no line is lost silently."""
 
 import shlex
 import sys
@@ -25,7 +25,7 @@ PROMPT = 6.0
 """Seconds that a process with a blocked log takes to stop, at most; ten are promised."""
 
 BOOTED = 4.0
-"""Seconds after which a process that can say nothing is up."""
+"""Seconds after which a process without output has started."""
 
 NON_BLOCKING = """
 import fcntl, os, sys
@@ -44,7 +44,7 @@ pathlib.Path(sys.argv[1]).write_text(str(socket.socket().fileno()))
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[Pipe]:
-    """A pipe that has no room for a byte."""
+    """A full pipe."""
     opened = Pipe(tmp_path / "stdout")
     opened.fill()
     yield opened
@@ -56,7 +56,7 @@ def sent(db: Engine) -> bool:
 
 
 def seconds_to_stop(process: Process, number: Signals = SIGTERM, *, group: bool = False) -> float:
-    """Ask a process to stop, which has to end as usual, and return how long that takes."""
+    """Ask a process to stop, which must end as usual, and return how long that takes."""
     started = time.monotonic()
     process.signal(number, group=group)
     assert process.wait(10) == 0
@@ -78,7 +78,7 @@ def read(pipe: Pipe, until: str) -> list[str]:
 
 @pytest.fixture(params=[">{}", ">{} 2>&1"], ids=["stdout", "stdout and stderr"])
 def blocked(pipe: Pipe, request: pytest.FixtureRequest) -> str:
-    """Has the shell send stdout, or both outputs, into the pipe."""
+    """Makes the shell redirect stdout, or both outputs, into the pipe."""
     return str(request.param.format(pipe.path))
 
 
@@ -137,9 +137,9 @@ def test_lines_that_nobody_has_read_by_the_end_are_reported_on_stderr(
     process = processes.run(f"{line(name)} >{pipe.path}")
     time.sleep(BOOTED)
     assert seconds_to_stop(process) < PROMPT
-    (told,) = process.output().splitlines()
-    assert told.startswith("telemetry.failed stage=log error=")
-    assert told.endswith('lines could not be written" level=WARNING')
+    (reported,) = process.output().splitlines()
+    assert reported.startswith("telemetry.failed stage=log error=")
+    assert reported.endswith('lines could not be written" level=WARNING')
 
 
 @senders
@@ -163,7 +163,7 @@ def test_a_non_blocking_stdout_that_is_full_for_a_moment_loses_nothing(
 class TestAClosedStdout:
     @pytest.mark.parametrize("closed", [">&-", "<&- >&-"])
     @senders
-    def test_has_the_log_go_to_stderr_and_the_heartbeat_out(
+    def test_sends_the_log_to_stderr_and_the_heartbeat_still_leaves(
         self, processes: Processes, receiver: Receiver, db: Engine, name: str, closed: str
     ) -> None:
         processes.wake("drain")
@@ -177,14 +177,14 @@ class TestAClosedStdout:
         assert f"telemetry.payload {request.body.decode()}\n" in process.output()
         assert without_harm(process)
 
-    def test_has_the_log_of_a_scheduler_go_to_stderr(self, processes: Processes) -> None:
+    def test_sends_the_log_of_a_scheduler_to_stderr(self, processes: Processes) -> None:
         scheduler = processes.run(f"{line('scheduler')} >&-")
         scheduler.wait_for(READY["scheduler"])
         assert seconds_to_stop(scheduler) < PROMPT
         assert without_harm(scheduler)
 
     @senders
-    def test_with_a_closed_stderr_has_the_heartbeat_out_without_a_log(
+    def test_with_a_closed_stderr_lets_the_heartbeat_leave_without_a_log(
         self, processes: Processes, receiver: Receiver, db: Engine, name: str
     ) -> None:
         processes.wake("drain")
@@ -195,7 +195,7 @@ class TestAClosedStdout:
         assert process.output() == ""
 
     @pytest.mark.parametrize("command", ["status", "preview", "audit", "send", "send --json"])
-    def test_is_no_trouble_to_a_command(
+    def test_does_not_make_a_command_fail(
         self, processes: Processes, receiver: Receiver, command: str
     ) -> None:
         ended = processes.run(f"exec {sys.executable} -m app {command} >&-")
@@ -208,17 +208,17 @@ class TestAClosedStdout:
         assert ("stdout is closed" in ended.output()) == (command == "send")
 
     @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-    def test_is_not_where_the_next_socket_is_opened(
+    def test_is_not_reused_for_the_next_socket(
         self, processes: Processes, tmp_path: Path, closed: str
     ) -> None:
-        told = tmp_path / "descriptor"
-        command = shlex.join([sys.executable, "-c", FIRST_SOCKET, str(told)])
+        descriptor = tmp_path / "descriptor"
+        command = shlex.join([sys.executable, "-c", FIRST_SOCKET, str(descriptor)])
         ended = processes.run(f"exec {command} {closed}")
         assert ended.wait(30) == 0, ended.output()
-        assert int(told.read_text()) > 2
+        assert int(descriptor.read_text()) > 2
 
 
-def test_a_reader_that_has_gone_is_no_trouble(
+def test_a_reader_that_has_gone_stops_neither_a_heartbeat_nor_a_stop(
     processes: Processes, receiver: Receiver, db: Engine, pipe: Pipe
 ) -> None:
     solo = processes.run(f"{line('solo')} >{pipe.path}")
@@ -228,5 +228,5 @@ def test_a_reader_that_has_gone_is_no_trouble(
     receiver.wait_for(1)
     eventually(lambda: sent(db))
     assert seconds_to_stop(solo) < PROMPT
-    (told,) = solo.output().splitlines()
-    assert told.startswith("telemetry.failed stage=log error=")
+    (reported,) = solo.output().splitlines()
+    assert reported.startswith("telemetry.failed stage=log error=")

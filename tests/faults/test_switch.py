@@ -1,4 +1,4 @@
-"""Off means off from the restart on, whatever was under way; and nobody is counted untold."""
+"""From a restart on, off means off; and no install is counted before its notice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,21 +34,21 @@ A_TEST = {"ENVIRONMENT": "test"}
 MISSPELT = {"TELEMETRY_ENABELD": "true"}
 
 
-def told_off(worker: Process) -> bool:
-    """Whether a worker has said that telemetry is off, and why."""
+def logs_off(worker: Process) -> bool:
+    """Whether a worker has logged that telemetry is off, and why."""
     (line,) = worker.lines("telemetry.disabled")
     return line.startswith("telemetry.disabled reason=")
 
 
 def discarded(worker: Process, reason: str) -> bool:
-    """Whether a worker has said, once, that it discarded today's heartbeat, and why."""
+    """Whether a worker has logged once that it discarded today's heartbeat, and why."""
     (line,) = worker.lines("telemetry.discarded")
     return f"day={TODAY} reason={reason}" in line
 
 
 @contextmanager
 def nothing_of_consentos_readable(db: Engine) -> Iterator[None]:
-    """Lock every table of ConsentOS: whoever reads one, or only looks at it, waits and fails."""
+    """Lock every table of ConsentOS, so that every read of one waits and fails."""
     tables = one(
         db,
         "SELECT string_agg(format('%I', tablename), ', ') FROM pg_tables"
@@ -91,7 +91,7 @@ class TestOff:
             do(processes, "drain", "sweep", "heartbeat", "drain")
         assert days(db) == {TODAY: "discarded"}
         assert left_alone(processes, receiver)
-        assert told_off(worker)
+        assert logs_off(worker)
         assert "did you mean TELEMETRY_ENABLED?" in worker.output()
         assert discarded(worker, "off")
         assert not worker.lines("telemetry.failed")
@@ -120,13 +120,13 @@ class TestOff:
         assert len(receiver.requests) == receiver.connections == 1
         assert left_alone(processes, receiver)
         assert outcomes(db) == [None]
-        assert told_off(off)
+        assert logs_off(off)
         assert discarded(off, "off")
         assert ["stage=drain" in line for line in off.lines("telemetry.failed")] == [True]
         assert without_harm(worker, off)
 
     @pytest.mark.parametrize("switch", [OFF, A_TEST])
-    def test_between_two_drains_the_second_does_not_come(
+    def test_between_two_drains_the_second_sends_nothing(
         self,
         processes: Processes,
         clock: Clock,
@@ -140,13 +140,13 @@ class TestOff:
         row = outbox_row(db)
         assert (row["state"], row["drains"], row["last_error"]) == ("pending", 1, "HTTP 503")
         off = restart(processes, worker, **switch)
-        clock(MORE_THAN_A_LEASE)  # and later than was asked for
+        clock(MORE_THAN_A_LEASE)  # later than the Retry-After
         do(processes, "drain", "sweep", "heartbeat", "drain")
         assert days(db) == {TODAY: "discarded"}
         assert bodies(receiver) == [row["payload"].encode()]
         assert left_alone(processes, receiver)
         assert outbox_row(db)["attempts"] == len(attempts(db)) == 1
-        assert told_off(off)
+        assert logs_off(off)
         assert discarded(off, "off")
         assert without_harm(worker, off)
 
@@ -207,7 +207,7 @@ class TestTheInstanceIsDeleted:
 
     @staticmethod
     def next_day(processes: Processes, clock: Clock, db: Engine) -> str:
-        """Have the next day's heartbeat sent; return the id that it carries."""
+        """Let the next day's heartbeat be sent; return its instance id."""
         clock(TOMORROW_BEGINS)
         do(processes, "heartbeat", "sweep")
         assert days(db) == {TODAY: "discarded", TOMORROW: "sent"}
@@ -326,8 +326,8 @@ class TestFirstBoot:
         worker = processes.start("worker")
         do(processes, "heartbeat", "sweep", "heartbeat", "sweep", "drain")
         assert count(db, "telemetry_outbox") == receiver.connections == 0
-        (told,) = worker.lines("telemetry.notice")
-        assert told.startswith("telemetry.notice schema=1 ")
+        (given,) = worker.lines("telemetry.notice")
+        assert given.startswith("telemetry.notice schema=1 ")
         assert count(db, "telemetry_notice") == 2
         clock(TOMORROW_BEGINS)
         do(processes, "heartbeat", "sweep")
@@ -337,7 +337,7 @@ class TestFirstBoot:
 
 
 @pytest.mark.usefixtures("noticed")
-def test_what_consentos_has_sent_itself_today_is_not_sent_again_and_is_told_once(
+def test_what_consentos_has_sent_itself_today_is_not_sent_again_and_is_reported_once(
     processes: Processes, clock: Clock, receiver: Receiver, db: Engine
 ) -> None:
     clock("2026-05-02T09:00:00Z")

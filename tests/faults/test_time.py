@@ -1,4 +1,4 @@
-"""Sleeping processes, wrong clocks, zones, midnights and leap days: one heartbeat a day, still."""
+"""Sleeping processes, wrong clocks, time zones, midnights and leap days: one heartbeat a day."""
 
 import json
 import time
@@ -65,7 +65,7 @@ def scheduler_asleep(processes: Processes, moment: str) -> tuple[Process, float]
 
 @pytest.mark.usefixtures("noticed")
 class TestAsleep:
-    """The processes stand still, and time does not."""
+    """The processes are frozen while time goes on."""
 
     def test_a_scheduler_asleep_over_half_past_two_has_it_sent_when_it_wakes(
         self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
@@ -311,7 +311,7 @@ class TestTheCalendar:
 
 @pytest.mark.usefixtures("pending")
 class TestTheDatabasesClock:
-    """It decides, and yet an administrator may set it."""
+    """The database's clock decides, and an administrator may set it."""
 
     @pytest.fixture
     def lines(self, caplog: pytest.LogCaptureFixture) -> Callable[[str], list[str]]:
@@ -321,7 +321,7 @@ class TestTheDatabasesClock:
 
     @staticmethod
     def all_at_once() -> None:
-        """Do all that a worker does, in one that has just started."""
+        """Do everything that a worker does, in one that has just started."""
         worker = Pipeline(Settings.load())
         worker.sweep()
         worker.write_heartbeat()

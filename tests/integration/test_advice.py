@@ -1,4 +1,4 @@
-"""What the log and the commands advise when the database misses a table, a column or a right."""
+"""The advice of the log and the commands if a table, a column or a right is missing."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ UPGRADE = (
 
 
 def cause_of(pipeline: Pipeline) -> str:
-    """Return what the log says of a sweep and a write."""
-    with pytest.raises(DBAPIError) as failure:  # noqa: PT012 - either of the two
+    """Return what a sweep and a write log."""
+    with pytest.raises(DBAPIError) as failure:  # noqa: PT012 - either of two calls may raise
         pipeline.sweep()
         pipeline.write_heartbeat()
     return log.cause(failure.value)
@@ -39,7 +39,9 @@ class TestWhatIsMissing:
         run(db, "DROP TABLE telemetry_attempt, telemetry_outbox")
         assert cause_of(pipeline) == MIGRATE
 
-    def test_and_for_a_column_of_another_release(self, pipeline: Pipeline, db: Engine) -> None:
+    def test_the_migrate_command_is_named_for_a_column_of_another_release(
+        self, pipeline: Pipeline, db: Engine
+    ) -> None:
         run(db, "ALTER TABLE telemetry_outbox DROP COLUMN not_before")
         assert cause_of(pipeline) == MIGRATE
 
@@ -55,8 +57,8 @@ class TestWhatIsMissing:
         assert db
         with pytest.raises(DBAPIError) as failure, pipeline.transaction() as connection:
             connection.exec_driver_sql("SELECT FROM telemetry_of_another_program")
-        told = 'relation "telemetry_of_another_program" does not exist'
-        assert log.cause(failure.value) == told
+        message = 'relation "telemetry_of_another_program" does not exist'
+        assert log.cause(failure.value) == message
 
     def test_a_consentos_that_was_downgraded_is_to_be_upgraded(
         self, pipeline: Pipeline, environment: dict[str, str], db: Engine
@@ -108,12 +110,12 @@ def test_a_column_of_an_operators_own_that_must_not_be_null_is_named(
     run(db, NOTICE)
     clock("2026-05-02T02:30:05Z")
     run(db, "ALTER TABLE instance ADD COLUMN region text NOT NULL")
-    told = "the column region of instance is NOT NULL and has no default"
-    assert cause_of(pipeline) == told
+    cause = "the column region of instance is NOT NULL and has no default"
+    assert cause_of(pipeline) == cause
 
 
 class _German:
-    """What a server whose lc_messages is German says of a missing table."""
+    """The message about a missing table from a server whose lc_messages is German."""
 
     message_primary = "Relation »instance« existiert nicht"
     source_function = "parserOpenTable"

@@ -258,7 +258,7 @@ class TestACarriedHeartbeat:
 def steps() -> dict[str, list[str]]:
     """Return the commands of the page's paragraph: those on the install, and those elsewhere."""
     page = (ROOT / "docs" / "operate.md").read_text()
-    section = page.partition("## Without a network\n")[2].partition("\n## ")[0]
+    section = page.partition("## Send without a network\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     here, elsewhere = (block.replace("\\\n", " ").strip().splitlines() for block in blocks)
     return {"here": here, "elsewhere": elsewhere}

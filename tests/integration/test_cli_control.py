@@ -1,4 +1,4 @@
-"""``rotate`` and ``forget`` change what they say, whatever is on its way meanwhile."""
+"""``rotate`` and ``forget`` change what they report, even during a write or a POST."""
 
 import json
 from collections.abc import Callable
@@ -28,20 +28,20 @@ OURS = ("instance", "telemetry_notice", "telemetry_outbox", "telemetry_attempt")
 
 @pytest.fixture
 def noticed(db: Engine, clock: Clock) -> None:
-    """An operator who was told long before this morning."""
+    """The operator got the notice long before this morning."""
     run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
     clock(f"{TODAY}T02:30:00Z")
 
 
 @pytest.fixture
-def pending(noticed: None, pipeline: Pipeline, db: Engine) -> UUID:  # noqa: ARG001 - as a fixture
+def pending(noticed: None, pipeline: Pipeline, db: Engine) -> UUID:  # noqa: ARG001 - pytest runs it first
     """The day's heartbeat waits to be sent; the install's id."""
     assert pipeline.write_heartbeat()
     return only_id(db)
 
 
 @pytest.fixture
-def claim(pending: UUID, pipeline: Pipeline) -> Claim:  # noqa: ARG001 - as a fixture
+def claim(pending: UUID, pipeline: Pipeline) -> Claim:  # noqa: ARG001 - pytest runs it first
     """A worker has just taken the day's heartbeat."""
     with pipeline.transaction() as connection:
         taken = outbox.claim(connection, lease(pipeline.settings))
@@ -67,7 +67,7 @@ def of_consentos(db: Engine) -> dict[str, str | None]:
 
 @pytest.mark.usefixtures("pending")
 @pytest.mark.parametrize("line", ["rotate --yes", "forget --yes"])
-def test_the_pipelines_own_role_may_not_and_is_told_who_may(
+def test_the_pipelines_own_role_may_not_and_the_sentence_says_who_may(
     environment: dict[str, str], db: Engine, line: str
 ) -> None:
     before = everything(db)
@@ -120,9 +120,9 @@ class TestRotate:
         pending: UUID,
     ) -> None:
         pipeline.drain()
-        told = command(administered, "rotate", "--yes", "--json").json
+        shown = command(administered, "rotate", "--yes", "--json").json
         new = only_id(db)
-        assert told == {
+        assert shown == {
             "former": [str(pending)],
             "current": str(new),
             "discarded": [],
@@ -163,13 +163,13 @@ class TestRotate:
     def test_has_nothing_to_do_before_the_first_heartbeat(
         self, administered: dict[str, str], db: Engine
     ) -> None:
-        shown, told = commands(administered, "rotate --yes", "rotate --yes --json")
-        assert (shown.code, told.code) == (0, 0)
+        shown, as_json = commands(administered, "rotate --yes", "rotate --yes --json")
+        assert (shown.code, as_json.code) == (0, 0)
         assert shown.out == "There was no instance id: the first heartbeat makes one.\n"
-        assert told.json == {"former": [], "current": None, "discarded": [], "in_flight": []}
+        assert as_json.json == {"former": [], "current": None, "discarded": [], "in_flight": []}
         assert count(db, "instance") == 0
 
-    def test_tells_of_what_may_be_on_its_way_and_no_further_attempt_begins_under_the_old_id(
+    def test_reports_what_may_be_under_way_and_no_further_attempt_begins_under_the_old_id(
         self,
         administered: dict[str, str],
         pipeline: Pipeline,
@@ -245,8 +245,8 @@ class TestForget:
         caplog: pytest.LogCaptureFixture,
         pending: UUID,
     ) -> None:
-        told = command(administered, "forget", "--yes", "--json").json
-        assert told == {
+        shown = command(administered, "forget", "--yes", "--json").json
+        assert shown == {
             "former": [str(pending)],
             "heartbeats": 1,
             "attempts": 0,
@@ -273,7 +273,7 @@ class TestForget:
         assert "Telemetry is on" not in ended.out
 
     @pytest.mark.usefixtures("pending")
-    def test_leaves_nothing_to_settle_to_a_post_that_is_on_its_way(
+    def test_leaves_a_running_post_no_row_to_settle(
         self,
         pipeline: Pipeline,
         db: Engine,
@@ -342,7 +342,7 @@ CONTROLS = {"forget": control.forget, "rotate": lambda db: control.rotate(db, en
 
 @pytest.fixture(params=CONTROLS)
 def change(request: pytest.FixtureRequest) -> Control:
-    """What the operator does while something else is going on."""
+    """The operator runs a command during a write."""
     done: Control = CONTROLS[request.param]
     return done
 

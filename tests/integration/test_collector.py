@@ -475,9 +475,7 @@ def mutated(draw: st.DrawFn) -> str:
     return json.dumps(body)
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(mutated())
 @example(BODY)
 def test_whatever_json_comes_is_stored_when_it_fits_and_refused_otherwise(
@@ -492,9 +490,7 @@ def test_whatever_json_comes_is_stored_when_it_fits_and_refused_otherwise(
     assert collector.post(body).status_code == expected
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, len(BODY)), st.integers(0, 3), st.binary(max_size=4))
 def test_whatever_bytes_come_the_collector_does_not_fail(
     collector: Collector, at: int, dropped: int, put: bytes

@@ -95,7 +95,6 @@ def fresh(collector: Collector) -> Collector:
 @pytest.mark.parametrize(("path", "method", "mode"), CASES)
 @settings(
     max_examples=80,
-    deadline=None,
     derandomize=True,
     database=None,
     phases=[Phase.generate],

@@ -1,4 +1,4 @@
-"""The spellings of a database's URL that operators use really lead to it."""
+"""Each accepted spelling of a database's URL connects to that database."""
 
 import socket
 from collections.abc import Iterator

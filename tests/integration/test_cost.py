@@ -1,4 +1,4 @@
-"""What is asked of the database is counted, and held to the numbers that were found."""
+"""The statements, transactions and connections of each step are counted."""
 
 import re
 from collections.abc import Iterator
@@ -24,19 +24,19 @@ def sent(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_session_is_left(sent: None, db: Engine) -> Iterator[None]:  # noqa: ARG001 - as a fixture
-    """Whatever a test asks for, no session of it is left at its end."""
+def no_session_is_left(sent: None, db: Engine) -> Iterator[None]:  # noqa: ARG001 - pytest runs it first
+    """No test leaves a session open."""
     sessions = (
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'consentos-telemetry'"
-        " AND datname = current_database() AND pid <> pg_backend_pid()"
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
     )
     yield
-    eventually(lambda: one(db, sessions) == 0, seconds=5)  # Postgres takes its leave in its time
+    eventually(lambda: one(db, sessions) == 0, seconds=5)  # Postgres ends a session a moment later
 
 
 @pytest.fixture
 def off(pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """A worker that was restarted with telemetry off, when a heartbeat was waiting."""
+    """A worker that was restarted with telemetry off while a heartbeat was pending."""
     clock(TOMORROW_BEGINS)
     assert pipeline.write_heartbeat()
     monkeypatch.setenv("TELEMETRY_ENABLED", "false")
@@ -44,11 +44,11 @@ def off(pipeline: Pipeline, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Pi
 
 
 def sweep(pipeline: Pipeline) -> None:
-    """Do what the actor of that name does."""
-    with pipeline.connected():
-        pipeline.sweep()
-        pipeline.write_heartbeat()
-        pipeline.prune()
+    """Do what the actor ``sweep`` does."""
+    with pipeline.connect() as link:
+        pipeline.sweep(link)
+        pipeline.write_heartbeat(link)
+        pipeline.prune(link)
 
 
 def tables_in(cost: Cost, db: Engine) -> list[set[str]]:

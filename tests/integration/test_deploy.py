@@ -130,7 +130,7 @@ def test_a_removal_as_documented_takes_all_of_telemetry_and_nothing_of_consentos
     assert pipeline.write_heartbeat()
     before = {table: count(db, table) for table in ("sites", "users", "consent_records")}
     page = (ROOT / "docs" / "operate.md").read_text()
-    _, _, steps = page.partition("\n## Remove\n")
+    _, _, steps = page.partition("\n## Remove it\n")
     (sql,) = re.findall(r"```sql\n(.*?)```", steps, re.DOTALL)
 
     known = str(one(db, "SELECT id FROM instance"))

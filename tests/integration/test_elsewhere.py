@@ -26,17 +26,17 @@ def written(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO, "telemetry")
     return caplog
 
 
-def warnings(told: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in told.records if "telemetry.warning" in r.getMessage()]
+def warnings(logged: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in logged.records if "telemetry.warning" in r.getMessage()]
 
 
 def test_no_attempt_begins_once_another_program_has_sent_the_day(
-    pipeline: Pipeline, receiver: Receiver, db: Engine, told: pytest.LogCaptureFixture
+    pipeline: Pipeline, receiver: Receiver, db: Engine, logged: pytest.LogCaptureFixture
 ) -> None:
     run(db, STAMP, at="2026-05-02T02:30:02Z")
     pipeline.drain()
@@ -45,12 +45,12 @@ def test_no_attempt_begins_once_another_program_has_sent_the_day(
     row = outbox_row(db)
     assert (row["state"], row["attempts"], row["lease_token"]) == ("discarded", 0, None)
     discarded = f'telemetry.discarded id={row["id"]} day=2026-05-02 reason="sent elsewhere"'
-    assert discarded in [r.getMessage() for r in told.records]
+    assert discarded in [r.getMessage() for r in logged.records]
     for _ in range(3):
         pipeline.sweep()
         assert not pipeline.write_heartbeat()
         pipeline.drain()
-    assert warnings(told) == [
+    assert warnings(logged) == [
         f'telemetry.warning reason="{SENT_ELSEWHERE}" day=2026-05-02',
     ]
 
@@ -67,7 +67,7 @@ def test_no_further_try_begins_once_another_program_has_sent_the_day(
 
 
 @pytest.mark.parametrize("at", ["2026-05-02T02:29:59Z", "2026-05-02T02:40:00Z"])
-def test_a_send_of_yesterday_or_of_a_time_to_come_is_no_send_of_today(
+def test_a_send_of_yesterday_or_of_the_future_does_not_count_as_todays(
     pipeline: Pipeline, receiver: Receiver, db: Engine, at: str
 ) -> None:
     run(db, STAMP, at=at)
@@ -104,7 +104,7 @@ def test_an_explicit_send_does_not_send_what_another_program_has_sent(
     assert (sent.row["state"], sent.row["last_error"]) == ("discarded", "sent elsewhere")
 
 
-def test_the_command_says_who_has_sent_it_as_if_it_had_been_asked_later(
+def test_the_command_says_who_has_sent_it_as_a_later_call_does(
     environment: dict[str, str], db: Engine
 ) -> None:
     run(db, STAMP, at="2026-05-02T02:30:02Z")
@@ -140,20 +140,20 @@ def test_what_was_sent_under_a_lease_that_was_lost_is_not_sent_again(
 
 
 class TestAFailover:
-    """The database loses what it had committed, while a POST is on its way."""
+    """The database loses committed changes during a POST."""
 
     def test_to_a_server_without_the_row_is_not_taken_for_another_sender(
         self,
         pipeline: Pipeline,
         receiver: Receiver,
         db: Engine,
-        told: pytest.LogCaptureFixture,
+        logged: pytest.LogCaptureFixture,
     ) -> None:
         receiver.during = lambda: run(db, "DELETE FROM telemetry_outbox")
         pipeline.drain()
         assert one(db, "SELECT last_telemetry_at FROM instance") is not None
         assert not pipeline.write_heartbeat()
-        assert warnings(told) == [f'telemetry.warning reason="{RECORD_LOST}" day=2026-05-02']
+        assert warnings(logged) == [f'telemetry.warning reason="{RECORD_LOST}" day=2026-05-02']
         assert count(db, "telemetry_outbox") == 0
 
     def test_to_a_server_with_the_row_as_it_was_before_is_not_taken_for_another_sender(
@@ -161,7 +161,7 @@ class TestAFailover:
         pipeline: Pipeline,
         receiver: Receiver,
         db: Engine,
-        told: pytest.LogCaptureFixture,
+        logged: pytest.LogCaptureFixture,
     ) -> None:
         def fall_back() -> None:
             run(db, "DELETE FROM telemetry_attempt")
@@ -176,15 +176,15 @@ class TestAFailover:
         pipeline.drain()
         assert len(receiver.requests) == 1
         assert outbox_row(db)["state"] == "discarded"
-        assert warnings(told) == [f'telemetry.warning reason="{RECORD_LOST}" day=2026-05-02']
+        assert warnings(logged) == [f'telemetry.warning reason="{RECORD_LOST}" day=2026-05-02']
 
-    def test_leaves_another_process_to_say_both_of_what_it_may_be(
-        self, pipeline: Pipeline, receiver: Receiver, db: Engine, told: pytest.LogCaptureFixture
+    def test_has_another_process_name_both_possible_causes(
+        self, pipeline: Pipeline, receiver: Receiver, db: Engine, logged: pytest.LogCaptureFixture
     ) -> None:
         receiver.during = lambda: run(db, "DELETE FROM telemetry_outbox")
         pipeline.drain()
         assert not Pipeline(Settings.load()).write_heartbeat()
-        assert warnings(told) == [f'telemetry.warning reason="{SENT_ELSEWHERE}" day=2026-05-02']
+        assert warnings(logged) == [f'telemetry.warning reason="{SENT_ELSEWHERE}" day=2026-05-02']
 
 
 def test_a_claim_that_was_lost_is_not_discarded(db: Engine, pipeline: Pipeline) -> None:

@@ -1,4 +1,4 @@
-"""ConsentOS's tables are counted as its own rules have it, judged by plain Python."""
+"""ConsentOS's tables are counted by ConsentOS's own rules, compared with a count in Python."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -35,14 +35,14 @@ def connection(copy: Engine) -> Iterator[Connection]:
 
 @pytest.fixture
 def emptied(connection: Connection) -> Connection:
-    """The same, without a row in it."""
+    """The same connection, with empty tables."""
     connection.exec_driver_sql(f"TRUNCATE {', '.join(HOST)} CASCADE")
     return connection
 
 
 def counted(connection: Connection) -> Truth:
-    """Return the raw counts, which the module itself gives to nobody."""
-    row = dict(connection.execute(facts._CENSUS).mappings().one())  # noqa: SLF001 - see above
+    """Return the raw counts, which the module itself never returns."""
+    row = dict(connection.execute(facts._CENSUS).mappings().one())  # noqa: SLF001 - only it has raw counts
     del row["server_version_num"]
     return Truth(**row)
 
@@ -267,8 +267,8 @@ SELECT gen_random_uuid(), md5(n::text), 'accept_all', md5(n::text), 'Mozilla/5.0
        now() - n * interval '1 day' / 100000
 FROM generate_series(200000, 1, -1) AS n
 """
-"""As many older ones as new ones, in their order and about as wide as real ones: how many rows a
-table has that it knows nothing of, Postgres guesses from its size, and it sorts what seem few."""
+"""As many old rows as new ones, in order of time, as wide as real rows. Without statistics,
+Postgres guesses the number of rows from the size of the table, and it sorts if they seem few."""
 
 UNKNOWN = """
 ALTER TABLE consent_records RENAME TO analyzed;
@@ -276,11 +276,11 @@ CREATE TABLE consent_records (LIKE analyzed INCLUDING DEFAULTS) WITH (autovacuum
 DROP TABLE analyzed;
 CREATE INDEX ix_consent_records_consented_at ON consent_records (consented_at);
 """
-"""A table that Postgres knows nothing of, and learns nothing of by itself."""
+"""A table without statistics, for which autovacuum collects none."""
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["never analyzed", "vacuumed and analyzed"])
-def test_consents_are_read_from_their_index_whatever_postgres_knows_of_them(
+def test_consents_are_read_from_their_index_with_and_without_statistics(
     db: Engine, *, known: bool
 ) -> None:
     run(db, UNKNOWN)

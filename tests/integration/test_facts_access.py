@@ -1,4 +1,4 @@
-"""The census reads what is listed and no more, waits for nobody, and says what it lacks."""
+"""The census reads only the listed columns, waits for no lock, and names what is missing."""
 
 import re
 import time
@@ -132,7 +132,7 @@ class TestAWriteThatCannotCount:
 
 @pytest.mark.usefixtures("noticed")
 class TestACountThatWouldNotBeTrue:
-    """Rows that the role cannot see are not zero: such a heartbeat is not written."""
+    """Rows that the role cannot see do not count as zero: the heartbeat is not written."""
 
     @pytest.mark.parametrize(
         ("harm", "cause"),

@@ -1,4 +1,4 @@
-"""The Postgres version is made of two numbers, never of a text that a build may have changed."""
+"""The Postgres version is built from numbers, never from a text that a build may have changed."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -41,8 +41,8 @@ def test_the_postgres_version_is_made_of_the_servers_number(
 
 
 def test_it_is_the_real_servers(connection: Connection) -> None:
-    told = connection.exec_driver_sql("SELECT substring(version() from '[0-9]+[.][0-9]+')")
-    assert stated(connection) == told.scalar_one()
+    found = connection.exec_driver_sql("SELECT substring(version() from '[0-9]+[.][0-9]+')")
+    assert stated(connection) == found.scalar_one()
 
 
 def stated(connection: Connection) -> str:

@@ -1,4 +1,4 @@
-"""A stored time that lies in the future is not believed: a clock was ahead once, and says so."""
+"""A stored time in the future is reported and ignored, because a clock was ahead once."""
 
 import logging
 
@@ -23,14 +23,16 @@ NOT_BELIEVED = "is 2027-05-02 02:30 UTC, which is in the future, and is ignored"
 
 
 @pytest.fixture(autouse=True)
-def told(caplog: pytest.LogCaptureFixture, clock: Clock) -> pytest.LogCaptureFixture:
+def logged(caplog: pytest.LogCaptureFixture, clock: Clock) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO, "telemetry")
     clock("2026-05-02T09:00:00Z")
     return caplog
 
 
-def lines(told: pytest.LogCaptureFixture, event: str) -> list[str]:
-    return [r.getMessage() for r in told.records if r.getMessage().startswith(f"telemetry.{event}")]
+def lines(logged: pytest.LogCaptureFixture, event: str) -> list[str]:
+    return [
+        r.getMessage() for r in logged.records if r.getMessage().startswith(f"telemetry.{event}")
+    ]
 
 
 class TestAStampInTheFuture:
@@ -53,15 +55,15 @@ class TestAStampInTheFuture:
         assert one(db, "SELECT last_telemetry_at FROM instance") == attempts(db)[0]["started_at"]
 
     def test_is_warned_about_once_a_day(
-        self, pipeline: Pipeline, clock: Clock, told: pytest.LogCaptureFixture
+        self, pipeline: Pipeline, clock: Clock, logged: pytest.LogCaptureFixture
     ) -> None:
         for _ in range(3):
             pipeline.write_heartbeat()
-        (warning,) = lines(told, "warning")
+        (warning,) = lines(logged, "warning")
         assert f"instance.last_telemetry_at {NOT_BELIEVED}" in warning
         clock("2026-05-03T09:00:00Z")
         pipeline.write_heartbeat()
-        assert len(lines(told, "warning")) == 2
+        assert len(lines(logged, "warning")) == 2
 
     def test_is_shown_by_status_which_promises_nothing_by_it(
         self, environment: dict[str, str]
@@ -86,22 +88,22 @@ class TestANoticeInTheFuture:
         run(db, NOTICE, at=NEXT_YEAR)
 
     def test_is_given_anew_and_counts_from_then_on(
-        self, pipeline: Pipeline, clock: Clock, db: Engine, told: pytest.LogCaptureFixture
+        self, pipeline: Pipeline, clock: Clock, db: Engine, logged: pytest.LogCaptureFixture
     ) -> None:
         pipeline.sweep()
         pipeline.sweep()
         assert not pipeline.write_heartbeat()
-        assert len(lines(told, "notice")) == 1
-        (warning,) = lines(told, "warning")
+        assert len(lines(logged, "notice")) == 1
+        (warning,) = lines(logged, "warning")
         assert f"telemetry_notice.noticed_at {NOT_BELIEVED}" in warning
         assert one(db, "SELECT noticed_at = '2027-05-02T02:30Z' FROM telemetry_notice") is False
         clock("2026-05-03T02:30:00Z")
         assert pipeline.write_heartbeat()
 
     def test_is_shown_by_status_as_not_given(self, environment: dict[str, str]) -> None:
-        told = command(environment, "status", "--json").json
-        assert told["noticed_at"] is None
-        assert [each for each in told["warnings"] if NOT_BELIEVED in each]
+        shown = command(environment, "status", "--json").json
+        assert shown["noticed_at"] is None
+        assert [each for each in shown["warnings"] if NOT_BELIEVED in each]
 
 
 class TestARowOfTheFuture:
@@ -130,13 +132,13 @@ class TestARowOfTheFuture:
         clock: Clock,
         db: Engine,
         receiver: Receiver,
-        told: pytest.LogCaptureFixture,
+        logged: pytest.LogCaptureFixture,
     ) -> None:
         clock("2026-05-05T09:00:00Z")
         pipeline.write_heartbeat()
         clock("2026-05-02T09:00:00Z")
         pipeline.sweep()
-        assert "its day is in the future" in lines(told, "discarded")[0]
+        assert "its day is in the future" in lines(logged, "discarded")[0]
         clock("2026-05-05T02:30:01Z")
         assert pipeline.write_heartbeat()
         pipeline.drain()
@@ -157,7 +159,7 @@ class TestARowOfTheFuture:
         assert days(db) == {"2026-05-12": "discarded"}
         assert len(receiver.requests) == asked
 
-    def test_is_neither_the_last_error_nor_the_last_that_was_sent(
+    def test_counts_neither_as_the_last_error_nor_as_the_last_sent(
         self, pipeline: Pipeline, clock: Clock, db: Engine, receiver: Receiver
     ) -> None:
         receiver.answers = [answer(400), answer(202)]

@@ -1,4 +1,4 @@
-"""`migrate` upgrades tables with data in them, and ends every state that a half restore leaves."""
+"""`migrate` upgrades tables with data in them, and repairs whatever a half restore leaves."""
 
 import re
 from collections.abc import Iterator
@@ -90,7 +90,7 @@ def test_a_release_that_is_newer_than_the_tables_says_to_migrate(
         assert "run `python -m app migrate` first" in ended.sentence
 
 
-def test_an_upgrade_says_what_of_the_operators_depends_on_a_table(filled: Engine) -> None:
+def test_an_upgrade_names_what_the_operator_has_made_dependent_on_a_table(filled: Engine) -> None:
     run(filled, "CREATE VIEW mine AS SELECT * FROM telemetry_attempt")
     run(filled, "ALTER TABLE telemetry_outbox DROP COLUMN not_before")
     with pytest.raises(MigrationRefusedError, match="such as a view, depends on its tables"):
@@ -320,7 +320,7 @@ class TestWhatCannotBeKept:
         assert count(filled, "telemetry_outbox") == 30
 
 
-def test_a_role_that_does_not_own_the_tables_is_told_whose_they_must_be(
+def test_a_role_that_does_not_own_the_tables_is_refused_with_one_sentence(
     environment: dict[str, str], db: Engine
 ) -> None:
     run(db, "DROP TRIGGER telemetry_outbox_frozen ON telemetry_outbox")

@@ -1,4 +1,4 @@
-"""ConsentOS's revision is kept beside each heartbeat, so that a stale APP_VERSION is noticed."""
+"""ConsentOS's revision is stored with each heartbeat, so that an old APP_VERSION is noticed."""
 
 import logging
 
@@ -19,7 +19,7 @@ STALE = (
 
 
 @pytest.fixture(autouse=True)
-def told(
+def logged(
     caplog: pytest.LogCaptureFixture, db: Engine, environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> pytest.LogCaptureFixture:  # fmt: skip
@@ -30,8 +30,8 @@ def told(
     return caplog
 
 
-def warnings(told: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in told.records if "telemetry.warning" in r.getMessage()]
+def warnings(logged: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in logged.records if "telemetry.warning" in r.getMessage()]
 
 
 def upgrade_consentos(db: Engine) -> None:
@@ -39,12 +39,12 @@ def upgrade_consentos(db: Engine) -> None:
 
 
 @pytest.fixture
-def first(clock: Clock, db: Engine, told: pytest.LogCaptureFixture) -> Pipeline:
-    """A worker that has written a day's heartbeat, beside a ConsentOS that is then upgraded."""
+def first(clock: Clock, db: Engine, logged: pytest.LogCaptureFixture) -> Pipeline:
+    """A worker that has written a day's heartbeat before ConsentOS is upgraded."""
     pipeline = Pipeline(Settings.load())
     clock("2026-05-02T02:30:01Z")
     assert pipeline.write_heartbeat()
-    assert warnings(told) == []
+    assert warnings(logged) == []
     upgrade_consentos(db)
     return pipeline
 
@@ -61,17 +61,17 @@ def test_a_row_has_the_revision_and_the_body_has_not(
 
 
 def test_a_version_that_stays_behind_an_upgrade_is_warned_about_every_day_until_it_is_set(
-    first: Pipeline, clock: Clock, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    first: Pipeline, clock: Clock, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for day in (3, 4):
         clock(f"2026-05-0{day}T02:30:01Z")
         assert first.write_heartbeat()
-        assert warnings(told)[-1] == f'telemetry.warning reason="{STALE}" day=2026-05-0{day}'
-    assert len(warnings(told)) == 2
+        assert warnings(logged)[-1] == f'telemetry.warning reason="{STALE}" day=2026-05-0{day}'
+    assert len(warnings(logged)) == 2
     monkeypatch.setenv("APP_VERSION", "0.3.0")
     clock("2026-05-05T02:30:01Z")
     assert Pipeline(Settings.load()).write_heartbeat()
-    assert len(warnings(told)) == 2
+    assert len(warnings(logged)) == 2
 
 
 @pytest.mark.usefixtures("first")
@@ -84,15 +84,15 @@ def test_status_says_so_before_the_next_heartbeat_is_written(environment: dict[s
 
 
 def test_a_consentos_that_has_not_changed_is_not_warned_about(
-    pipeline: Pipeline, clock: Clock, told: pytest.LogCaptureFixture
+    pipeline: Pipeline, clock: Clock, logged: pytest.LogCaptureFixture
 ) -> None:
     for day in (2, 3, 4):
         clock(f"2026-05-0{day}T02:30:01Z")
         assert pipeline.write_heartbeat()
-    assert warnings(told) == []
+    assert warnings(logged) == []
 
 
-def test_several_revisions_are_kept_as_they_are_and_none_as_none(
+def test_several_revisions_are_stored_joined_and_no_revision_as_null(
     pipeline: Pipeline, clock: Clock, db: Engine
 ) -> None:
     run(db, "INSERT INTO alembic_version VALUES ('0011')")

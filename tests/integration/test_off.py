@@ -1,4 +1,4 @@
-"""Off means off: proved by what the receiver, the database and the sockets saw."""
+"""Off means off, as seen by the receiver, the database and the sockets."""
 
 import pytest
 from sqlalchemy import Engine, text
@@ -51,7 +51,7 @@ def test_no_table_of_consentos_is_read(off: Pipeline, clock: Clock, db: Engine) 
     tables = one(db, hosts)
     assert "consent_records" in tables
     with db.begin() as connection:
-        # Whoever reads a table now, or only looks at it, waits and fails.
+        # Every read of a table now waits and fails.
         connection.execute(text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"))
         off.sweep()
         off.write_heartbeat()

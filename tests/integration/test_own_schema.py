@@ -18,9 +18,8 @@ from tests.support.database import one, run
 from tests.support.processes import ROOT, Processes
 from tests.support.receiver import Receiver
 
-_, _, SECTION = (
-    (ROOT / "docs" / "operate.md").read_text().partition("\n## Beside ConsentOS's own migrations\n")
-)
+PAGE = (ROOT / "docs" / "operate.md").read_text()
+_, _, SECTION = PAGE.partition("\n## Put the tables into a schema of their own\n")
 SECTION, _, _ = SECTION.partition("\n## ")
 SQL = re.findall(r"(?ms)^ *```sql\n(.*?)^ *```", SECTION)
 
@@ -80,7 +79,7 @@ def reflected(db: Engine) -> MetaData:
     return metadata
 
 
-def told_by_alembic(db: Engine, metadata: MetaData) -> list[str]:
+def dropped_by_alembic(db: Engine, metadata: MetaData) -> list[str]:
     """Return the tables in ConsentOS's autogenerate that its models do not know."""
     with db.connect() as connection:
         found = compare_metadata(MigrationContext.configure(connection), metadata)
@@ -107,7 +106,7 @@ def test_every_command_works_where_the_tables_have_a_schema_of_their_own(
     succeeds("migrate")
     granted = command(environment, "grants", "--role", role, "--apply")
     assert (granted.code, granted.err) == (0, "")
-    assert told_by_alembic(db, known) == []
+    assert dropped_by_alembic(db, known) == []
     places = "SELECT string_agg(DISTINCT relnamespace::regnamespace::text, ',') FROM pg_class"
     assert one(db, f"{places} WHERE relkind = 'r' AND relname LIKE 'telemetry%'") == "telemetry"
 
@@ -143,7 +142,7 @@ def test_every_command_works_where_the_tables_have_a_schema_of_their_own(
     assert one(db, "SELECT count(*) FROM telemetry.telemetry_outbox") == 0
     succeeds("migrate", "--down", "--yes")
     assert one(db, "SELECT count(*) FROM pg_class WHERE relname LIKE 'telemetry%'") == 0
-    assert told_by_alembic(db, known) == []
+    assert dropped_by_alembic(db, known) == []
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,7 @@ def test_every_command_works_where_the_tables_have_a_schema_of_their_own(
 def test_grants_says_whether_the_role_finds_the_tables(
     setting: str | None,
     options: str,
-    finds: bool,  # noqa: FBT001 - a case of the table above
+    finds: bool,  # noqa: FBT001 - pytest passes it by name
     variables: dict[str, str],
     consentos_db: Engine,
     role: str,
@@ -191,14 +190,14 @@ def test_alembic_would_drop_the_tables_in_the_plain_layout_and_not_after_they_ha
         "telemetry_notice",
         "telemetry_outbox",
     ]
-    assert told_by_alembic(db, known) == ours
+    assert dropped_by_alembic(db, known) == ours
     assert command(variables, "send").code == 0
 
     setup, move = SQL
     for statement in filter(str.strip, (setup + move).split(";")):
         run(db, statement.replace("ROLE telemetry", f"ROLE {role}"))
     moved = {**variables, "MIGRATION_DATABASE_URL": owners(variables)}
-    assert told_by_alembic(db, known) == []
+    assert dropped_by_alembic(db, known) == []
     assert command(moved, "migrate").code == 0
     assert command(moved, "grants", "--role", role, "--apply").code == 0
     assert "No problem in 1 heartbeat" in command(moved, "audit", "--verify").out

@@ -1,4 +1,4 @@
-"""What is asked of the outbox every minute is found by its partial indexes, however it grows."""
+"""The queries of every minute use the partial indexes of the outbox, even if it is large."""
 
 from collections.abc import Callable
 from datetime import timedelta

@@ -24,7 +24,7 @@ from tests.support.proxy import LOGIN, Proxy, proxying
 from tests.support.receiver import Receiver
 
 NAMED = "http://collector.invalid/v1/heartbeat"
-"""Only a proxy leads there: nobody else knows the name."""
+"""A host that only the proxy can resolve."""
 
 BODY = b'{"telemetry_schema":1}'
 SEVEN = {
@@ -133,7 +133,7 @@ def test_no_proxy_leads_past_the_proxy_over_ipv6(
 @pytest.mark.parametrize(
     "proxy", ["http://[::1", "ftp://x", "socks9://x", "http://h:port", "\udcff", "http://u:p/w@h:1"]
 )
-def test_a_proxy_that_cannot_be_understood_is_passed_over(receiver: Receiver, proxy: str) -> None:
+def test_an_invalid_proxy_is_ignored(receiver: Receiver, proxy: str) -> None:
     assert post(receiver.url, HTTP_PROXY=proxy, ALL_PROXY=proxy).result == "sent"
     assert len(receiver.requests) == 1
 
@@ -192,7 +192,7 @@ def test_https_goes_through_a_socks_proxy(
     [b"", b"\x05", b"\x05\xff", b"\x05\x07", b"\x05\x02", b"HTTP/1.1 400 -\r\n\r\n"],
 )
 @pytest.mark.parametrize("login", ["", "u:p@", f"{'u' * 300}:p@"])
-def test_a_socks_proxy_that_answers_nonsense_is_a_failure_to_try_again(
+def test_a_socks_proxy_with_an_invalid_answer_is_retryable(
     receiver: Receiver, answers: bytes, login: str
 ) -> None:
     def answer(connection: socket.socket) -> None:
@@ -217,7 +217,7 @@ def test_a_socks_proxy_that_answers_nonsense_is_a_failure_to_try_again(
     assert receiver.requests == []
 
 
-def test_a_proxy_that_is_silent_is_left_at_the_deadline_and_hung_up_on() -> None:
+def test_a_silent_proxy_is_given_up_at_the_deadline_and_its_connection_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         for scheme in ("socks5", "http"):
             silent = f"{scheme}://127.0.0.1:{server.getsockname()[1]}"
@@ -232,7 +232,7 @@ def test_a_proxy_that_is_silent_is_left_at_the_deadline_and_hung_up_on() -> None
 
 
 @pytest.mark.usefixtures("environment")
-def test_a_heartbeat_takes_the_proxy_and_tells_nobody_its_password(
+def test_a_heartbeat_takes_the_proxy_and_nothing_shows_its_password(
     http_proxy: Proxy,
     receiver: Receiver,
     clock: Clock,
@@ -269,7 +269,7 @@ def test_a_receiver_is_asked_to_delete_through_the_proxy(
     assert len(receiver.requests) == 1
 
 
-def test_status_names_a_proxy_that_cannot_be_understood_and_does_not_repeat_it(
+def test_status_reports_an_invalid_proxy_without_repeating_it(
     environment: dict[str, str],
 ) -> None:
     wrong = {"HTTP_PROXY": "ftp://s3cret-CANARY", "TELEMETRY_ENDPOINT": "http://localhost/"}

@@ -1,4 +1,4 @@
-"""Races proved on real connections."""
+"""Races between threads, on real connections."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What is audited is what left: the bytes, the attempts, and what becomes of the row."""
+"""The audit shows what was sent: the bytes, the attempts, and the state of the row."""
 
 import logging
 import re
@@ -30,24 +30,26 @@ def written(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO, "telemetry")
     return caplog
 
 
-def lines(told: pytest.LogCaptureFixture, event: str) -> list[str]:
-    return [r.getMessage() for r in told.records if r.getMessage().startswith(f"telemetry.{event}")]
+def lines(logged: pytest.LogCaptureFixture, event: str) -> list[str]:
+    return [
+        r.getMessage() for r in logged.records if r.getMessage().startswith(f"telemetry.{event}")
+    ]
 
 
 class TestDelivered:
     def test_row_request_and_log_hold_the_same_bytes(
-        self, pipeline: Pipeline, receiver: Receiver, db: Engine, told: pytest.LogCaptureFixture
+        self, pipeline: Pipeline, receiver: Receiver, db: Engine, logged: pytest.LogCaptureFixture
     ) -> None:
         stored = outbox_row(db)["payload"]
         pipeline.drain()
         (request,) = receiver.requests
         assert request.body == stored.encode()
-        assert lines(told, "payload") == [f"telemetry.payload {stored}"]
+        assert lines(logged, "payload") == [f"telemetry.payload {stored}"]
         assert outbox_row(db)["payload"] == stored
 
     def test_nothing_but_the_seven_headers_is_sent(
@@ -73,13 +75,13 @@ class TestDelivered:
         assert (row["lease_token"], row["lease_until"], row["last_error"]) == (None, None, None)
         assert one(db, "SELECT last_telemetry_at FROM instance") == attempts(db)[0]["started_at"]
 
-    def test_an_instance_that_somebody_holds_is_not_stamped_and_nothing_leaves_again(
+    def test_a_locked_instance_is_not_stamped_and_nothing_is_sent_again(
         self,
         pipeline: Pipeline,
         clock: Clock,
         receiver: Receiver,
         db: Engine,
-        told: pytest.LogCaptureFixture,
+        logged: pytest.LogCaptureFixture,
     ) -> None:
         with db.connect() as operator:
             operator.execute(text("DELETE FROM instance"))  # and does not commit
@@ -88,9 +90,9 @@ class TestDelivered:
             pipeline.sweep()
             pipeline.drain()
         assert (outbox_row(db)["state"], len(receiver.requests)) == ("sent", 1)
-        assert lines(told, "failed stage=stamp")
+        assert lines(logged, "failed stage=stamp")
 
-    def test_one_whose_answer_comes_after_its_day_is_in_nobodys_way(
+    def test_an_answer_after_the_end_of_its_day_does_not_block_the_next_day(
         self, pipeline: Pipeline, clock: Clock, receiver: Receiver
     ) -> None:
         clock("2026-05-03T02:29:58Z")
@@ -134,7 +136,7 @@ class TestDelivered:
         assert len(receiver.requests) == 1
 
     @pytest.mark.parametrize("status", [200, 201, 202, 204])
-    def test_every_success_is_one(
+    def test_every_2xx_status_counts_as_sent(
         self, pipeline: Pipeline, receiver: Receiver, db: Engine, status: int
     ) -> None:
         receiver.answers = [answer(status)]
@@ -144,7 +146,7 @@ class TestDelivered:
 
 class TestRetried:
     def test_a_drain_makes_three_tries_each_on_record_with_the_same_bytes(
-        self, pipeline: Pipeline, receiver: Receiver, db: Engine, told: pytest.LogCaptureFixture
+        self, pipeline: Pipeline, receiver: Receiver, db: Engine, logged: pytest.LogCaptureFixture
     ) -> None:
         receiver.answers = [answer(503)]
         pipeline.drain()
@@ -154,8 +156,8 @@ class TestRetried:
             (2, "retryable", 503),
             (3, "retryable", 503),
         ]
-        assert len(lines(told, "attempt")) == 3
-        assert lines(told, "payload") == []
+        assert len(lines(logged, "attempt")) == 3
+        assert lines(logged, "payload") == []
 
     def test_then_the_row_waits_in_the_table(
         self, pipeline: Pipeline, db: Engine, receiver: Receiver
@@ -197,8 +199,8 @@ class TestRetried:
         assert row["not_before"] - attempt["finished_at"] == timedelta(hours=2)
         assert row["next_attempt_at"] == row["not_before"]
 
-    def test_nobody_listening_is_told_in_one_word(
-        self, db: Engine, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+    def test_a_port_without_a_listener_is_recorded_as_refused(
+        self, db: Engine, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
@@ -207,13 +209,13 @@ class TestRetried:
         assert [(a["outcome"], a["http_status"], a["error"]) for a in attempts(db)] == [
             ("retryable", None, "refused")
         ] * 3
-        assert "secret" not in told.text
+        assert "secret" not in logged.text
         assert "secret" not in str(attempts(db))
 
 
 class TestRejected:
     @pytest.mark.parametrize("status", [301, 302, 307, 400, 404, 410, 413, 422])
-    def test_a_refusal_is_final_and_asked_for_once(
+    def test_a_refusal_is_final_and_tried_once(
         self, pipeline: Pipeline, receiver: Receiver, db: Engine, status: int
     ) -> None:
         receiver.answers = [answer(status, "Location: http://127.0.0.1:1/", "Set-Cookie: a=b")]
@@ -225,8 +227,8 @@ class TestRejected:
 
 
 class TestTheLease:
-    def test_whoever_lost_it_changes_nothing_but_the_attempt(
-        self, pipeline: Pipeline, receiver: Receiver, db: Engine, told: pytest.LogCaptureFixture
+    def test_a_process_that_has_lost_it_changes_only_its_attempt(
+        self, pipeline: Pipeline, receiver: Receiver, db: Engine, logged: pytest.LogCaptureFixture
     ) -> None:
         other = "11111111-1111-1111-1111-111111111111"
         receiver.during = lambda: run(db, "UPDATE telemetry_outbox SET lease_token = :t", t=other)
@@ -234,7 +236,7 @@ class TestTheLease:
         row = outbox_row(db)
         assert (row["state"], str(row["lease_token"])) == ("sending", other)
         assert attempts(db)[0]["outcome"] == "sent"
-        assert len(lines(told, "lease_lost")) == 1
+        assert len(lines(logged, "lease_lost")) == 1
 
     def test_a_try_does_not_follow_when_it_has_lapsed_in_between(
         self, pipeline: Pipeline, clock: Clock, receiver: Receiver, db: Engine
@@ -332,7 +334,7 @@ class TestPruned:
         pipeline.prune()
         assert count(db, "telemetry_outbox") == count(db, "telemetry_attempt") == 0
 
-    def test_a_row_that_somebody_holds_is_left_for_later(
+    def test_a_locked_row_is_deleted_later(
         self, pipeline: Pipeline, clock: Clock, db: Engine
     ) -> None:
         pipeline.drain()
@@ -344,7 +346,7 @@ class TestPruned:
         pipeline.prune()
         assert count(db, "telemetry_outbox") == 0
 
-    def test_a_retention_of_nought_keeps_all(
+    def test_a_retention_of_zero_deletes_nothing(
         self, pipeline: Pipeline, clock: Clock, db: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pipeline.drain()
@@ -355,11 +357,11 @@ class TestPruned:
 
 
 def test_every_attempt_line_has_the_words_that_operators_grep(
-    pipeline: Pipeline, receiver: Receiver, told: pytest.LogCaptureFixture
+    pipeline: Pipeline, receiver: Receiver, logged: pytest.LogCaptureFixture
 ) -> None:
     receiver.answers = [answer(503, "Retry-After: 120")]
     pipeline.drain()
-    (line,) = lines(told, "attempt")
+    (line,) = lines(logged, "attempt")
     assert re.fullmatch(
         r"telemetry\.attempt id=[0-9a-f-]{36} n=1 outcome=retryable status=503 duration_ms=\d+"
         r" error=- next_attempt_at=2026-05-02T02:32:0\d\+00:00",

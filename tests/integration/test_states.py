@@ -1,4 +1,4 @@
-"""The diagram of a row's states in docs/architecture.md is what the code does."""
+"""The diagram of a row's states in docs/architecture.md matches the code."""
 
 import re
 from collections.abc import Callable
@@ -41,7 +41,7 @@ CHANGES: dict[str, Change] = {
 
 
 def put(db: Engine, state: str) -> Claim:
-    """Leave one row in the outbox, in ``state``, at a time when nothing else forbids a change."""
+    """Leave one row in the outbox, in ``state``, at a time at which only its state matters."""
     run(db, "TRUNCATE telemetry_outbox, telemetry_attempt")
     run(
         db,

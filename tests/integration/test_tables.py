@@ -1,4 +1,4 @@
-"""What the tables of telemetry cannot hold, whoever writes to them."""
+"""The tables of telemetry refuse invalid rows from every writer."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -72,7 +72,7 @@ class TestTheOutbox:
     @pytest.mark.parametrize(
         ("row", "constraint"),
         [
-            pytest.param({"state": "lost"}, "state", id="a state that is none"),
+            pytest.param({"state": "lost"}, "state", id="an unknown state"),
             pytest.param({"state": ""}, "state", id="an empty state"),
             pytest.param({"state": "sending"}, "leased", id="sending without a lease"),
             pytest.param(
@@ -104,8 +104,8 @@ class TestTheOutbox:
     def test_a_half_set_state_cannot_be_stored(
         self, connection: Connection, row: dict[str, object], constraint: str
     ) -> None:
-        told = refusal(connection, "telemetry_outbox", {**ROW, **row})
-        assert told == f"telemetry_outbox_{constraint}"
+        broken = refusal(connection, "telemetry_outbox", {**ROW, **row})
+        assert broken == f"telemetry_outbox_{constraint}"
 
     @pytest.mark.parametrize("state", STATES)
     def test_every_state_of_the_models_can_be_stored_whole(
@@ -120,7 +120,7 @@ class TestTheOutbox:
         assert tuple(begun.one()) == ("pending", 0, 0)
 
     @pytest.mark.parametrize("column", ROW)
-    def test_no_row_lacks_what_makes_it_one(self, connection: Connection, column: str) -> None:
+    def test_no_required_column_may_be_null(self, connection: Connection, column: str) -> None:
         assert refusal(connection, "telemetry_outbox", {**ROW, column: None}) == column
 
     def test_a_day_has_one_row(self, connection: Connection) -> None:
@@ -194,12 +194,12 @@ class TestTheAttempts:
             pytest.param({"outbox_id": str(uuid4())}, "outbox_id_fkey", id="of no row"),
         ],
     )
-    def test_a_half_told_attempt_cannot_be_stored(
+    def test_a_half_recorded_attempt_cannot_be_stored(
         self, connection: Connection, row: dict[str, object], constraint: str
     ) -> None:
         insert(connection, "telemetry_outbox", ROW)
-        told = refusal(connection, "telemetry_attempt", {**ATTEMPT, **row})
-        assert told == f"telemetry_attempt_{constraint}"
+        broken = refusal(connection, "telemetry_attempt", {**ATTEMPT, **row})
+        assert broken == f"telemetry_attempt_{constraint}"
 
     @pytest.mark.parametrize("outcome", ["sent", "retryable", "rejected", None])
     def test_every_outcome_can_be_stored(self, connection: Connection, outcome: str | None) -> None:
@@ -210,8 +210,8 @@ class TestTheAttempts:
     def test_a_number_is_given_once_a_row(self, connection: Connection) -> None:
         insert(connection, "telemetry_outbox", ROW)
         insert(connection, "telemetry_attempt", ATTEMPT)
-        told = refusal(connection, "telemetry_attempt", ATTEMPT)
-        assert told == "telemetry_attempt_pkey"
+        broken = refusal(connection, "telemetry_attempt", ATTEMPT)
+        assert broken == "telemetry_attempt_pkey"
 
     def test_they_go_with_their_row(self, connection: Connection) -> None:
         other = {**ROW, "id": uuid4(), "day": "2026-05-03"}

@@ -1,4 +1,4 @@
-"""Why TLS with a receiver failed, in OpenSSL's words of a closed list, and what needs no TLS."""
+"""Why TLS with a receiver failed, in fixed words of OpenSSL; and what needs no TLS."""
 
 import socket
 import ssl
@@ -92,7 +92,7 @@ def test_a_receiver_without_tls_is_named() -> None:
 
 
 def authority_without_key_usage(path: Path) -> ssl.SSLContext:
-    """Write an old authority's certificate, and return a server's context that it vouches for."""
+    """Write the certificate of an old authority; return a server's context certified by it."""
     key, own_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "old authority")])
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Redis, as `status` sees it: what is wrong with it, and when a worker last swept."""
+"""What `status` shows of Redis: what is wrong with it, and when a worker last swept."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from tests.support.steps import eventually
 
 NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00:00Z')"
 USER = "limited"
-README = ROOT / "README.md"
+OPERATE = ROOT / "docs" / "operate.md"
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ class TestTrouble:
         assert trouble(encrypted, monkeypatch) == "Redis does not answer"
 
 
-class TestTheUserOfTheReadme:
+class TestTheUserOfTheOperatorsPage:
     def test_is_enough_to_work_and_to_look(
         self,
         server: redis.Redis,
@@ -102,7 +102,7 @@ class TestTheUserOfTheReadme:
         db: Engine,
         clock: Clock,
     ) -> None:
-        (line,) = re.findall(r"(?s)ACL SETUSER telemetry (.*?)\n```", README.read_text())
+        (line,) = re.findall(r"(?s)ACL SETUSER telemetry (.*?)\n```", OPERATE.read_text())
         server.execute_command("ACL", "SETUSER", USER, *line.replace("PASSWORD", PASSWORD).split())
         as_user = redis_url.replace("redis://", f"redis://{USER}:{PASSWORD}@")
         processes.environment["REDIS_URL"] = as_user
@@ -119,7 +119,7 @@ class TestTheUserOfTheReadme:
         assert command(processes.environment, "status", "--json").json["redis_trouble"] is None
 
     def test_may_touch_no_other_key(self, server: redis.Redis, redis_url: str) -> None:
-        (line,) = re.findall(r"(?s)ACL SETUSER telemetry (.*?)\n```", README.read_text())
+        (line,) = re.findall(r"(?s)ACL SETUSER telemetry (.*?)\n```", OPERATE.read_text())
         server.execute_command("ACL", "SETUSER", USER, *line.replace("PASSWORD", PASSWORD).split())
         as_user = redis_url.replace("redis://", f"redis://{USER}:{PASSWORD}@")
         with redis.Redis.from_url(as_user) as client, pytest.raises(NoPermissionError):
@@ -159,7 +159,7 @@ class TestStatus:
 
 
 class TestTheCheck:
-    """It fails only for what a restart of the process may mend."""
+    """It fails only if a restart of the process may help."""
 
     def test_fails_while_redis_answers(self, due: dict[str, str], redis_url: str) -> None:
         assert command({**due, "REDIS_URL": redis_url}, "status", "--check").code == 1

@@ -100,7 +100,7 @@ class TestTheDay:
         assert count(db, "telemetry_outbox") == 0
         assert [r.levelname for r in caplog.records if SENT_ELSEWHERE in r.message] == ["WARNING"]
 
-    def test_a_send_of_the_day_before_is_in_nobodys_way(
+    def test_a_send_on_the_day_before_does_not_block_a_write(
         self, pipeline: Pipeline, clock: Clock, db: Engine
     ) -> None:
         clock("2026-05-02T09:00:00Z")
@@ -115,7 +115,7 @@ class TestTheDay:
 
 
 class TestTheNotice:
-    def test_a_first_boot_tells_and_does_not_write(
+    def test_a_first_boot_gives_the_notice_and_writes_nothing(
         self,
         pipeline: Pipeline,
         clock: Clock,
@@ -129,7 +129,7 @@ class TestTheNotice:
         assert not pipeline.write_heartbeat()
         assert count(db, "telemetry_outbox") == 0
         assert count(db, "instance") == 0
-        (told,) = [r.message for r in caplog.records if r.message.startswith("telemetry.notice")]
+        (given,) = [r.message for r in caplog.records if r.message.startswith("telemetry.notice")]
         for word in (
             "counts.consents_last_24h",
             "/v1/heartbeat",
@@ -137,8 +137,8 @@ class TestTheNotice:
             "TELEMETRY_ENABLED=false",
             " version=0.2.0 edition=ce ",
         ):
-            assert word in told
-        assert "first=2026-05-03T02:30:00+00:00" in told
+            assert word in given
+        assert "first=2026-05-03T02:30:00+00:00" in given
 
     def test_it_is_given_once(
         self, pipeline: Pipeline, clock: Clock, db: Engine, caplog: pytest.LogCaptureFixture

@@ -1,4 +1,4 @@
-"""Small changes, each of which breaks one promise, with the tests that have to notice."""
+"""Small changes, each of which breaks one promise, and the test that must fail."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class Mutation:
     old: str
     new: str
     noticed_by: str
-    """A test, as pytest names it below ``tests/``; every variant of it that runs must pass before,
-    and one at least must fail after."""
+    """A test, as pytest names it below ``tests/``. All its variants must pass without the change;
+    one at least must fail with it."""
 
 
 SENDING = "integration/test_sending.py"
@@ -58,6 +58,13 @@ PAGE = "integration/test_collector_page.py"
 CITE = "integration/test_collector_cite.py"
 BADGE = "unit/test_badge.py"
 EVENTS = "unit/test_events.py"
+LAST_AND_NEXT = "integration/test_last_and_next.py"
+ROWS = "integration/test_rows.py"
+SESSIONS = "integration/test_sessions.py"
+ERASING = "integration/test_erasing.py"
+TIMES = "unit/test_sender_times.py"
+IDLE = "integration/test_idle_workers.py"
+FLAGS = "integration/test_feature_flags.py"
 
 MUTATIONS = (
     # 1. Off means off
@@ -81,8 +88,8 @@ MUTATIONS = (
         1,
         "what is pending is kept for when telemetry is on again",
         "app/pipeline.py",
-        'return ended + _discarded(outbox.discard_all(connection), "off")',
-        "return ended",
+        'return events + _discarded(outbox.discard_all(connection), "off")',
+        "return events",
         f"{OFF}::test_what_was_pending_is_discarded_and_never_leaves",
     ),
     Mutation(
@@ -155,27 +162,38 @@ MUTATIONS = (
     Mutation(
         2,
         "the attempt is written after the POST",
-        "app/sender.py",
-        """        begun = begin()
-        return post(target, body, at=begun, stopping=stopping) if begun else None""",
-        """        sent = post(target, body, at=datetime.now(UTC), stopping=stopping)
-        return sent if begin() else None""",
+        "app/delivery.py",
+        """            attempt = self._begin()
+            if not isinstance(attempt, Begun):
+                self._end_without_attempt(attempt, earlier)
+                return
+            self.link.close()
+            outcome = sender.post(target, body, at=attempt.at, stopping=self.stopping)
+""",
+        """            at = datetime.now().astimezone()
+            outcome = sender.post(target, body, at=at, stopping=self.stopping)
+            attempt = self._begin()
+            if not isinstance(attempt, Begun):
+                self._end_without_attempt(attempt, earlier)
+                return
+            self.link.close()
+""",
         f"{SENDING}::test_the_attempt_is_on_record_before_the_first_byte_leaves",
     ),
     Mutation(
         2,
-        "the body is composed anew for the POST",
+        "the body is composed again for the POST",
         "app/delivery.py",
-        'body.encode("ascii"),',
-        "json.dumps(json.loads(body)).encode(),",
+        'self.claim.body.encode("ascii")',
+        "json.dumps(json.loads(self.claim.body)).encode()",
         f"{SENDING}::test_row_request_and_log_hold_the_same_bytes",
     ),
     Mutation(
         2,
-        "the log composes the body anew",
+        "the log composes the body again",
         "app/delivery.py",
-        "log.payload(self._claim.body)",
-        "log.payload(json.dumps(json.loads(self._claim.body)))",
+        "log.payload(self.claim.body)",
+        "log.payload(json.dumps(json.loads(self.claim.body)))",
         f"{SENDING}::test_row_request_and_log_hold_the_same_bytes",
     ),
     Mutation(
@@ -213,7 +231,7 @@ MUTATIONS = (
     ),
     Mutation(
         2,
-        "a trigger that is disabled is taken for one that stands",
+        "a trigger that is disabled counts as one that works",
         "app/outbox.py",
         " AND tgenabled IN ('O', 'A')",
         "",
@@ -307,6 +325,14 @@ MUTATIONS = (
         "            return len(some)\n",
         f"{LINES}::test_lines_that_had_to_wait_come_whole_and_in_order",
     ),
+    Mutation(
+        2,
+        "a heartbeat that was only begun is shown as one that failed",
+        "app/outbox.py",
+        "died = _attempt.outcome.is_(None) & ~in_flight",
+        "died = _attempt.outcome.is_(None)",
+        f"{LAST_AND_NEXT}::test_is_not_an_attempt_that_is_on_its_way",
+    ),
     # 3. One a day
     Mutation(
         3,
@@ -332,14 +358,14 @@ MUTATIONS = (
         "app/outbox.py",
         "        .where(_row.id == claim.id, _row.lease_token == claim.token)\n",
         "        .where(_row.id == claim.id)\n",
-        f"{SENDING}::test_whoever_lost_it_changes_nothing_but_the_attempt",
+        f"{SENDING}::test_a_process_that_has_lost_it_changes_only_its_attempt",
     ),
     Mutation(
         3,
         "a lease is taken back before it lapses",
         "app/outbox.py",
-        '.where(_row.state == "sending", ~_held)',
-        '.where(_row.state == "sending")',
+        ".where(_row.state == State.SENDING, ~_held)",
+        ".where(_row.state == State.SENDING)",
         f"{SENDING}::test_one_that_lapsed_is_taken_back_and_the_same_bytes_go_out",
     ),
     Mutation(
@@ -399,7 +425,7 @@ MUTATIONS = (
     ),
     Mutation(
         3,
-        "a notice in the future is not given anew",
+        "a notice in the future is not given again",
         "app/notice.py",
         "            where=NOTICE.c.noticed_at > func.now() + CLOCKS_DIFFER,\n",
         "            where=NOTICE.c.noticed_at < func.now() - CLOCKS_DIFFER,\n",
@@ -443,14 +469,14 @@ MUTATIONS = (
         "app/delivery.py",
         "            if error.connection_invalidated:\n                raise\n",
         "            raise\n",
-        f"{SENDING}::test_an_instance_that_somebody_holds_is_not_stamped_and_nothing_leaves_again",
+        f"{SENDING}::test_a_locked_instance_is_not_stamped_and_nothing_is_sent_again",
     ),
     Mutation(
         3,
         "what was on its way when a process died is not sent again",
         "app/pipeline.py",
-        "        lapsed = outbox.reclaim(connection, random.random())  # noqa: S311 - jitter\n",
-        "        lapsed: list[UUID] = []\n",
+        "        lapsed = outbox.reclaim(connection, random.random())",
+        "        lapsed: list[UUID] = []",
         "faults/test_crashes.py"
         "::test_killed_between_the_answer_and_the_settle_it_leaves_again_and_is_collected_once",
     ),
@@ -467,7 +493,7 @@ MUTATIONS = (
         3,
         "a write does not wait for who holds the outbox, nor is it waited for",
         "app/pipeline.py",
-        "                outbox.enter(connection)\n",
+        "                outbox.lock_shared(connection)\n",
         "",
         f"{CONTROL}::test_is_waited_for_while_it_is_counted",
     ),
@@ -475,7 +501,7 @@ MUTATIONS = (
         3,
         "who forgets or rotates does not hold the outbox",
         "app/control.py",
-        "        outbox.hold(connection)\n",
+        "        outbox.lock_exclusive(connection)\n",
         "",
         f"{CONTROL}::test_is_waited_for_while_it_is_counted",
     ),
@@ -499,7 +525,7 @@ MUTATIONS = (
         3,
         "a heartbeat that is carried by hand is left for a worker to send",
         "app/outbox.py",
-        '        .values(state="discarded", finished_at=_now, last_error=CARRIED)\n',
+        "        .values(state=State.DISCARDED, finished_at=_now, last_error=CARRIED)\n",
         "        .values(last_error=CARRIED)\n",
         f"{BY_HAND}::test_no_worker_sends_it_after_that_and_the_day_is_used_up",
     ),
@@ -507,7 +533,7 @@ MUTATIONS = (
         3,
         "a heartbeat that a worker is sending is carried by hand as well",
         "app/outbox.py",
-        '        .where(_row.day == day, _row.state == "pending", _of_this_instance, unsent)\n',
+        "        .where(_row.day == day, _row.state == State.PENDING, _of_this_instance, unsent)\n",
         "        .where(_row.day == day, _of_this_instance, unsent)\n",
         f"{BY_HAND}::test_while_a_worker_is_sending_it_there_is_nothing_to_carry",
     ),
@@ -519,10 +545,18 @@ MUTATIONS = (
         "    unsent = _row.expires_at > _now\n",
         f"{BY_HAND}::test_what_is_not_to_be_carried_is_not_printed",
     ),
+    Mutation(
+        3,
+        "of two heartbeats that are due the later one may be taken first",
+        "app/outbox.py",
+        "        .order_by(_due_at)\n",
+        "",
+        f"{ROWS}::test_of_two_rows_that_are_due_the_one_that_was_due_first_is_taken",
+    ),
     # 4. Nothing else
     Mutation(
         4,
-        "a heartbeat takes fields that nobody described",
+        "a heartbeat accepts fields that are not documented",
         "app/payload.py",
         'extra="forbid"',
         'extra="allow"',
@@ -542,7 +576,7 @@ MUTATIONS = (
         "app/sender.py",
         "follow_redirects=False",
         "follow_redirects=True",
-        f"{RECEIVER}::test_a_redirect_leads_nowhere",
+        f"{RECEIVER}::test_a_redirect_is_not_followed",
     ),
     Mutation(
         4,
@@ -583,6 +617,22 @@ MUTATIONS = (
         "        if problem := None:\n",
         f"{REMOTE}::test_nobody_is_asked_where_the_endpoint_cannot_be_made_out",
     ),
+    Mutation(
+        4,
+        "an error of the database repeats a statement's parameters",
+        "app/database.py",
+        "        hide_parameters=True,\n",
+        "",
+        f"{SESSIONS}::test_an_error_of_the_database_repeats_no_parameter",
+    ),
+    Mutation(
+        4,
+        "an id that only the outbox still has is not erased at the receiver",
+        "app/control.py",
+        "sorted({*instance.ids(connection), *outbox.instance_ids(connection)})",
+        "sorted({*instance.ids(connection)})",
+        f"{ERASING}::test_an_id_that_was_rotated_away_is_erased_too",
+    ),
     # 5. It never hurts its host
     Mutation(
         5,
@@ -616,7 +666,7 @@ MUTATIONS = (
         "            transport.abort()",
         "            transport.get_extra_info(None)",
         "integration/test_proxies.py"
-        "::test_a_proxy_that_is_silent_is_left_at_the_deadline_and_hung_up_on",
+        "::test_a_silent_proxy_is_given_up_at_the_deadline_and_its_connection_closed",
     ),
     Mutation(
         5,
@@ -658,7 +708,7 @@ MUTATIONS = (
         "app/sender.py",
         "        asyncio.timeout(target.timeout),\n",
         "        asyncio.timeout(None),\n",
-        f"{RECEIVER}::test_one_that_misbehaves_is_told_in_a_word_and_left_at_the_deadline",
+        f"{RECEIVER}::test_one_that_misbehaves_is_recorded_in_a_word_and_given_up_at_the_deadline",
     ),
     Mutation(
         5,
@@ -697,9 +747,10 @@ MUTATIONS = (
         5,
         "a transaction stays open during the POST",
         "app/delivery.py",
-        "        outcome = sender.deliver(\n",
-        "        held = self._transaction()\n        held.__enter__()\n"
-        "        outcome = sender.deliver(\n",
+        "            outcome = sender.post(target, body, at=attempt.at, stopping=self.stopping)\n",
+        "            with self.link.transaction():\n"
+        "                outcome = sender.post("
+        "target, body, at=attempt.at, stopping=self.stopping)\n",
         f"{SENDING}::test_no_transaction_is_open_during_the_post",
     ),
     Mutation(
@@ -722,7 +773,7 @@ MUTATIONS = (
     ),
     Mutation(
         5,
-        "a solo that is told to stop lets its POST go on",
+        "a solo that gets SIGTERM lets its POST continue",
         "workers/scheduler.py",
         "            stopping.set()\n",
         "            pass\n",
@@ -732,10 +783,10 @@ MUTATIONS = (
         5,
         "a sweep waits for a row that somebody holds",
         "app/outbox.py",
-        """        .where(_row.state == "pending", which)
+        """        .where(_row.state == State.PENDING, which)
         .with_for_update(skip_locked=True)
 """,
-        """        .where(_row.state == "pending", which)
+        """        .where(_row.state == State.PENDING, which)
         .with_for_update()
 """,
         "faults/test_database.py::test_a_row_that_somebody_holds_does_not_keep_the_sweep_from_the_others",
@@ -744,7 +795,7 @@ MUTATIONS = (
         5,
         "the connection of a claim is held through the POST",
         "app/delivery.py",
-        "        self._let_go()\n",
+        "            self.link.close()\n",
         "",
         f"{SENDING}::test_no_transaction_is_open_during_the_post",
     ),
@@ -753,8 +804,8 @@ MUTATIONS = (
         "a connection that has died is used again",
         "app/database.py",
         "        connection.invalidate()\n",
-        "        return connection\n",
-        "faults/test_database.py::test_between_the_claim_and_the_post_it_is_not_even_noticed",
+        "        return\n",
+        "faults/test_database.py::test_between_the_claim_and_the_post_nothing_fails",
     ),
     Mutation(
         5,
@@ -820,7 +871,7 @@ MUTATIONS = (
         "app/log.py",
         "    closed = sys.__stdout__ is None and stream in {None, sys.stdout}\n",
         "    closed = False\n",
-        f"{STDOUT}::test_has_the_log_go_to_stderr_and_the_heartbeat_out",
+        f"{STDOUT}::test_sends_the_log_to_stderr_and_the_heartbeat_still_leaves",
     ),
     Mutation(
         5,
@@ -828,7 +879,39 @@ MUTATIONS = (
         "app/log.py",
         "    streams.ensure()\n",
         "",
-        f"{STDOUT}::test_is_not_where_the_next_socket_is_opened",
+        f"{STDOUT}::test_is_not_reused_for_the_next_socket",
+    ),
+    Mutation(
+        5,
+        "a POST whose thread hangs is waited for without end",
+        "app/sender.py",
+        " or time.monotonic() - started > target.timeout + GRACE:",
+        ":",
+        f"{TIMES}::test_a_post_is_left_soon_after_its_deadline_though_its_thread_hangs",
+    ),
+    Mutation(
+        5,
+        "a session of a process that hangs keeps its transaction open",
+        "app/database.py",
+        "    \" set_config('idle_in_transaction_session_timeout', '30s', true),\"\n",
+        "",
+        f"{SESSIONS}::test_a_session_of_the_pipeline_is_ended_when_it_is_idle_in_a_transaction",
+    ),
+    Mutation(
+        5,
+        "statements are prepared, which a pooler does not support",
+        "app/database.py",
+        '            "prepare_threshold": None,\n',
+        "",
+        f"{SESSIONS}::test_no_statement_is_prepared_because_a_pooler_changes_sessions_between_transactions",
+    ),
+    Mutation(
+        5,
+        "wake-ups pile up in Redis while there is no worker",
+        "workers/scheduler.py",
+        ">= MOST_WAITING:",
+        ">= 10**6:",
+        f"{IDLE}::test_wake_ups_do_not_pile_up_while_there_is_no_worker",
     ),
     # 6. No silent failure
     Mutation(
@@ -920,7 +1003,7 @@ MUTATIONS = (
         6,
         "an attempt is not logged",
         "app/delivery.py",
-        "            self._log_attempt(outcome, ended.next_attempt_at)\n",
+        "            self._log_attempt(attempt, outcome, end.next_attempt_at)\n",
         "            pass\n",
         f"{SENDING}::test_every_attempt_line_has_the_words_that_operators_grep",
     ),
@@ -928,7 +1011,7 @@ MUTATIONS = (
         6,
         "an attempt's outcome is not recorded",
         "app/delivery.py",
-        "        outbox.record(connection, self._attempt, outcome)\n        if outcome.result",
+        "        outbox.record(connection, attempt, outcome)\n        if outcome.result",
         "        if outcome.result",
         f"{SENDING}::test_the_attempt_is_on_record_before_the_first_byte_leaves",
     ),
@@ -950,7 +1033,7 @@ MUTATIONS = (
     ),
     Mutation(
         6,
-        "Dramatiq's own lines about Redis are logged beside ours",
+        "Dramatiq's own lines about Redis are logged in addition to ours",
         "workers/broker.py",
         "        handler.addFilter(_is_not_about_redis)\n",
         "        del handler\n",
@@ -1031,7 +1114,7 @@ MUTATIONS = (
     ),
     Mutation(
         6,
-        "a right that is not needed is not told",
+        "a right that is not needed is not reported",
         "app/grants.py",
         "elif needed is None or (needed and column not in needed):",
         "elif needed is None:",
@@ -1052,6 +1135,22 @@ MUTATIONS = (
         "        Finalize(None, logging.shutdown, exitpriority=0)",
         "        pass",
         f"{STDOUT}::test_lines_that_nobody_has_read_by_the_end_are_reported_on_stderr",
+    ),
+    Mutation(
+        6,
+        "httpx's own time-outs end a POST before its deadline",
+        "app/sender.py",
+        "            timeout=None,",
+        "           ",
+        f"{TIMES}::test_only_the_deadline_of_the_settings_ends_a_post",
+    ),
+    Mutation(
+        6,
+        "a status mixes two moments",
+        "app/database.py",
+        "ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+        "READ ONLY",
+        f"{LAST_AND_NEXT}::test_a_status_is_of_one_moment",
     ),
     # 7. The broker may lose anything
     Mutation(
@@ -1122,6 +1221,14 @@ MUTATIONS = (
         "if len({relation.schema for relation in found}) > 1:",
         "if not found:",
         f"{ACCESS}::test_is_refused_with_its_reason_in_the_log_and_in_status",
+    ),
+    Mutation(
+        8,
+        "the rate limit is always sent as enabled",
+        "app/pipeline.py",
+        "rate_limit_enabled=settings.rate_limit_enabled,",
+        "rate_limit_enabled=True,",
+        f"{FLAGS}::test_a_variable_changes_its_own_flag_and_no_other",
     ),
     # 9. The collector does what it answers
     Mutation(
@@ -1345,7 +1452,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "what is too old stays beside what a wrong clock sends",
+        "what is too old stays next to what a wrong clock sends",
         "app/collector/weeks.py",
         "if each.begins is None or _moment(each.begins) > cutoff or each.ended(cutoff - LATE)",
         "if each.begins is None or _moment(each.begins) > cutoff",
@@ -1417,7 +1524,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a process that stands still holds its lock for ever",
+        "a process that hangs holds its lock without limit",
         "app/collector/store.py",
         """    " set_config('idle_in_transaction_session_timeout', '10s', true),"\n""",
         "",
@@ -1644,7 +1751,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "the chart installs a collector that knows no proxy",
+        "the chart installs a collector without a trusted proxy",
         "deploy/collector/helm/templates/web.yaml",
         "{{- $_ := required ",
         "{{- $_ := print ",
@@ -1698,7 +1805,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a recount that was stopped begins anew",
+        "a recount that was stopped starts from the beginning",
         "app/collector/commands/counting.py",
         "    if not under_way or max(since, possible) < under_way.since:\n",
         "    if since:\n",
@@ -1765,7 +1872,7 @@ MUTATIONS = (
     ),
     Mutation(
         9,
-        "a late heartbeat replaces what its install told after it",
+        "a late heartbeat replaces what its install sent after it",
         "app/collector/store.py",
         "            body = CASE WHEN {_LATE} THEN install.body ELSE excluded.body END,\n",
         "            body = excluded.body,\n",

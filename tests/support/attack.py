@@ -1,4 +1,4 @@
-"""A fleet that is true, and an attack on its numbers: installs that somebody has invented."""
+"""A fleet of true installs, and an attack on its numbers with invented installs."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,11 @@ ATTACKED = 10
 """Days until yesterday, on each of which more installs were invented."""
 
 KINDS = {
-    # Loud: a version and a label to be seen on the page.
+    # Obvious: a version and a label that show on the page.
     ("99999.0.0", "consentos-is-spyware"): 300,
-    # Plausible, and all the same.
+    # Plausible, and all alike.
     ("0.3.1", "kubernetes"): 300,
-    # Plausible, and each another.
+    # Plausible, and each different.
     ("0.4.0", "podman"): 400,
 }
 """How many of each are invented on a day: each client's 50 ids a day, of 200 addresses, in all."""
@@ -32,7 +32,7 @@ BUCKETS = ("0", "1-10", "10-100", "100-1k", "1k-10k", "10k+")
 
 
 def set_clock(engine: Engine, to: datetime) -> None:
-    """Have the database's clock go on from another time, in all sessions opened from then on."""
+    """Move the database's clock to another time, for all sessions opened after that."""
     own = engine.url.database
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS clock"))
@@ -74,7 +74,7 @@ def store_attack(engine: Engine) -> None:
 
 
 def _attack(today: date) -> Iterator[Batch]:
-    rng = random.Random(11)  # noqa: S311 - invented, and each time the same
+    rng = random.Random(11)  # noqa: S311 - test data, the same in each run
     invented: dict[tuple[str, str], list[list[Heartbeat1]]] = {kind: [] for kind in KINDS}
     for day in (today - timedelta(days=ago) for ago in range(ATTACKED, 0, -1)):
         for hour, (kind, count) in enumerate(KINDS.items(), start=4):

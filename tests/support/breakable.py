@@ -21,7 +21,7 @@ AT_HOME = (
 
 
 class Server:
-    """One of the embedded servers; it is started again just as its keeper had started it."""
+    """One of the embedded servers. It is restarted with the command that started it."""
 
     def __init__(self, keeper: servers.Servers, pid: int, is_up: Callable[[], bool]) -> None:
         self._keeper = keeper
@@ -39,15 +39,15 @@ class Server:
         )
 
     def kill(self) -> None:
-        """End it without a chance to put anything in order, and wait until it is gone."""
+        """Kill it without a clean shutdown, and wait until it is gone."""
         family = self._family()
-        # SIGQUIT is Postgres's way to die at once: its children with it, its shared memory freed.
+        # At SIGQUIT, Postgres and its children end at once and free their shared memory.
         self._process.send_signal(SIGQUIT if self._process.name() == "postgres" else SIGKILL)
         psutil.wait_procs(family, SECONDS)
         assert not self._is_up()
 
     def start(self) -> None:
-        """Start it on the same address, with what it had on disk, and wait until it answers."""
+        """Start it on the same address, with its data on disk, and wait until it answers."""
         pid = self._keeper.start(
             [sys.executable, "-c", AT_HOME, self._home, str(self._user), *self._command],
             env=self._environment,
@@ -65,7 +65,7 @@ class Server:
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        """Have it down until the block ends."""
+        """Kill it, and start it again when the block ends."""
         self.kill()
         try:
             yield
@@ -74,7 +74,7 @@ class Server:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Have it and its children stand still, their sockets open, until the block ends."""
+        """Freeze it and its children, with open sockets, until the block ends."""
         family = self._family()
         for process in family:
             process.send_signal(SIGSTOP)

@@ -79,7 +79,7 @@ class Collector:
         return self.client.delete(f"/v1/installs/{instance_id}")
 
     def let_the_forgotten_come_again(self) -> None:
-        """Have the time be over in which nothing is stored under an id that was deleted."""
+        """End the time in which nothing is stored under a deleted id."""
         query(self.url, "UPDATE forgotten SET at = at - interval '5 minutes'")
 
     def rows(self) -> list[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ PASSWORD = "correct-horse-battery"  # noqa: S105 - only to see that nothing prin
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that has ended, with what it said."""
+    """A command that has ended, with its output."""
 
     code: int
     out: str
@@ -29,7 +29,7 @@ class Ended:
 
     @property
     def sentence(self) -> str:
-        """What it said on stderr, which has to be one line and one sentence."""
+        """Its output on stderr, which must be one line and one sentence."""
         (line,) = self.err.splitlines()
         assert line.startswith("consentos-telemetry: "), line
         assert line.endswith("."), line

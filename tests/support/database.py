@@ -1,4 +1,4 @@
-"""Looks at a database from outside, in sessions of its own, and at what the others ask it."""
+"""Reads a database in sessions of its own, and counts the statements of other sessions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +57,7 @@ def attempts(db: Engine) -> list[dict[str, Any]]:
 
 @dataclass
 class Cost:
-    """What was asked of the database: the statements, with their parameters, as they were sent."""
+    """The statements that the database got, with their parameters."""
 
     connections: int = 0
     commits: int = 0
@@ -69,13 +69,13 @@ class Cost:
 
     @property
     def each(self) -> list[int]:
-        """How many statements each transaction took, beside BEGIN and COMMIT."""
+        """The number of statements in each transaction, without BEGIN and COMMIT."""
         return [len(asked) for asked in self.transactions]
 
 
 @contextmanager
 def counted() -> Iterator[Cost]:
-    """Count what is asked of any database until the block ends."""
+    """Count the statements to any database until the block ends."""
     cost = Cost()
 
     def connect(*_: object) -> None:
@@ -84,8 +84,8 @@ def counted() -> Iterator[Cost]:
     def begin(*_: object) -> None:
         cost.transactions.append([])
 
-    def execute(*told: Any) -> None:
-        (_, _, statement, parameters, *_) = told
+    def execute(*given: Any) -> None:
+        (_, _, statement, parameters, *_) = given
         cost.transactions[-1].append((statement, parameters))
 
     def commit(*_: object) -> None:
@@ -111,8 +111,8 @@ def plan_of(
 ) -> list[dict[str, Any]]:
     """Return every node of the plan of a statement, which is run if it is to be analyzed."""
     explain = f"EXPLAIN (FORMAT JSON, ANALYZE {analyze}) {statement}"
-    (told,) = connection.exec_driver_sql(explain, parameters).scalar_one()
-    return list(_nodes(told["Plan"]))
+    (explained,) = connection.exec_driver_sql(explain, parameters).scalar_one()
+    return list(_nodes(explained["Plan"]))
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Pipe:
-    """A pipe that a test fills and drains; whoever opens ``path`` writes into it."""
+    """A pipe that a test fills and drains. A process that opens ``path`` writes into it."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -15,18 +15,18 @@ class Pipe:
         self._filler = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
 
     def open(self) -> None:
-        """Have a reader again."""
+        """Open the reading end again."""
         self._reader = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
 
     def fill(self) -> None:
-        """Leave no room for a byte."""
+        """Fill the pipe."""
         page = b"." * 4095 + b"\n"
         with suppress(BlockingIOError):
             while True:
                 os.write(self._filler, page)
 
     def read(self) -> bytes:
-        """Return what is in the pipe, and leave it empty."""
+        """Read and return everything in the pipe."""
         parts = []
         with suppress(BlockingIOError):
             while part := os.read(self._reader, 1 << 16):
@@ -34,7 +34,7 @@ class Pipe:
         return b"".join(parts)
 
     def hang_up(self) -> None:
-        """Have no reader any more."""
+        """Close the reading end."""
         os.close(self._reader)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The Procfile's own lines as processes that a test can watch, signal and kill."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 GUARD = ROOT / "tests" / "guard"
 
 HONCHO = f"exec {sys.executable} -m honcho -e /dev/null start"
-"""Starts the lines of the Procfile that come after it as one family."""
+"""Starts the named lines of the Procfile as one process group."""
 
 WAYS = ("worker scheduler", "solo")
 """The two ways to run an install: the lines that an operator starts."""
@@ -32,11 +33,13 @@ READY = {
     "scheduler": "telemetry.scheduled",
     "solo": "telemetry.scheduled",
 }
-"""What each process has said when it is up."""
+"""What each process logs when it has started."""
 
 
 def minimal(environment: Mapping[str, str], trace: Path | None = None) -> dict[str, str]:
     """Return the whole environment of a process: ours, what Python needs, and the guard."""
+    if point := environment.get("GUARD_POINT"):
+        check(point)
     return {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "HOME": os.environ.get("HOME", "/"),
@@ -44,6 +47,19 @@ def minimal(environment: Mapping[str, str], trace: Path | None = None) -> dict[s
         **({"GUARD_TRACE": str(trace)} if trace else {}),
         **environment,
     }
+
+
+def check(point: str) -> None:
+    """Raise LookupError unless a GUARD_POINT names a function of the project and an event."""
+    module, function, when = point.split(":")
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    if not file.exists():
+        raise LookupError(f"GUARD_POINT={point}: there is no module {module}")
+    found = ast.walk(ast.parse(file.read_text()))
+    if function not in (each.name for each in found if isinstance(each, ast.FunctionDef)):
+        raise LookupError(f"GUARD_POINT={point}: {module} has no function {function}")
+    if when not in {"call", "return"}:
+        raise LookupError(f"GUARD_POINT={point}: the event is neither call nor return")
 
 
 def namespace(environment: Mapping[str, str]) -> str:
@@ -162,14 +178,14 @@ class Processes:
 
 
 class Stopped:
-    """A process that is going to stop at a named point of its code."""
+    """A process that waits at a named point of its code."""
 
     def __init__(self, process: Process, reached: Path) -> None:
         self.process = process
         self._reached = reached
 
     def wait(self, seconds: float = 30) -> int:
-        """Wait until it stands at the point; return the id of the process that does so."""
+        """Wait until it reaches the point; return the id of the process that waits there."""
         deadline = time.monotonic() + seconds
         while not (self._reached.exists() and self._reached.read_text()):
             assert time.monotonic() < deadline, self.process.output()
@@ -177,11 +193,11 @@ class Stopped:
         return int(self._reached.read_text())
 
     def go_on(self) -> None:
-        """Wait until it stands at the point, and let it go on for good."""
+        """Wait until it reaches the point, and let it go on."""
         self.wait()
         self._reached.unlink()
 
     def kill(self) -> None:
-        """Wait until it stands at the point, and kill it and all its family with -9."""
+        """Wait until it reaches the point, and kill it and its process group with -9."""
         self.wait()
         self.process.end()

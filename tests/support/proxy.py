@@ -12,7 +12,7 @@ LOGIN = ("operator", "pass:wörd")
 
 @dataclass
 class Proxy:
-    """Keeps what it was asked: the heads of HTTP requests, or HOST:PORT of SOCKS."""
+    """Records its requests: the heads of HTTP requests, or HOST:PORT of SOCKS."""
 
     leads_to: int
     port: int = 0

@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 EXAMPLE = PAGE.read_text().partition("```json\n")[2].partition("```")[0]
 """The body that our own page shows, of the newest schema."""
 
-# The payload that ConsentOS's page shows to its operators, as it stands there: of schema 1.
+# The payload of schema 1 exactly as on ConsentOS's page for its operators.
 DOCUMENTED = """\
 {
   "telemetry_schema": 1,
@@ -59,7 +59,7 @@ def with_value(name: str, value: Any) -> dict[str, Any]:
 
 
 def conforms(value: Any, schema: Mapping[str, Any] | None = None) -> bool:
-    """Check a body against the JSON Schema, as a stranger to this code would."""
+    """Check a body against the JSON Schema, without this project's code."""
     match json_schema() if schema is None else schema:
         case {"$ref": reference}:
             return conforms(value, json_schema()["$defs"][reference.rpartition("/")[2]])

@@ -1,4 +1,4 @@
-"""A real HTTP receiver on loopback that keeps every byte it is sent and answers as it is told."""
+"""A real HTTP receiver on loopback, which records every byte and gives the answers of a test."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ def answer(status: int, *headers: str, body: bytes = b"") -> bytes:
 
 
 def stay_silent(connection: socket.socket) -> None:
-    """Answer nothing, until the other end has hung up."""
+    """Do not answer until the client has closed the connection."""
     connection.settimeout(10)
     with suppress(OSError):
         connection.recv(1)
 
 
 def late(reply: bytes) -> tuple[Answer, Event]:
-    """Return an answer that waits until it is wanted."""
+    """Return an answer that is sent when the test asks for it."""
     wanted = Event()
 
     def answer_late(connection: socket.socket) -> None:
@@ -48,7 +48,7 @@ class Request:
 
 @dataclass
 class Receiver:
-    """Answers each request with the next of ``answers``, and with the last of them for ever."""
+    """Answers each request with the next of ``answers``, and then always with the last one."""
 
     port: int
     answers: list[Answer] = field(default_factory=lambda: [answer(202)])

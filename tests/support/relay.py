@@ -11,7 +11,7 @@ Address = tuple[str, int] | str
 
 
 class Relay:
-    """Passes bytes on both ways, but for what it is told to lose."""
+    """Passes bytes on in both directions, except for those that a test has it lose."""
 
     def __init__(self, listener: socket.socket, server: Address) -> None:
         self.port: int = listener.getsockname()[1]
@@ -34,13 +34,13 @@ class Relay:
         self._fatal = re.compile(request, re.DOTALL)
 
     def cut(self) -> None:
-        """Break every connection; new ones are taken."""
+        """Break every connection; new ones are accepted."""
         for end in list(self._ends):
             _shut(end)
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Take what comes and pass nothing on, as a network that loses every packet."""
+        """Accept bytes and pass none on, like a network that loses every packet."""
         self._open.clear()
         try:
             yield

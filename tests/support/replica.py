@@ -45,7 +45,7 @@ class Replica:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Have it replay nothing until the block ends."""
+        """Pause its replay until the block ends."""
         self.run("SELECT pg_wal_replay_pause()")
         _wait_for(lambda: self.run("SELECT pg_get_wal_replay_pause_state()") == "paused")
         try:
@@ -55,7 +55,7 @@ class Replica:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Have it and its children stand still, their sockets open, until the block ends."""
+        """Freeze it and its children, with open sockets, until the block ends."""
         family = self._family()
         for each in family:
             each.send_signal(signal.SIGSTOP)
@@ -68,7 +68,7 @@ class Replica:
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        """Have it be killed, with ``kill -9``, until the block ends."""
+        """Kill it with ``kill -9``, and start it again when the block ends."""
         family = self._family()
         for each in family:
             with suppress(psutil.NoSuchProcess):
@@ -123,7 +123,7 @@ def running(primary: servers.Servers, directory: Path) -> Iterator[Replica]:
     )
     replica = Replica(directory, programs, user, _started(directory, programs, user))
     try:
-        _wait_for(replica._answers)  # noqa: SLF001 - its own module
+        _wait_for(replica._answers)  # noqa: SLF001 - same module
         yield replica
     finally:
         replica.stop()

@@ -14,7 +14,7 @@ from tests.support.processes import READY, Process, Processes, Stopped
 from tests.support.receiver import Receiver
 
 TODAY, TOMORROW = "2026-05-02", "2026-05-03"
-"""The day that most of these tests are about, and the next."""
+"""The day of most of these tests, and the next."""
 
 DAY_BEGINS = f"{TODAY}T02:30:00Z"
 TOMORROW_BEGINS = f"{TOMORROW}T02:30:00Z"
@@ -38,18 +38,18 @@ def eventually(holds: Callable[[], object], seconds: float = 30) -> None:
 
 
 def ahead(moment: str, by: timedelta = timedelta()) -> str:
-    """Return the GUARD_CLOCK of a process that is to begin at ``moment``, or ``by`` beside it."""
+    """Return the GUARD_CLOCK of a process that starts at ``moment``, or ``by`` apart from it."""
     return str((datetime.fromisoformat(moment) + by - datetime.now(UTC)).total_seconds())
 
 
 def be_at(moment: str, processes: Processes, clock: Clock) -> None:
-    """Have it be a time, for the database and for the processes that are started from now on."""
+    """Set the clock of the database and of the processes that are started from now on."""
     clock(moment)
     processes.environment["GUARD_CLOCK"] = ahead(moment)
 
 
 def come_near_half_past_two(processes: Processes, clock: Clock, db: Engine) -> None:
-    """Have it be some seconds before half past two, for the first time after a notice."""
+    """Set the clocks to some seconds before the first half past two after a notice."""
     run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00Z')")
     be_at("2026-05-02T02:29:54Z", processes, clock)
 
@@ -75,7 +75,7 @@ def standing_at(
 
 
 def worked_off(processes: Processes) -> bool:
-    """Whether no wake-up waits, and none is being worked on."""
+    """Whether no wake-up waits or is being worked on."""
     with Redis.from_url(processes.environment["REDIS_URL"]) as client:
         return not client.exists(f"{processes.queue}.msgs")
 
@@ -86,14 +86,14 @@ def until_worked_off(processes: Processes) -> None:
 
 
 def do(processes: Processes, *actors: str) -> None:
-    """Have a worker run actors, one after the other, with all that they wake."""
+    """Run actors in a worker, one after the other, with all actors that they wake."""
     for actor in actors:
         processes.wake(actor)
         until_worked_off(processes)
 
 
 def recover(processes: Processes, clock: Clock, db: Engine) -> None:
-    """Let a lapsed lease be taken back, and the backoff after it pass, until the row is sent."""
+    """Let a sweep take back a lapsed lease and the backoff pass, until the row is sent."""
     clock(MORE_THAN_A_LEASE)
     processes.wake("sweep")
     eventually(lambda: outbox_row(db)["state"] != "sending")
@@ -115,7 +115,7 @@ def recover_by_another(
 
 
 def without_harm(*processes: Process) -> bool:
-    """Whether processes have told everything in lines of their own."""
+    """Whether processes have logged everything as events."""
     return not any("Traceback" in each.output() for each in processes)
 
 
@@ -128,7 +128,7 @@ def bodies(receiver: Receiver) -> list[bytes]:
 
 
 def left(receiver: Receiver, db: Engine, *, times: int) -> bool:
-    """Whether the bytes of the only row, and no others, have come so many times."""
+    """Whether the receiver got the bytes of the only row so many times, and nothing else."""
     return bodies(receiver) == [outbox_row(db)["payload"].encode()] * times
 
 
@@ -160,7 +160,7 @@ def put_a_row(db: Engine, day: str) -> None:
 
 @contextmanager
 def locked(db: Engine, tables: str) -> Iterator[Connection]:
-    """Hold tables as a migration of ConsentOS does, until the block ends."""
+    """Lock tables as a migration of ConsentOS does, until the block ends."""
     with db.begin() as connection:
         connection.execute(text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"))
         yield connection

@@ -311,15 +311,13 @@ def of_a_unit(page: str) -> dict[str, str]:
 
 
 class Honcho(Place):
-    """The `.env` that README has the operator write, as honcho reads it, beside the owner's URL."""
+    """The `.env` that the operator fills in, as honcho reads it, and the owner's URL."""
 
     name = "honcho"
     empty_is_unset = True
 
     def given(self, directory: Path, written: Mapping[str, str]) -> Given:
-        (example,) = re.findall(
-            r"(?ms)^cat > \.env <<'END'\n(.*?)^END$", (ROOT / "README.md").read_text()
-        )
+        example = (DEPLOY / "honcho" / "env.example").read_text()
         everything = {**FILLED_IN, **written}
         owners = {ADMIN: everything.pop(ADMIN)}
         del everything["CONSENTOS_NETWORK"]

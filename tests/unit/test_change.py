@@ -1,4 +1,4 @@
-"""What a body has that an earlier one had not, by the names of its fields."""
+"""The difference between two bodies, by the names of their fields."""
 
 import json
 from typing import Any

@@ -32,20 +32,13 @@ from tests.unit.places import (
     warnings,
 )
 
-_COLLECTORS = re.compile(r"COLLECTOR_.*|PORT")
-
 
 def documented() -> list[str]:
-    """Return the variables of the README's table, without the collector's."""
-    _, _, after = (ROOT / "README.md").read_text().partition("\n## Environment\n")
+    """Return the variables of the operator's page."""
+    _, _, after = (ROOT / "docs" / "operate.md").read_text().partition("\n## Settings\n")
     table, _, _ = after.partition("\n## ")
     cells = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
-    return [
-        name
-        for cell in cells
-        for name in re.findall(r"`([A-Z_]+)`", cell)
-        if not _COLLECTORS.fullmatch(name)
-    ]
+    return [name for cell in cells for name in re.findall(r"`([A-Z_]+)`", cell)]
 
 
 MISSPELT = "TELEMETRY_ENDPIONT"
@@ -71,7 +64,7 @@ def given(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Given:
     return place.given(tmp_path_factory.mktemp("place"), everything)
 
 
-def test_the_readme_names_the_variables() -> None:
+def test_the_operators_page_names_the_variables() -> None:
     assert {SWITCH, "DO_NOT_TRACK", "ENVIRONMENT", ADMIN, "CONSENTOS_EDITION"} <= {*NAMES}
 
 

@@ -1,4 +1,4 @@
-"""The docs say what the code does: what is generated is fresh, and ConsentOS's page comes true."""
+"""The docs agree with the code: generated parts are current, and ConsentOS's page is correct."""
 
 import json
 import re
@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from app import grants, payload
+from app.collector import outcomes
 from app.payload import Heartbeat1, fields
+from app.settings.collector import CollectorSettings
 from bench import collector, pages, recount, report, weeks
 from docs import generate
 from tests.prove.mutations import MUTATIONS
@@ -38,7 +40,7 @@ def test_a_schema_is_as_it_was_published(version: int) -> None:
 def test_a_schema_that_was_published_is_still_known() -> None:
     published = {file.name for file in generate.DOCS.glob("heartbeat.v*.schema.json")}
     known = {generate.file_of(version).name for version in payload.SCHEMAS}
-    assert published == known, "rows on record name it: keep its model in payload.SCHEMAS"
+    assert published == known, "stored rows use it: leave its model in payload.SCHEMAS"
 
 
 def test_the_docs_do_not_publish_a_schema_over_another(tmp_path: Path) -> None:
@@ -187,4 +189,26 @@ def test_every_proof_of_a_promise_is_named_in_the_guarantees() -> None:
 
 
 def test_every_promise_is_broken_by_some_mutation() -> None:
-    assert {mutation.promise for mutation in MUTATIONS} == set(range(1, 10))
+    guarantees = (generate.DOCS / "guarantees.md").read_text()
+    promises = {int(number) for number in re.findall(r"(?m)^### (\d+)\. ", guarantees)}
+    assert {mutation.promise for mutation in MUTATIONS} == promises
+    assert promises == set(range(1, 10))
+    assert guarantees.startswith("# Guarantees\n\nNine promises.")
+
+
+COLLECTOR = (generate.DOCS / "collector.md").read_text()
+
+
+def first_column(heading: str) -> list[str]:
+    """Return the names in the first column of the table under a heading of the collector's page."""
+    section = re.split(r"(?m)^#+ ", COLLECTOR.partition(f"# {heading}\n")[2])[0]
+    return re.findall(r"(?m)^\| `([^`|]+)` \|", section)
+
+
+def test_the_collectors_page_lists_every_outcome_and_no_other() -> None:
+    assert sorted(first_column("Outcomes")) == sorted(outcomes.OUTCOMES)
+
+
+def test_the_collectors_page_lists_every_setting_and_the_proxys() -> None:
+    settings = {name.upper() for name in CollectorSettings.model_fields}
+    assert set(first_column("Run it")) == settings | {"FORWARDED_ALLOW_IPS"}

@@ -14,7 +14,7 @@ TEN_MINUTES = 600
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test moves on."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -126,6 +126,6 @@ def test_threads_that_fail_at_once_write_one_line(outage: Outage, said: Said) ->
 )
 def test_a_database_is_away_if_no_statement_could_succeed(
     error: Exception,
-    away: bool,  # noqa: FBT001 - pytest's parameter
+    away: bool,  # noqa: FBT001 - pytest passes it by name
 ) -> None:
     assert is_away(error) is away

@@ -29,7 +29,8 @@ def released(tmp_path: Path) -> Path:
     there.mkdir()
     for name in ("app", "deploy"):
         shutil.copytree(ROOT / name, there / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "CHANGELOG.md", ".gitignore"):
+    shutil.copytree(ROOT / "docs", there / "docs")
+    for name in ("CHANGELOG.md", ".gitignore"):
         shutil.copy(ROOT / name, there)
     (there / ".ci").mkdir()
     (there / ".ci" / "run").write_text("touch .ci/passed\n")
@@ -66,7 +67,7 @@ def test_the_recipe_gives_every_file_the_version_and_tags_it(released: Path) -> 
     assert f'appVersion: "{version}"' in (deploy / "helm" / "Chart.yaml").read_text()
     assert f":-{version}}}" in (deploy / "compose.yaml").read_text()
     assert (deploy / "kubernetes" / "deployment.yaml").read_text().count(name) == 3
-    assert f"\nrelease       {version}\n" in (released / "README.md").read_text()
+    assert f"\nrelease       {version}\n" in (released / "docs" / "operate.md").read_text()
     changelog = (released / "CHANGELOG.md").read_text()
     heading = rf"## \[Unreleased\]\n\n## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d\n\n### "
     assert re.search(heading, changelog)

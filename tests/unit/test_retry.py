@@ -1,4 +1,4 @@
-"""When to try again: a pure rule, and the header that a receiver may ask for patience with."""
+"""When to try again: the rule, and the header Retry-After of a receiver."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime

@@ -1,4 +1,4 @@
-"""The heartbeat's day, the install's own second, and the one rule that decides a write."""
+"""The heartbeat's day, the install's offset, and the rule that decides a write."""
 
 import ast
 from collections import Counter
@@ -54,7 +54,7 @@ def test_now_is_always_inside_the_running_day(now: datetime) -> None:
 
 
 @given(instants, hours, st.timezones())
-def test_the_day_is_the_same_in_whatever_zone_now_is_told(
+def test_the_day_does_not_depend_on_the_time_zone_of_now(
     now: datetime, fixed: timezone, named: timezone
 ) -> None:
     assert running_day(now.astimezone(fixed)) == running_day(now)

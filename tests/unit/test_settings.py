@@ -1,6 +1,5 @@
 """Off means off: the gate, and what is told about a value without repeating it."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.payload import Deployment, Version
 from app.settings import Enabled, Settings
-from app.settings.collector import CollectorSettings
 from tests.unit.environment import MARKER, load, reason, told
 
 SWITCHES = (
@@ -285,15 +283,6 @@ def test_whatever_is_accepted_as_a_label_or_a_version_fits_the_payload(
     settings = load(CONSENTOS_DEPLOYMENT=deployment, APP_VERSION=version)
     TypeAdapter(Deployment).validate_python(settings.consentos_deployment)
     TypeAdapter(Version).validate_python(settings.app_version)
-
-
-def test_the_readme_has_a_row_for_each_variable_and_for_no_other() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    table = readme.partition("\n## Environment\n")[2].partition("\n\nA wrong")[0]
-    names = [row.split(" | ")[0] for row in table.splitlines() if row.startswith("| `")]
-    shown = {name for cell in names for name in re.findall(r"`([A-Z_]+)`", cell)}
-    collectors = {name.upper() for name in CollectorSettings.model_fields}
-    assert shown - collectors == {name.upper() for name in Settings.model_fields}
 
 
 def test_no_env_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,7 @@ ONE_BY_ONE = [
 
 
 # To make a failure smaller would take minutes.
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(FLEETS)
 @example([Install()] * 3)
 @example([Install()] * 5)
@@ -218,7 +218,6 @@ def test_no_number_and_no_difference_of_two_is_from_1_to_4(fleet: list[Install])
     assert not {larger - smaller for smaller, larger in pairwise(sorted(shown))} & SMALL
 
 
-@settings(max_examples=100, deadline=None)
 @given(FLEETS, st.sampled_from(FILTERS))
 @example(ONE_BY_ONE, Filter())
 def test_each_form_of_an_answer_shows_the_same_numbers(
@@ -248,7 +247,6 @@ def bars(section: str) -> Iterator[tuple[list[tuple[int, float, str]], bool]]:
         )
 
 
-@settings(max_examples=100, deadline=None)
 @given(FLEETS, st.sampled_from(FILTERS))
 @example(ONE_BY_ONE, Filter())
 def test_every_share_width_and_line_follows_from_the_numbers_beside_it(
@@ -282,7 +280,7 @@ def _line_is_of(section: str, number: int, adoption: Adoption) -> None:
     assert drawn == pytest.approx(shown, abs=top / 1000)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(FLEETS, st.sampled_from(FILTERS), st.data())
 @example(ONE_BY_ONE, Filter(), None)
 def test_two_fleets_with_the_same_rounded_numbers_look_the_same(
