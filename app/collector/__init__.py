@@ -1,1 +1,1 @@
-"""The receiving end: takes heartbeats over HTTP and keeps each of them once."""
+"""The receiving side: accepts heartbeats over HTTP and stores each of them once."""

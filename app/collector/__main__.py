@@ -22,12 +22,12 @@ from app.settings import SettingsError
 from app.settings.collector import CollectorSettings
 
 cli = typer.Typer(
-    help="Run a collector of heartbeats, and keep its numbers true. Exit codes: 0 done, 1 not done,"
+    help="Run a collector of heartbeats and maintain its numbers. Exit codes: 0 done, 1 not done,"
     " 2 wrong arguments or settings.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # frames and columns of options cannot be read at 60 columns
+    rich_markup_mode=None,  # rich would fold the options beyond recognition at 60 columns
 )
 cli.command("check")(check.command)
 cli.add_typer(commands.cli)
@@ -35,7 +35,7 @@ cli.add_typer(commands.cli)
 
 @cli.command()
 def migrate() -> None:
-    """Bring the collector's database to this version's tables."""
+    """Migrate the collector's database to the tables of this version."""
     engine = store.connect(CollectorSettings.load().require("collector_database_url"))
     with engine.connect() as connection:
         done = migrations.migrate(connection, "collector")
@@ -45,41 +45,40 @@ def migrate() -> None:
 
 @cli.command()
 def serve(
-    # It is there to be reached from elsewhere.
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "0.0.0.0",  # noqa: S104 - see above
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "0.0.0.0",  # noqa: S104 - senders are on other machines
     metrics_host: Annotated[
         str, typer.Option(help="The address for COLLECTOR_METRICS_PORT; never a public one.")
     ] = "127.0.0.1",
 ) -> None:
-    """Take heartbeats on PORT, and show the numbers, until SIGTERM."""
+    """Receive heartbeats on PORT and show the numbers, until SIGTERM."""
     settings = CollectorSettings.load()
-    # A default would open what was to be closed, or delete too much.
+    # Instead of an invalid setting, a default could publish the page or delete too much.
     settings.refuse_what_is_wrong()
     registry = CollectorRegistry()
     engine = store.connect(settings.require("collector_database_url"))
     app = web.create_app(engine, settings, registry=registry)
     _log_to_stdout()
-    # When uvicorn has shut down it raises the signal that it caught once more: a clean end.
+    # After its shutdown, uvicorn raises the signal that it caught again: exit with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     with _listen(host, settings.port) as listener:
         if settings.collector_metrics_port:
             _show(registry, metrics_host, settings.collector_metrics_port)
         web.log.info("collector.ready port=%d", settings.port)
-        gc.freeze()  # what was made until now stays, and need not be looked at again
+        gc.freeze()  # these objects live as long as the process: do not scan them again
         server(app).run(sockets=[listener])
 
 
 def server(app: ASGIApp) -> uvicorn.Server:
-    """Return a server that does not tell who calls: it writes no access log.
+    """Return a server that writes no access log, because that would contain addresses.
 
-    It serves as many connections as the limit of file descriptors leaves room for.
+    The limit of file descriptors decides how many connections it serves.
 
-    Who calls is the peer; or, where the peer's address is among FORWARDED_ALLOW_IPS, the last one
-    in X-Forwarded-For that is not. uvicorn reads that variable: addresses and networks, with commas
-    in between; by default those of loopback, for a proxy on the same machine. A proxy elsewhere has
-    to be named, or all whom it forwards count as one client: itself. ``*`` believes everybody, and
-    so lets everybody choose an address.
+    The client is the peer. If the peer's address is in FORWARDED_ALLOW_IPS, the client is the last
+    address in X-Forwarded-For that is not in it. uvicorn reads that variable: addresses and
+    networks, separated by commas; the default is loopback, for a proxy on the same machine. Name a
+    proxy on another machine there: otherwise all clients behind it count as one client. ``*``
+    trusts every peer, so every client can choose its address.
     """
     config = uvicorn.Config(
         app,
@@ -93,7 +92,7 @@ def server(app: ASGIApp) -> uvicorn.Server:
         access_log=False,
         proxy_headers=True,
         server_header=False,
-        # honcho kills 5 s after it has asked; what waits is settled in the last of them.
+        # honcho kills a process 5 s after SIGTERM; the inbox needs the rest to commit what waits.
         timeout_graceful_shutdown=3,
     )
     return Server(config)
@@ -105,8 +104,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         _fail(f"Cannot listen on port {port}: {error.strerror}.", 1)
-    # Its connections inherit this, and asyncio does not set it: it sees no TCP in such a socket.
-    # Otherwise a body waits until the head before it is acknowledged, which takes 40 ms.
+    # The connections inherit this. asyncio does not set it on such a socket. Without it, a body
+    # waits until the head is acknowledged, which takes 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -119,9 +118,9 @@ def _show(registry: CollectorRegistry, host: str, port: int) -> None:
 
 
 class _Line(logging.Formatter):
-    """The collector's own lines as they are; of a library's, what was raised and no more.
+    """Writes the collector's lines unchanged; of a library's, only the type of the exception.
 
-    A library's words and tracebacks may hold what somebody sent.
+    A library's message or traceback may contain what a client sent.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -146,7 +145,7 @@ def _fail(sentence: str, code: int) -> NoReturn:
 
 
 def main() -> None:
-    """Run a command: exit 2 means that the environment is wrong, 1 that the work was not done."""
+    """Run a command; exit with 2 if the environment is wrong, with 1 if the work was not done."""
     try:
         cli()
     except SettingsError as error:

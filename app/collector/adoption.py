@@ -11,12 +11,12 @@ from app.collector.names import age
 from app.collector.rounding import Distribution
 
 RELEASES = 5
-"""Adoption is shown for so many of the newest releases."""
+"""How many of the newest releases are shown."""
 DAYS = 90
 
 
 class Share(NamedTuple):
-    """How many of the active installs, so many days after."""
+    """How many of the active installs ran it, so many days after the release."""
 
     after: int
     installs: int
@@ -30,18 +30,18 @@ class Adoption:
     version: str
     released_on: date
     days: list[Share]
-    """Those days on which a number is shown."""
+    """The days on which a number is shown."""
 
 
 class Release(NamedTuple):
-    """A version that is listed, and the day on which it came out."""
+    """A listed version, and the day of its release."""
 
     version: str
     released_on: date
 
 
 def of(releases: Sequence[Release], by_day: Mapping[date, Distribution]) -> list[Adoption]:
-    """Return the newest of some releases, in their order: those that were seen on any day.
+    """Return the adoption of the newest releases that appeared on any day, in the given order.
 
     ``by_day`` has the versions of the active installs.
     """

@@ -9,19 +9,19 @@ from app.collector.stats import Stats
 
 LABEL = "active installs"
 FRESH, GREY = "1f5fbf", "5a616b"
-"""The colour of a number that is up to date, and of all else: white is legible on both."""
+"""The colour of a current number, and of everything else: white is legible on both."""
 CACHE_SECONDS = 300
-"""How long shields.io may show an answer; it takes no less."""
+"""How long shields.io may cache an answer; it accepts no shorter time."""
 
 PADDING = 12
-"""How much room there is around the label, and around the message."""
+"""The pixels around the label, and around the message."""
 
 _NARROW, _WIDE = " ,.:;'|!()fijlrtI", "mwMW"
 
 
 @dataclass(frozen=True)
 class Badge:
-    """What the badge says: ``title`` is all of it as a sentence."""
+    """The text of the badge; ``title`` is all of it as a sentence."""
 
     message: str
     title: str
@@ -30,27 +30,27 @@ class Badge:
 
     @property
     def widths(self) -> tuple[int, int]:
-        """How wide the label and the message are drawn, with the room around each."""
+        """The width of the label and of the message, with their padding."""
         return _width(LABEL) + PADDING, _width(self.message) + PADDING
 
 
-def of(stats: Stats, *, stands_still: bool) -> Badge:
-    """Return the badge of what is shown.
+def of(stats: Stats, *, counting_stopped: bool) -> Badge:
+    """Return the badge of the last day.
 
-    Where counting ``stands_still``, it says of which day its number is.
+    If ``counting_stopped``, it names the day of its number.
     """
     if not stats.days:
         return Badge("no day counted yet", "No day has been counted yet.")
     last = stats.days[-1]
     active, day = number(last.movements[ACTIVE_2D]), long_date(last.day)
     title = f"Active installs at the end of {day}: {active}."
-    if stands_still:
-        return Badge(f"{active} on {day}", f"Counting stands still. {title}", is_stale=True)
+    if counting_stopped:
+        return Badge(f"{active} on {day}", f"Counting has stopped. {title}", is_stale=True)
     return Badge(active, title, FRESH)
 
 
 def unavailable(why: str) -> Badge:
-    """Return the badge where there is no number to show."""
+    """Return the badge for the case that there is no number to show."""
     return Badge("not available", why)
 
 
@@ -61,11 +61,11 @@ def document(badge: Badge) -> dict[str, Any]:
         "label": LABEL,
         "message": badge.message,
         "color": badge.color,
-        "isError": badge.is_stale,  # or a badge could give an old number another colour
+        "isError": badge.is_stale,  # without it, a badge could choose another colour
         "cacheSeconds": CACHE_SECONDS,
     }
 
 
 def _width(words: str) -> int:
-    """Estimate how wide words are at 11 pixels; the picture fits them to it in any font."""
+    """Estimate the width of words at 11 pixels; the picture stretches any font to it."""
     return sum(4 if each in _NARROW else 11 if each in _WIDE else 7 for each in words)

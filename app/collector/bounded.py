@@ -1,6 +1,7 @@
-"""Connections to Postgres that give up on a server that is frozen.
+"""Connections to Postgres that give up on a frozen server.
 
-Neither the server's own time-outs nor TCP's notice one: it breaks nothing, and answers nothing.
+Neither the server's time-outs nor those of TCP detect it: its connections stay open, but it does
+not answer.
 """
 
 import time
@@ -11,7 +12,7 @@ from psycopg.abc import PQGen
 from sqlalchemy import URL, Engine, NullPool, QueuePool, create_engine, event
 
 WITHIN_SECONDS = 2.0
-"""A database that takes longer does not answer."""
+"""A database that takes longer counts as one that does not answer."""
 
 _T = TypeVar("_T")
 
@@ -25,15 +26,14 @@ class _Bounded(psycopg.Connection[Any]):
             return super().wait(gen, interval, timeout or self.patience)
         except psycopg.OperationalError:
             if time.monotonic() >= deadline:
-                self.pgconn.finish()  # whatever it may still answer belongs to nothing
+                self.pgconn.finish()  # a late answer must not go to the next statement
             raise
 
 
 def connect(url: str | URL, *, patience: float = WITHIN_SECONDS, kept: int = 0) -> Engine:
     """Return an engine whose server has ``patience`` seconds for each answer.
 
-    It connects for each transaction, as whoever starts now would; or keeps up to ``kept``
-    connections, and makes no more.
+    It makes a new connection for each transaction, or has a pool of at most ``kept`` connections.
     """
     pool: dict[str, Any] = {"poolclass": NullPool}
     if kept:
@@ -47,7 +47,7 @@ def connect(url: str | URL, *, patience: float = WITHIN_SECONDS, kept: int = 0) 
         url,
         **pool,
         hide_parameters=True,
-        use_native_hstore=False,  # it would ask for the type each time
+        use_native_hstore=False,  # otherwise each connection would query the type
         connect_args={"prepare_threshold": None, "connect_timeout": 2},
     )
 

@@ -1,8 +1,8 @@
 """The geometry of the page's charts, as SVG that needs neither a script nor a style. Pure.
 
-A plot is stretched to whatever width there is: its paths have ``WIDTH`` units from left to right,
-and a pixel for each unit from top to bottom. Words stand outside the plot, so that they are never
-stretched, and nothing is written where another word could be. A number that is not shown is a gap.
+A plot is stretched to the available width: its paths have ``WIDTH`` units from left to right, and
+one unit per pixel from top to bottom. The words are outside the plot, so they are neither stretched
+nor overlap. A number that is not shown is a gap.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Literal
 WIDTH = 1000
 HEIGHT = 200
 STOPS = 92
-"""At so many points, at most, a reader can stop and read the numbers."""
+"""At most so many points have numbers to read on hover or focus."""
 FEW_HEIGHT = 4
 """The pixels of a bar whose number is not shown."""
 TICKS = 6
@@ -33,19 +33,19 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """The points from left to right: what each is called, and which are named below the plot."""
+    """The points from left to right, and the names below the plot."""
 
     names: Sequence[str]
     ticks: Mapping[int, str]
 
     @property
     def per_stop(self) -> int:
-        """So many points are read together."""
+        """How many points share a stop."""
         return -(-len(self.names) // STOPS)
 
     @property
     def slots(self) -> int:
-        """So many points there is room for: those of whole stops."""
+        """How many points have room: a multiple of ``per_stop``."""
         return -(-len(self.names) // self.per_stop) * self.per_stop
 
     def at(self, index: int) -> float:
@@ -73,7 +73,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Key:
-    """What a look stands for, and the last number that has it."""
+    """An entry of the legend: a name, its mark, and the last number."""
 
     name: str
     mark: str
@@ -83,17 +83,17 @@ class Key:
 
 @dataclass(frozen=True)
 class Tick:
-    """A value on an axis: its words, and where it stands, in pixels (y) or percent (x)."""
+    """A value on an axis: its text, and its position in pixels (y) or percent (x)."""
 
     text: str
     at: float
     role: str = ""
-    """Which of several ticks it is: some are left out where there is little room."""
+    """A CSS class for its place: some ticks are hidden on narrow screens."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """All that the template draws."""
+    """Everything that the template draws."""
 
     keys: list[Key]
     marks: list[Mark]
@@ -111,7 +111,7 @@ class Chart:
 
 
 def lines(axis: Axis, series: Sequence[Series], *, unit: str = "") -> Chart | None:
-    """Draw a line for each series, from zero; None where no number is above zero."""
+    """Draw a line for each series; None if no number is above zero."""
     highest = max((number for each in series for number in each.numbers if number), default=0)
     if not highest:
         return None
@@ -148,9 +148,10 @@ def _line(axis: Axis, series: Series, y: Callable[[float], float]) -> str:
 
 
 def bars(axis: Axis, up: Series, down: Series) -> Chart | None:
-    """Draw a bar up and one down for each point; None where no number is above zero.
+    """Draw a bar up and a bar down for each point; None if no number is above zero.
 
-    What is not shown is a short bar in a look of its own. Each side has the room that it needs.
+    A number that is not shown is a short bar with a different look. Each side is as high as its
+    longest bar needs.
     """
     highest = [max((n for n in each.numbers if n), default=0) for each in (up, down)]
     if not any(highest):
@@ -213,7 +214,7 @@ def _short(number: int) -> str:
 
 
 def _ticks(axis: Axis) -> list[Tick]:
-    """Return the ticks below the plot: of many every other one is minor, but the last never."""
+    """Return the ticks below the plot; every second one is minor, counted from the last."""
     thin = [*axis.ticks.items()][:: -1 * -(-len(axis.ticks) // TICKS)][::-1]
     last = len(thin) - 1
     roles = {0: "first", last: "last"}

@@ -1,4 +1,4 @@
-"""The command ``check``: what a maintainer has to look at, for cron and monitoring."""
+"""The command ``check``: what a maintainer must look at, for cron and monitoring."""
 
 import json
 import sys
@@ -17,25 +17,25 @@ from app.collector.names import DEVELOPMENT
 from app.settings.collector import CollectorSettings
 
 AT_MOST_SECONDS = 9.0
-"""After so long the command says that the database does not answer."""
+"""After so long the command reports that the database does not answer."""
 PATIENCE_SECONDS = 4.0
-"""How long the server has for each answer: reading a million installs takes two."""
+"""How long the server has for each answer: reading a million installs takes 2 seconds."""
 
 SILENT_AFTER = timedelta(hours=26)
-"""Each install reports once a day, within a quarter of an hour; the rest is for one retry."""
+"""Each install reports once a day, within a quarter of an hour; this leaves time for a retry."""
 REFUSALS = ("invalid", "too large", "rate-limited", "too many ids")
 REFUSED_PERCENT = 5
 FEWEST_REQUESTS = 20
 INSTALLS_OF_A_VERSION = 5
 ONE_CLIENT_PERCENT = 50
-"""Of two proxies, the busier one sends as much; a fleet's installs have addresses of their own."""
+"""The busier of two proxies may send as much; the installs of a fleet have different addresses."""
 FEWEST_OF_CLIENTS = 50
 VERSIONS_NAMED = 10
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to look at: a word that does not change, and a sentence for a person."""
+    """Something to look at: a word that never changes, and a sentence for a person."""
 
     what: str
     sentence: str
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, and how far the counting of earlier days has come, if that is under way."""
+    """What was found, and the progress of a recount, if one is running."""
 
     findings: list[Finding]
     note: str | None = None
@@ -55,7 +55,7 @@ def command(
         bool, typer.Option("--json", help='Print {"ok": …, "findings": [{"what", "sentence"}]}.')
     ] = False,
 ) -> None:
-    """Say what needs a maintainer's look; exit 0 if all is well, 1 if not.
+    """Report what a maintainer must look at; exit 0 if all is well, 1 if not.
 
     It reads the database of COLLECTOR_DATABASE_URL, changes nothing and takes at most 10 seconds.
     Each finding is one sentence on stdout:
@@ -67,7 +67,7 @@ def command(
     - fell: active installs fell by more than 30 % in 7 days (from 20 on)
     - refused: more than 5 % of the requests of today and yesterday were refused
     - one client: half of those requests or more came from one address (from 50 requests on)
-    - newer schema: installs send a schema that this collector does not know
+    - newer schema: installs send a schema that this collector does not support
     - unlisted version: 5 or more installs run a version that is not listed
 
     Exit 2 means that a variable is missing or wrong.
@@ -76,7 +76,7 @@ def command(
 
     \b
     0 * * * *  out=$(python -m app.collector check) || echo "$out"
-    """  # noqa: D301 - \b is Click's mark for lines that are not to be wrapped
+    """  # noqa: D301 - \b tells Click not to wrap the lines below
     settings = CollectorSettings.load()
     settings.refuse_what_is_wrong()
     found = check(settings.require("collector_database_url"))
@@ -98,7 +98,7 @@ def _words(report: Report) -> str:
 def check(url: str, *, within: float = AT_MOST_SECONDS) -> Report:
     """Look at the collector's database of ``url`` for at most ``within`` seconds."""
     found: list[Report] = []
-    # A name server may be silent as well: the process ends without this thread.
+    # The name server may be silent too: the process ends without waiting for this thread.
     thread = Thread(target=lambda: found.append(_look(url)), daemon=True)
     thread.start()
     thread.join(within)
@@ -118,7 +118,7 @@ def _look(url: str) -> Report:
     try:
         with engine.connect() as connection:
             return _report(connection)
-    except Exception as error:  # noqa: BLE001 - no traceback: its words may be anybody's
+    except Exception as error:  # noqa: BLE001 - no traceback: it may contain what a stranger sent
         return _not_ready(health.cause(error))
 
 
@@ -155,7 +155,7 @@ def _found(connection: Connection, now: datetime) -> Iterator[Finding]:
         yield from each(connection, now)
 
 
-# What is later than now was stored by a clock that was ahead: it would hide what is missing.
+# A time later than now was stored by a wrong clock: it would hide that nothing arrives.
 _HEARD = text(
     "SELECT last_seen FROM install WHERE last_seen <= :now ORDER BY last_seen DESC LIMIT 1"
 )
@@ -167,7 +167,7 @@ _ACCEPTED = text(
 
 def _silent(connection: Connection, now: datetime) -> Iterator[Finding]:
     heard: datetime | None = connection.scalar(_HEARD, {"now": now})
-    if heard is None:  # there is no install, or none any more
+    if heard is None:  # there is no install, or all were deleted
         day: date | None = connection.scalar(_ACCEPTED, {"now": now})
         heard = daily.begins(day + daily.DAY) if day else None
     if heard and now - heard > SILENT_AFTER:
@@ -205,15 +205,15 @@ def _ingest(connection: Connection, now: datetime) -> Iterator[Finding]:
     if newer:
         yield Finding(
             "newer schema",
-            f"{newer} requests since yesterday were of a newer schema than this collector knows:"
-            " upgrade it today, and nothing is lost.",
+            f"{newer} requests since yesterday had a newer schema than this collector supports:"
+            " upgrade it today to lose none of them.",
         )
 
 
 def _one_client(connection: Connection, now: datetime) -> Iterator[Finding]:
     days = _since_yesterday(now)
     requests = sum(sum(outcomes.of_day(connection, day).values()) for day in days)
-    # A request is counted before it ends.
+    # A request is counted for its client before it is counted as an outcome.
     by_one = min(sum(outcomes.from_the_busiest(connection, day) for day in days), requests)
     if requests >= FEWEST_OF_CLIENTS and 100 * by_one >= ONE_CLIENT_PERCENT * requests:
         yield Finding(
@@ -238,7 +238,7 @@ _UNLISTED = text(
         AND NOT EXISTS (SELECT FROM release WHERE version = body ->> 'version')
     GROUP BY 1 HAVING count(*) >= :least
     ORDER BY installs DESC, version LIMIT :named
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 )
 
 

@@ -1,13 +1,13 @@
-"""The server's connections: how many there may be, how long each may take, what each may say.
+"""Limits on connections: their number, how long each may take, and what a request may look like.
 
-uvicorn has no deadline for a request's head and no bound on connections. A caller that says nothing
-would keep its connection, and so its file descriptor, until nobody else can connect. Here each
-connection is in one of four stages, each with a deadline; where there are too many, the one that
-has kept us waiting for longest is closed to make room.
+uvicorn has no deadline for the head of a request and no limit on connections. Silent clients could
+use up all file descriptors, and then nobody else could connect. Here each connection is in one of
+four stages, each with a deadline. If there are too many connections, the one whose client has been
+idle for longest is closed.
 
-httptools parses requests fast, and accepts more than it should: heads of any size, several hosts,
-any number of requests at once. So the parser gets one request at a time, its head whole, and what
-two servers could read in two ways is refused.
+httptools parses requests fast, but accepts more than it should: heads of any size, several hosts,
+any number of requests at once. So the parser gets one request at a time, with a complete head, and
+a request that two servers could read in two ways is refused.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ MOST = 4_000
 RESERVED = 256
 """File descriptors for the database, the log, and sockets that are accepted and not counted yet."""
 ACCEPTED_AT_ONCE = 32
-"""asyncio accepts so many before anything else runs. Three such batches may be under way."""
+"""asyncio accepts so many before anything else runs. Three such batches may be open at once."""
 QUEUED = 4_096
-"""Connections that wait in the kernel for their turn; it may allow fewer."""
+"""How many connections may wait in the kernel; it may allow fewer."""
 READ_BYTES = 16 * 1024
-"""So much is read at once, and may wait beyond the request that is being answered."""
+"""How much is read at once, and how much may wait behind the request that is being answered."""
 END = b"\r\n\r\n"
 FRAMING = (b"host", b"content-length", b"transfer-encoding")
 MAX_HEAD_BYTES = 8 * 1024
@@ -42,25 +42,25 @@ MAX_CHUNKED_BYTES = 128 * 1024
 """A chunked body with its sizes and trailers: 16 KiB take 96 KiB if each byte is a chunk."""
 
 _REQUEST_LINE = re.compile(rb"(?!CONNECT )[A-Z]+ /[!\"$-~]* HTTP/1\.[01]\r\n")
-"""The parser takes others as well, and a part of some for the path."""
+"""The parser accepts other lines too, and takes a part of some as the path."""
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 _TOO_LONG = re.compile(rb"\r\ncontent-length:[ \t]*[0-9]{19,20}[ \t]*\r\n", re.IGNORECASE)
-"""A length beyond what the parser can hold."""
+"""A length that overflows the parser's integer."""
 _LONG_SIZE = re.compile(rb"\n[0-9A-Fa-f]{21}")
-"""A chunk's size with more digits than any number here; the parser skips zeros without end."""
+"""A chunk size with too many digits; the parser would skip leading zeros without end."""
 
 
 class Stage(Enum):
     """What a connection waits for."""
 
     HEAD = "head"
-    """The end of a request's head, since it was opened or since the answer before."""
+    """The end of a request's head, since the connection was opened or since the last answer."""
     BODY = "body"
     """The end of the request's body."""
     ANSWER = "answer"
     """The application."""
     READING = "reading"
-    """The caller, to read the rest of its answer."""
+    """The client, which must read the rest of its answer."""
 
 
 SECONDS = {
@@ -76,18 +76,18 @@ class Connections(ServerState):
     """The open connections of one server."""
 
     def __init__(self, most: int) -> None:
-        """Keep at most ``most`` open."""
+        """Keep at most ``most`` connections open."""
         super().__init__()
         self._most = most
-        # Since when each is in its stage, by the event loop's clock; the oldest is the first.
+        # When each connection entered its stage, by the event loop's clock; the oldest is first.
         self._since: dict[Stage, dict[Connection, float]] = {stage: {} for stage in Stage}
         self._closed = Tally("collector.too_many_connections")
 
     def make_room(self, newcomer: "Connection", now: float) -> None:
-        """Close a connection if there are too many, as ``newcomer`` counts already.
+        """Close a connection if there are too many, including ``newcomer``.
 
-        It is the one whose caller has not gone on, with its request or with reading the answer, for
-        longest; or, where all wait for the application, the newcomer.
+        The one to close is the one whose client has been idle for longest, while sending its
+        request or reading its answer; or ``newcomer``, if all wait for the application.
         """
         if len(self.connections) <= self._most:
             return
@@ -100,12 +100,12 @@ class Connections(ServerState):
         self._close(longest)
         self._closed.add(now)
 
-    def enter(self, connection: "Connection", stage: Stage, now: float) -> None:
-        """Have a connection be in ``stage`` from ``now`` on."""
-        self.leave(connection)
+    def set_stage(self, connection: "Connection", stage: Stage, now: float) -> None:
+        """Note that a connection is in ``stage`` from ``now`` on."""
+        self.forget(connection)
         self._since[stage][connection] = now
 
-    def leave(self, connection: "Connection") -> None:
+    def forget(self, connection: "Connection") -> None:
         """Forget a connection's stage."""
         for connections in self._since.values():
             connections.pop(connection, None)
@@ -120,9 +120,9 @@ class Connections(ServerState):
                 self._close(connection)
 
     def _close(self, connection: "Connection") -> None:
-        self.leave(connection)
+        self.forget(connection)
         self.connections.discard(connection)
-        # Not close(): that would wait until the caller has read all that was written.
+        # Not close(): that would wait until the client has read everything.
         connection.transport.abort()
 
 
@@ -131,27 +131,27 @@ class AmbiguousError(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """One connection, which notes its stage, and gives its parser one request at a time."""
+    """A connection that tracks its stage, and gives its parser one request at a time."""
 
     server_state: Connections
     _stage: Stage | None = None
     _awaited = Stage.HEAD
-    """HEAD, BODY, or ANSWER where the request has come whole."""
+    """HEAD, BODY, or ANSWER once the request is complete."""
     _left = 0
-    """How many bytes the rest of the body has; of a chunked one, may have."""
+    """How many bytes of the body are missing; of a chunked one, how many more it may have."""
     _chunked = b""
-    """The last bytes of a chunked body that have come."""
+    """The last bytes of a chunked body that have arrived."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows the type too
         """Wait for a head, if there is room."""
         super().connection_made(transport)
-        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # asyncio would read 256 KiB
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # a selector transport has it; its default is 256 KiB
         self._unread = bytearray()
         self.server_state.make_room(self, self.loop.time())
-        self._note()
+        self._note_stage()
 
     def data_received(self, data: bytes) -> None:
-        """Read on, and note how far the request has come."""
+        """Continue to read, and note the new stage."""
         self._unread += data
         self._read()
 
@@ -162,7 +162,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a line of the head; a trailer is ignored."""
+        """Accept a line of the head; a trailer is ignored."""
         if self._awaited is Stage.HEAD:
             super().on_header(name, value)
 
@@ -187,16 +187,16 @@ class Connection(HttpToolsProtocol):
         if codings:
             self._left = MAX_CHUNKED_BYTES
             self._chunked = b"\n"
-            # Only the parser knows where the body ends, so that nothing may follow.
+            # Only the parser can find the end of the body, so no request may follow it.
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        """Wait for the answer; the next head may come once it is given."""
+        """Wait for the answer; the next head is read after it."""
         super().on_message_complete()
         self._awaited = Stage.HEAD if self.cycle.response_complete else Stage.ANSWER
 
     def on_response_complete(self) -> None:
-        """Wait for the next head, which may have come already."""
+        """Wait for the next head, which may have arrived already."""
         self.server_state.total_requests += 1
         if self._awaited is Stage.ANSWER:
             self._awaited = Stage.HEAD
@@ -206,18 +206,18 @@ class Connection(HttpToolsProtocol):
         self._read()
 
     def resume_writing(self) -> None:
-        """Read on, since the caller has read its answers."""
+        """Continue to read, because the client has read its answers."""
         super().resume_writing()
         self.flow.resume_reading()
         self._read()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Free its place."""
+        """Remove it from the open connections."""
         super().connection_lost(exc)
-        self.server_state.leave(self)
+        self.server_state.forget(self)
 
     def _read(self) -> None:
-        """Give the parser what has come, but nothing beyond a request that is to be answered."""
+        """Give the parser what has arrived, up to the end of the current request."""
         while self._unread and not self.transport.is_closing() and (size := self._size()):
             piece = bytes(self._unread[:size])
             del self._unread[:size]
@@ -225,13 +225,13 @@ class Connection(HttpToolsProtocol):
             self._feed(piece)
         if self._unread and (self._awaited is Stage.ANSWER or self.flow.write_paused):
             self.flow.pause_reading()
-        self._note()
+        self._note_stage()
 
     def _size(self) -> int:
-        """Return how many bytes the parser may have: a whole head, or some of the body."""
+        """Return how many bytes the parser may get: a complete head, or a part of the body."""
         match self._awaited:
             case Stage.HEAD if self.flow.write_paused:
-                return 0  # who does not read its answers gets no more of them
+                return 0  # the client must read its answers first
             case Stage.HEAD:
                 end = self._unread.find(END, 0, MAX_HEAD_BYTES)
                 begun = self._unread[:1].isupper()
@@ -248,7 +248,7 @@ class Connection(HttpToolsProtocol):
                 self._refuse(HTTPStatus.BAD_REQUEST)
                 return
             if b"\r\nupgrade:" in piece.lower():
-                # With this line the parser would not read the body.
+                # Because of this line the parser would not read the body.
                 piece = _UPGRADE.sub(b"", piece)
         elif self._chunked:
             self._chunked += piece
@@ -260,7 +260,7 @@ class Connection(HttpToolsProtocol):
             self.parser.feed_data(piece)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             if self._awaited is Stage.ANSWER:
-                self._unread.clear()  # what follows a chunked body is not read
+                self._unread.clear()  # ignore what follows a chunked body
             elif self._awaited is Stage.HEAD and _TOO_LONG.search(piece):
                 self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             else:
@@ -280,11 +280,11 @@ class Connection(HttpToolsProtocol):
             self.transport.write("\r\n".join((*head, "", status.phrase)).encode())
         self.transport.close()
 
-    def _note(self) -> None:
+    def _note_stage(self) -> None:
         stage = self._find_stage()
         if stage is not self._stage:
             self._stage = stage
-            self.server_state.enter(self, stage, self.loop.time())
+            self.server_state.set_stage(self, stage, self.loop.time())
 
     def _find_stage(self) -> Stage:
         if self._awaited is Stage.BODY:
@@ -296,7 +296,7 @@ class Connection(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with deadlines for its connections and a bound on their number."""
+    """uvicorn's server, with deadlines for its connections and a limit on their number."""
 
     server_state: Connections
 
@@ -312,13 +312,13 @@ class Server(uvicorn.Server):
             each.listen(QUEUED)
 
     async def on_tick(self, counter: int) -> bool:
-        """Close what is late; uvicorn calls this ten times a second."""
+        """Close connections that are late; uvicorn calls this ten times a second."""
         self.server_state.close_late(asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
 
 def at_most(descriptors: int) -> int:
-    """Return how many connections may be open where a process may have so many ``descriptors``."""
+    """Return how many connections may be open if a process may have so many ``descriptors``."""
     if descriptors == resource.RLIM_INFINITY:
         return MOST
     return min(MOST, max(descriptors - RESERVED, descriptors // 2))

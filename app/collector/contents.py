@@ -1,4 +1,4 @@
-"""What a heartbeat contains and what happens to it, for whoever sends one: a page and a schema."""
+"""What a heartbeat contains and what happens to it, as a page and as JSON Schema."""
 
 import json
 
@@ -6,7 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.collector.page import HEADERS, Templates, etag, respond
+from app.collector.caching import HEADERS, etag, respond
+from app.collector.rendering import Templates
 from app.payload import NEWEST, all_fields, json_schema
 
 HEARTBEAT, SCHEMA = "/heartbeat", "/v1/heartbeat.schema.json"
@@ -14,11 +15,11 @@ FOR_AN_HOUR = {**HEADERS, "Cache-Control": "public, max-age=3600"}
 
 
 def routes(templates: Templates, retention_days: int) -> list[Route]:
-    """Return the routes of both, which need no token: they contain no number of installs.
+    """Return the routes of both. They need no token, because they contain no number of installs.
 
-    Heartbeats are stored for ``retention_days``; 0 is for good.
+    Heartbeats are stored for ``retention_days``; 0 means for ever.
     """
-    # What stands between back quotes is code: every other part.
+    # The text between back quotes is code: every second part.
     purposes = {name: (field.description or "").split("`") for name, field in all_fields().items()}
     page = templates.heartbeat(purposes, retention_days=retention_days, schema=SCHEMA)
     schema = json.dumps(json_schema(NEWEST), indent=2)

@@ -1,9 +1,9 @@
-"""The numbers of each day: counted once, after its end, and read by the page ever after.
+"""The numbers of each day: counted once, after its end, and read by the page.
 
-A day is a UTC date by this collector's clock; an install's own clock decides nothing. What is
-counted is each established install as it was at the end of the day. Every count is kept by version
-and edition, so that both can be filtered by, and by names that are on a list, so that nobody else
-can write into these tables or make them grow.
+A day is a UTC date by this collector's clock; an install's own clock decides nothing. Each
+established install is counted as it was at the end of the day. Every count is stored by version and
+edition, because the page can be filtered by both. Only listed names are stored, so that strangers
+cannot write into these tables or make them grow.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,22 +17,22 @@ from app.collector.names import DEVELOPMENT, KNOWN, OPEN, OTHER
 from app.payload import all_fields
 
 ABSENT = ""
-"""Stands for no value: what an install does not report, because its schema does not have it."""
+"""Stands for a missing value: the install's schema does not have the field."""
 
 ACTIVE_2D, ACTIVE_7D, ACTIVE_30D = "active_2d", "active_7d", "active_30d"
 IN_USE, NEW, LOST = "in_use", "new", "lost"
 RETAINED, RETAINED_90 = "retained", "retained_90"
 
 STOCKS = (ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, IN_USE)
-"""Installs at the end of a day: heard of within 48 hours, 7 and 30 days before it; and of the
-first, those that recorded a consent."""
+"""Installs at the end of a day: those that reported within 48 hours, 7 and 30 days before it; and
+of the first, those that recorded a consent."""
 
 FLOWS = (NEW, LOST, RETAINED, RETAINED_90)
-"""Installs of a day: those established on it; those silent for 30 days since some moment of it; and
-of those established 30 and 90 days before it, the ones heard of within 48 hours before its end."""
+"""Installs of a day: those established on it; those whose 30th day without a heartbeat it was; and
+of those established 30 and 90 days before, the ones that reported within 48 hours of its end."""
 
 DEV_BUILDS = "dev_builds"
-"""Development builds heard of within 48 hours: they are in no other number."""
+"""Development builds that reported within 48 hours: they are in no other number."""
 
 DAY = timedelta(days=1)
 MONTH = timedelta(days=30)
@@ -43,14 +43,14 @@ SETTLED = timedelta(minutes=1)
 _NOT_COUNTED = {"telemetry_schema", "instance_id", "sent_at", "version", "edition"}
 _NOT_COUNTED |= {"stack.redis_present"}  # is always true
 VALUES = tuple(name for name in all_fields() if name not in _NOT_COUNTED)
-"""The fields of every schema whose values are counted, of the installs heard of within 48 hours: by
-their dotted names. Python's version is counted by major and minor, that of Postgres by major."""
+"""The dotted names of the fields whose values are counted, of all schemas. Python's version is
+counted by major and minor, that of Postgres by major."""
 
 _SHORTENED = {"python_version": "^[0-9]+[.][0-9]+", "stack.postgres_version": "^[0-9]+"}
 
 
 def written(field: str) -> str:
-    """Return the SQL that reads a field's value out of a body, whether it is on a list or not."""
+    """Return the SQL that reads a field's value out of a body, listed or not."""
     return _shortened(field, f"body #>> '{{{field.replace('.', ',')}}}'")
 
 
@@ -84,7 +84,7 @@ def _read() -> str:
 
 
 def _value(field: str) -> str:
-    """Return the SQL of a field's value, as it is named."""
+    """Return the SQL of a field's value: a listed name, or ``OTHER``."""
     value = _shortened(field, _column(field))
     if field not in OPEN:
         return f"coalesce({value}, '{ABSENT}')"
@@ -101,8 +101,7 @@ _EACH_VALUE = ",\n".join(f"('{field}', {_value(field)}, active)" for field in VA
 def _count(installs: str) -> TextClause:
     """Return the statement that counts a day, of ``installs`` as they were at its end.
 
-    It is one aggregate over rows of one table, so that a sharded Postgres counts each shard where
-    it is.
+    It is one aggregate over the rows of one table, so that a sharded Postgres counts on each shard.
     """
     return text(
         f"""
@@ -131,7 +130,7 @@ def _count(installs: str) -> TextClause:
         ) AS counted (metric, value, is_counted)
         WHERE is_counted AND seen >= :begins - interval '30 days'
         GROUP BY metric, named, body_of.edition, value
-        """  # noqa: S608 - this module's own words
+        """  # noqa: S608 - only constants of this module
     )
 
 
@@ -161,7 +160,7 @@ _COUNTED = text(
     " ON CONFLICT (day) DO UPDATE"
     " SET as_of = excluded.as_of, retention_as_of = excluded.retention_as_of"
 )
-# By its date, so that a day is the same however often and however late it is counted.
+# By date, so that counting a day later or again gives the same numbers.
 _RELEASES = text("SELECT version FROM release WHERE released_on <= :day")
 
 
@@ -181,10 +180,10 @@ def finished(now: datetime) -> date:
 
 
 def count(connection: Connection, day: date, *, replayed: bool) -> None:
-    """Count a day that has ended, and keep its numbers in place of any that it had.
+    """Count a day that has ended, and replace its numbers.
 
-    Where it is not ``replayed`` it is the day before today: each install is known as it is, and as
-    it was before its last day.
+    If it is not ``replayed``, it must be yesterday: an install has its present state and its state
+    before its last day, and no older one.
     """
     as_of = begins(day + timedelta(days=1))
     moments = {"day": day, "begins": begins(day), "as_of": as_of}
@@ -200,13 +199,13 @@ def count(connection: Connection, day: date, *, replayed: bool) -> None:
 
 
 class Live(NamedTuple):
-    """What is counted at the moment: nothing of what installs are like."""
+    """The numbers of this moment; they are not broken down."""
 
     as_of: datetime
     active: int
-    """Established installs heard of within 48 hours, development builds left out."""
+    """Established installs that reported within 48 hours, without development builds."""
     not_established: int
-    """Those of which that was not often enough yet."""
+    """Those that reported within 48 hours, but on too few days so far."""
 
 
 _LIVE = text(
@@ -216,14 +215,14 @@ _LIVE = text(
     FROM install
     WHERE last_seen >= coalesce(CAST(:at AS timestamptz), now()) - interval '48 hours'
         AND excluded IS NULL AND right(body ->> 'version', 4) <> '{DEVELOPMENT}'
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 )
 
 
 def live(connection: Connection, at: datetime | None = None) -> Live:
     """Count how many installs there are ``at`` a moment, by default now by the database's clock.
 
-    What the database knows has to be as of that moment.
+    The database must be as of that moment.
     """
     return Live(*connection.execute(_LIVE, {"at": at}).one())
 
@@ -237,7 +236,7 @@ class Filter:
 
     @property
     def parameters(self) -> dict[str, str | None]:
-        """What the statements of this module take."""
+        """The parameters for the statements of this module."""
         return {"of_version": self.version, "of_edition": self.edition}
 
 
@@ -251,11 +250,11 @@ class Span:
 
 
 class Counted(NamedTuple):
-    """When a day was counted first, if that is known, and which flows it has."""
+    """When a day was first counted, if that is known, and which flows it has."""
 
     at: datetime | None
     has_all: bool = True
-    """Whether it has ``RETAINED_90`` too, which a former release does not count."""
+    """Whether it has ``RETAINED_90`` too, which older releases do not count."""
 
     @property
     def flows(self) -> Sequence[str]:
@@ -264,14 +263,14 @@ class Counted(NamedTuple):
 
 
 Counts = dict[str, int]
-"""How many installs have a value, or are in a movement; what is not there is zero."""
+"""How many installs have a value, or are in a movement; a missing key means zero."""
 
 _CHOSEN = (
     "(CAST(:of_version AS text) IS NULL OR version = :of_version)"
     " AND (CAST(:of_edition AS text) IS NULL OR edition = :of_edition)"
 )
 
-# What is put together below is this module's own words.
+# The SQL below is made of constants of this module only.
 _SPAN = text(
     "SELECT (SELECT min(day) FROM measured) AS first, day, as_of FROM measured"
     " ORDER BY day DESC LIMIT 1"

@@ -1,7 +1,7 @@
-"""The days on which something notable happened, for the feed. Pure.
+"""Notable events, for the page and the feed. Pure.
 
-Every event is made from the numbers of ``stats`` as they are shown, so it reveals nothing that the
-page does not.
+Every event is made from the rounded numbers of ``stats``, so it reveals nothing that the page does
+not reveal.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,68 +13,68 @@ from uuid import UUID, uuid5
 from app.collector.daily import ACTIVE_2D, DAY, begins
 from app.collector.phrases import long_date, moment, number, percent
 from app.collector.rounding import FOLD_BELOW, Shown
-from app.collector.stats import LATE, DayOfStats, Stats, stands_still
+from app.collector.stats import LATE, DayOfStats, Stats, counting_stopped
 
 WEEK = timedelta(days=7)
 REACHED_PERCENT = 10
-"""A release that has this share of the active installs for the first time is an event."""
+"""A release that reaches this share of the active installs for the first time is an event."""
 FELL_PERCENT = 30
 FEWEST_ACTIVE = 20
-"""Of fewer installs a fall of 30 % may be a few operators' holidays."""
+"""Among fewer installs, a few that pause would already be a fall of 30 %."""
 AT_MOST = 50
-"""So many events are in the feed at most, the newest ones."""
+"""The feed has at most so many events, the newest ones."""
 
 _NAMES = UUID("6d3f0e3c-2b5b-4c0e-9f38-6c1c5d7a9e41")
 """The namespace of the feed's ids. Feed readers know entries by them: never change it."""
 FEED = uuid5(_NAMES, "feed").urn
 
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
-"""What a feed says of its update before the first day is counted."""
+"""When the feed was updated, before the first day is counted."""
 
 Kind = Literal["release", "fall", "standstill"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something notable: the day on which it happened or began, and what it was."""
+    """Something notable, with the day on which it happened or began."""
 
     day: date
     kind: Kind
     title: str
     sentence: str
     updated: datetime
-    """When the sentence changed last."""
+    """When the sentence last changed."""
     version: str = ""
 
     @property
     def id(self) -> str:
-        """Its name for feed readers, which is the same whenever and wherever it is asked for."""
+        """Its id for feed readers, which never changes."""
         return uuid5(_NAMES, f"{self.kind}/{self.day}/{self.version}").urn
 
 
 def fell(then: int, now: int) -> bool:
-    """Return whether so few active installs, a week after there were ``then``, are a fall."""
+    """Return whether ``now`` active installs are a fall, a week after there were ``then``."""
     return then >= FEWEST_ACTIVE and 100 * (then - now) > FELL_PERCENT * then
 
 
-def of(stats: Stats, *, stands_still: bool) -> list[Event]:
+def of(stats: Stats, *, counting_stopped: bool) -> list[Event]:
     """Return the events on the days of ``stats``, the newest first.
 
-    Where counting ``stands_still``, that is one of them. ``stats`` has to be of all installs. What
+    If ``counting_stopped``, that is one of them. ``stats`` must be of all installs. An event that
     may have begun before its first day is left out.
     """
     certain = _certain(stats)
     found = [
         *_releases(certain, dict(stats.releases)),
         *_falls(certain),
-        *_standstills(stats, stands_still=stands_still),
+        *_standstills(stats, counting_stopped=counting_stopped),
     ]
     found.sort(key=lambda event: (event.updated, event.day, event.title), reverse=True)
     return found[:AT_MOST]
 
 
 def updated(stats: Stats, events: Sequence[Event]) -> datetime:
-    """Return when the feed of these events changed last."""
+    """Return when the feed of these events last changed."""
     if events:
         return events[0].updated
     return stats.as_of.astimezone(UTC) if stats.as_of else _NEVER
@@ -90,12 +90,12 @@ def _certain(stats: Stats) -> list[DayOfStats]:
 
 
 def _known(day: DayOfStats) -> datetime:
-    """Return when the numbers of a day were known."""
+    """Return when the numbers of a day became known."""
     return day.counted_at.astimezone(UTC) if day.counted_at else begins(day.day + DAY)
 
 
 def _releases(days: Sequence[DayOfStats], out: Mapping[str, date]) -> Iterator[Event]:
-    """Yield the days on which a release that came out on one of the days is on so many installs."""
+    """Yield an event for each release that came out on these days and reached the share."""
     reached: set[str] | None = None
     for each in days:
         total = each.by_version.total
@@ -107,7 +107,7 @@ def _releases(days: Sequence[DayOfStats], out: Mapping[str, date]) -> Iterator[E
             if 100 * installs >= REACHED_PERCENT * total
         }
         if reached is None:
-            reached = {*shares}  # since when they have had it is not known
+            reached = {*shares}  # they may have reached it earlier
         for version in sorted(shares.keys() - reached):
             if version in out and out[version] >= days[0].day:
                 yield _release(version, shares[version], each)
@@ -139,7 +139,7 @@ def _falls(days: Sequence[DayOfStats]) -> Iterator[Event]:
         first, before = run[0], week_before[run[0].day]
         if before is days[0]:
             continue  # it may have begun before these days
-        if last is None or before.day >= last:  # or else it is the same fall
+        if last is None or before.day >= last:  # otherwise it is the same fall
             last = first.day
             yield _fall(before, first)
 
@@ -168,13 +168,13 @@ def _most(installs: Shown) -> int:
     return FOLD_BELOW - 1 if installs is None else installs
 
 
-def _standstills(stats: Stats, *, stands_still: bool) -> Iterator[Event]:
-    # A copy that is behind does not know whether the last day was counted.
+def _standstills(stats: Stats, *, counting_stopped: bool) -> Iterator[Event]:
+    # A standby that is behind does not show whether the last day was counted.
     is_known = stats.until is not None and stats.standby_as_of is None
-    overdue = stats.until + DAY if stats.until and is_known and stands_still else None
+    overdue = stats.until + DAY if stats.until and is_known and counting_stopped else None
     for run in _runs(stats.days, _is_late):
         if run[0] is stats.days[0]:
-            continue  # it may have begun before these days, or nobody counted before
+            continue  # it may have begun earlier, or counting began then
         if overdue and run[-1].day + DAY == overdue:
             yield _standstill(run[0].day, overdue)
             overdue = None
@@ -185,7 +185,7 @@ def _standstills(stats: Stats, *, stands_still: bool) -> Iterator[Event]:
 
 
 def _is_late(day: DayOfStats) -> bool:
-    return day.counted_at is not None and stands_still(day.day - DAY, day.counted_at)
+    return day.counted_at is not None and counting_stopped(day.day - DAY, day.counted_at)
 
 
 def _late(days: Sequence[DayOfStats]) -> Event:
@@ -197,7 +197,7 @@ def _late(days: Sequence[DayOfStats]) -> Event:
             f"The days from {long_date(first.day)} to {long_date(last.day)} were counted late, the"
             f" last of them on {moment(at)}."
         )
-    return Event(first.day, "standstill", "Counting stood still", sentence, at)
+    return Event(first.day, "standstill", "Counting was late", sentence, at)
 
 
 def _standstill(since: date, overdue: date) -> Event:
@@ -205,7 +205,7 @@ def _standstill(since: date, overdue: date) -> Event:
     return Event(
         since,
         "standstill",
-        "Counting stands still",
+        "Counting has stopped",
         f"The last day that was counted is {long_date(overdue - DAY)}. {long_date(overdue)} should"
         f" have been counted at {due:%H:%M} UTC on {long_date(due)}, and is not counted yet.",
         due + LATE,
@@ -215,7 +215,7 @@ def _standstill(since: date, overdue: date) -> Event:
 def _runs(
     days: Sequence[DayOfStats], is_one: Callable[[DayOfStats], bool]
 ) -> Iterator[list[DayOfStats]]:
-    """Yield the days for which something holds, those that follow one another together."""
+    """Yield each run of consecutive days for which ``is_one`` is true."""
     run: list[DayOfStats] = []
     for each in days:
         if is_one(each):

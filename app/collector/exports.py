@@ -12,7 +12,7 @@ from app.collector.stats import DayOfStats, Stats
 
 
 def document(stats: Stats) -> dict[str, Any]:
-    """Return what ``stats.json`` holds: what is shown, by its names here, with ISO dates."""
+    """Return the content of ``stats.json``: all fields of ``stats``, with ISO dates."""
     found: dict[str, Any] = _with_iso_dates(asdict(stats))
     return found
 
@@ -34,11 +34,11 @@ Line = tuple[str, str, str, str, str]
 
 
 def rows(stats: Stats) -> Iterator[Line]:
-    """Yield the lines of ``stats.csv``: day, metric, value, installs and of, the names first.
+    """Yield the lines of ``stats.csv``, the names of the columns first.
 
-    ``of`` is how many installs report the metric, or of how many it is a part. The value ``OTHER``
-    is all that are not named; how many use a feature has the value ``used``. A period and a month
-    have their first day for a day, and what is live has its moment.
+    ``of`` is how many installs report the metric, or the whole of which it is a part. The value
+    ``OTHER`` means all values that are not named; ``used`` means the installs that use a feature.
+    The day of a period or a month is its first day; that of a live number is its time.
     """
     yield "day", "metric", "value", "installs", "of"
     before = stats.a_month_before

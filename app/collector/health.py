@@ -1,8 +1,8 @@
-"""Whether the collector can do its work: for whoever asks over HTTP, and in the log.
+"""Whether the collector can do its work: over HTTP, and in the log.
 
-A thread of its own looks at the database every few seconds, by a connection of its own. Who asks
-gets what that has found, so that no number of callers loads the database. No sentence holds a host,
-a user, a password or anything that was sent.
+A separate thread checks the database every few seconds, through its own connection. Requests get
+the result of the last check, so any number of them costs the database nothing. No sentence contains
+a host, a user, a password or anything that a client sent.
 """
 
 import logging
@@ -27,11 +27,11 @@ from app.collector.bounded import WITHIN_SECONDS
 from app.collector.inbox import Inbox
 
 EVERY_SECONDS = 5.0
-"""How long what a look has found is shown before the next look."""
-TELL_SECONDS = 60.0
+"""The time between two checks."""
+LOG_SECONDS = 60.0
 FAILED_SECONDS = 60.0
-"""How long a failed commit counts: longer, and a collector that gets no requests because it is not
-ready would never be ready again."""
+"""How long a failed commit counts. Without this limit, a collector that gets no requests because it
+is not ready would never become ready again."""
 END_SECONDS = 0.5
 
 NOT_STORED = {"Cache-Control": "no-store"}
@@ -43,24 +43,24 @@ log = logging.getLogger(__package__)
 
 @dataclass(frozen=True)
 class Look:
-    """What was found at one look at the database."""
+    """The result of one check of the database."""
 
     trouble: str | None = None
     """Why it cannot be used: a sentence, or None."""
     not_counted: str | None = None
     """Why its numbers are old: a sentence, or None."""
     now: datetime | None = None
-    """The database's time; None where there is trouble."""
+    """The database's time; None if there is trouble."""
     counted_until: datetime | None = None
     """The end of the last day that is counted, if one is."""
 
 
 def look(engine: Engine) -> Look:
-    """Look at the database; every error is a sentence."""
+    """Check the database; every error becomes a sentence."""
     try:
         with engine.connect() as connection:
             return look_by(connection)
-    except Exception as error:  # noqa: BLE001 - whoever looks goes on, and looks again
+    except Exception as error:  # noqa: BLE001 - any failure is a reason, and the next check follows
         return Look(trouble=cause(error))
 
 
@@ -73,9 +73,9 @@ _FIRST_HEARD = text("SELECT CAST(min(first_seen) AT TIME ZONE 'UTC' AS date) FRO
 
 
 def look_by(connection: Connection, *, now: datetime | None = None) -> Look:
-    """Look at the database by a connection, in one short transaction.
+    """Check the database through a connection, in one short transaction.
 
-    ``now`` is by default the database's.
+    ``now`` is the database's time by default.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: ``cause`` puts it in words.
@@ -91,7 +91,7 @@ def look_by(connection: Connection, *, now: datetime | None = None) -> Look:
 
 
 def _outdated(connection: Connection) -> str | None:
-    """Return a sentence where the tables are not those of this release."""
+    """Return a sentence if the tables are not those of this release."""
     found, known = migrations.revision(connection, "collector"), migrations.known("collector")
     if found == known[0]:
         return None
@@ -104,14 +104,14 @@ def _outdated(connection: Connection) -> str | None:
             " run `python -m app.collector migrate`"
         )
     shown = re.sub(r"\W", "?", found, flags=re.ASCII)
-    return f"the tables are at revision {shown}, of a newer release: run that one"
+    return f"the tables are at revision {shown}, of a newer release: run that release"
 
 
 def _counted(connection: Connection, now: datetime) -> Look:
     span, again = daily.span(connection), recount.progress(connection)
     until = daily.begins(span.last + daily.DAY) if span else None
     last = span.last if span else _before_the_first(connection, again)
-    if last is None or not stats.stands_still(last, now):
+    if last is None or not stats.counting_stopped(last, now):
         return Look(now=now, counted_until=until)
     why = under_way(again) if again else f"the last day that is counted is {last}"
     sentence = f"{daily.finished(now)} is not counted: {why}"
@@ -119,12 +119,12 @@ def _counted(connection: Connection, now: datetime) -> Look:
 
 
 def under_way(again: recount.Progress) -> str:
-    """Say how far the counting of earlier days has come."""
+    """Return the progress of a recount as a sentence."""
     return f"the days since {again.since} are being counted again, {again.share:.0%} done"
 
 
 def _before_the_first(connection: Connection, again: recount.Progress | None) -> date | None:
-    """Return the day before the first that is to be counted; None where there is no install."""
+    """Return the day before the first day to count; None if there is no install."""
     first: date | None = again.since if again else connection.scalar(_FIRST_HEARD)
     return first - daily.DAY if first else None
 
@@ -145,8 +145,8 @@ _ANSWERS: Mapping[str, str] = {
     "57014": SILENT,
 }
 
-# libpq gives no SQLSTATE for a connection that fails. The server's words are looked at where they
-# are English: they say more than that it refuses.
+# libpq gives no SQLSTATE for a connection that fails, so the server's message is searched. It is
+# English on most servers; elsewhere the last, general sentence is used.
 _WORDS = (
     (r"no password supplied", "COLLECTOR_DATABASE_URL: the database asks for a password"),
     (r"timeout expired|timed? ?out", SILENT),
@@ -159,13 +159,13 @@ _WORDS = (
 
 
 def cause(error: Exception) -> str:
-    """Say what an operator can do about an error of a look, without a value in it."""
+    """Return what an operator can do about the error of a check, without any value in it."""
     origin: Any = getattr(error, "orig", None) or error
     state = getattr(origin, "sqlstate", None)
     if state is not None:
         return _ANSWERS.get(state, f"the database failed with SQLSTATE {state}")
     if not isinstance(origin, psycopg.OperationalError):
-        return f"the look at the database failed with {type(origin).__name__}"
+        return f"the check of the database failed with {type(origin).__name__}"
     for words, sentence in _WORDS:
         if re.search(words, str(origin)):
             return sentence
@@ -173,24 +173,24 @@ def cause(error: Exception) -> str:
 
 
 class Health:
-    """Looks at the database while it is entered, and knows whether the collector is ready."""
+    """Checks the database, and says whether the collector is ready."""
 
     def __init__(self, url: str | URL, inbox: Inbox) -> None:
-        """Look at the database of ``url``, and at how ``inbox`` fares."""
+        """Check the database of ``url``, and the state of ``inbox``."""
         self._engine = bounded.connect(url)
         self._inbox = inbox
         self._found = Look(trouble=SILENT)
         self._looked_at = float("-inf")
-        self._teller = _Teller()
+        self._log = _ReasonLog()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look now and every ``EVERY_SECONDS``, in a thread of its own, until the block ends.
+        """Check now and every ``EVERY_SECONDS``, in a separate thread, until the block ends.
 
-        The first look is over, or the database does not answer, when the block begins.
+        The block begins after the first check, or when the database does not answer in time.
         """
         looked, ended = Event(), Event()
-        # A look that is under way at the end is not waited for.
+        # A daemon: the end of the process does not wait for a check.
         thread = Thread(target=self._watch, args=(looked, ended), name="health", daemon=True)
         thread.start()
         looked.wait(WITHIN_SECONDS)
@@ -207,12 +207,12 @@ class Health:
             late = time.monotonic() > began + WITHIN_SECONDS
             self._found = Look(trouble=SILENT) if late and not found.trouble else found
             self._looked_at = time.monotonic()
-            self._teller.tell(self.reasons(), self._looked_at)
+            self._log.write(self.reasons(), self._looked_at)
             looked.set()
             ended.wait(EVERY_SECONDS)
 
     def reasons(self) -> list[str]:
-        """Return why the collector is not ready, in sentences; none where it is."""
+        """Return why the collector is not ready, in sentences; an empty list if it is."""
         found = self._found
         if time.monotonic() > self._looked_at + EVERY_SECONDS + WITHIN_SECONDS:
             return [SILENT]
@@ -229,7 +229,7 @@ class Health:
 
     @property
     def counted_for(self) -> float | None:
-        """How many seconds ago the last day ended that is counted; None where none is known."""
+        """How many seconds ago the last counted day ended; None if that is not known."""
         found = self._found
         if found.now is None or found.counted_until is None:
             return None
@@ -237,27 +237,27 @@ class Health:
         return (found.now - found.counted_until).total_seconds() + since_look
 
 
-class _Teller:
+class _ReasonLog:
     """Logs why the collector is not ready: when that changes, and at most once a minute."""
 
     def __init__(self) -> None:
-        self._told: Sequence[str] = ()
+        self._logged: Sequence[str] = ()
         self._not_before = float("-inf")
 
-    def tell(self, reasons: Sequence[str], now: float) -> None:
+    def write(self, reasons: Sequence[str], now: float) -> None:
         if not reasons:
-            if self._told:
+            if self._logged:
                 log.info("collector.recovered")
-            self._told = ()
-        elif reasons != self._told and now >= self._not_before:
+            self._logged = ()
+        elif reasons != self._logged and now >= self._not_before:
             log.error('collector.not_ready reason="%s"', "; ".join(reasons))
-            self._told, self._not_before = reasons, now + TELL_SECONDS
+            self._logged, self._not_before = reasons, now + LOG_SECONDS
 
 
 def routes(health: Health) -> list[Route]:
-    """Return the routes that say whether the process lives, and whether it can do its work."""
+    """Return the routes that report whether the process runs, and whether it can do its work."""
 
-    # Neither waits for a thread of the pool, which readers may have taken.
+    # Both are async, so that they need no thread of the pool: readers may use all of them.
     async def alive(_: Request) -> Response:
         return JSONResponse({"alive": True}, headers=NOT_STORED)
 

@@ -1,4 +1,4 @@
-"""What is held under an id, for whoever knows the id: the right of access."""
+"""What is held under an id, for anyone who knows the id: the right of access."""
 
 import logging
 from datetime import UTC, datetime
@@ -13,13 +13,13 @@ from app.collector import store
 from app.collector.inbox import UnavailableError
 
 AT_MOST = 1_000
-"""How many heartbeats one answer holds; whoever wants the rest asks for what comes after them."""
+"""One answer has at most so many heartbeats; a further request can ask for those after them."""
 
 log = logging.getLogger(__package__)
 
 
 class HeldHeartbeat(TypedDict):
-    """A heartbeat as it is held: ``body`` is, to the byte, what the schema's model writes."""
+    """A stored heartbeat; ``body`` is byte for byte what the schema's model writes."""
 
     sent_at: str
     received_at: str
@@ -29,8 +29,8 @@ class HeldHeartbeat(TypedDict):
 class Held(TypedDict):
     """What is held of an install; all times are ISO 8601 in UTC.
 
-    ``retention_days`` is how long a heartbeat is kept, 0 for good; ``more`` says whether there are
-    heartbeats after these.
+    ``retention_days`` is how long a heartbeat is stored, 0 means for ever; ``more`` says whether
+    there are heartbeats after these.
     """
 
     instance_id: str
@@ -42,10 +42,10 @@ class Held(TypedDict):
 
 
 class Holdings:
-    """Reads what is held, as of one moment, in transactions that cannot write."""
+    """Reads what is held in one snapshot, in transactions that cannot write."""
 
     def __init__(self, engine: Engine, retention_days: int) -> None:
-        """Read by ``engine``; ``retention_days`` is what is answered, and deletes nothing."""
+        """Read through ``engine``; ``retention_days`` is only part of the answer."""
         self._engine = engine
         self.retention_days = retention_days
 
@@ -67,7 +67,7 @@ class Holdings:
                     return None
                 found = store.held(connection, instance_id, after=after, limit=AT_MOST + 1)
         except SQLAlchemyError as error:
-            # No traceback: its words may be anybody's.
+            # No traceback: it may contain what a stranger sent.
             log.error("collector.failed stage=access error=%s", store.cause(error))  # noqa: TRY400 - see above
             raise UnavailableError("The database is not available.") from None
         return Held(

@@ -1,9 +1,10 @@
-"""Where what is to be written waits until it is committed: in one order, and many at a time.
+"""A queue of heartbeats and deletions: one thread commits them in order, many at a time.
 
-A commit waits for the disk, whether it carries one heartbeat or hundreds. So one thread takes all
-that is waiting and commits the heartbeats in one transaction, and only then is anybody answered.
-A deletion has a transaction of its own, between those of the heartbeats before and after it: none
-comes back after its id was deleted. Between processes, the store sees to that.
+A commit waits for the disk, whether it has one heartbeat or hundreds. So one thread takes all
+entries that wait and commits the heartbeats in one transaction. Only then are their senders
+answered. A deletion has its own transaction, after the heartbeats that arrived before it and before
+those that arrived after it: no deleted heartbeat is stored again. ``store`` ensures the same
+between processes.
 """
 
 import asyncio
@@ -27,53 +28,54 @@ from app.collector import store
 from app.payload import Heartbeat
 
 CAPACITY = 1_000
-"""How many may be waiting, those included whose commit is under way."""
+"""How many entries may wait, including those that are being committed."""
 AT_ONCE = 64
-"""So many are committed together, where they wait; and half, where that is more."""
+"""How many of the waiting entries are committed together; half of them, if that is more."""
 ANSWER_SECONDS = 8.0
-"""A sender gives up after 10, as it is delivered; it shall hear that the collector cannot."""
+"""A sender gives up after 10 seconds by default; it should receive the 503 before that."""
 SETTLE_SECONDS = 1.0
 STANDSTILL_SECONDS = 30.0
-"""Longer than this no transaction takes, but one of a process that was stopped in the middle of it.
-What it would commit may belong to an install that was forgotten meanwhile."""
+"""A transaction takes longer only if its process was suspended. Its install may have been deleted
+in the meantime, so it must not commit."""
 AGAIN = 2
-"""So often a commit is tried again at once."""
+"""How often a commit is retried at once."""
 RETRY_SECONDS = 60
 
 log = logging.getLogger(__package__)
 
 
 class UnavailableError(Exception):
-    """It is not known to be committed, and may be brought again; the message may be told."""
+    """It may not be committed; the sender may try again. The message may be sent to it."""
 
     def __init__(self, sentence: str, *, seconds: int = RETRY_SECONDS) -> None:
-        """Say so in ``sentence``; before so many ``seconds`` it is not worth another try."""
+        """Take the message for the sender, and after how many seconds it should try again."""
         super().__init__(sentence)
         self.seconds = seconds
 
 
 class RefusedError(Exception):
-    """The database does not take it, however often it is brought; the message may be told."""
+    """The database will never accept it. The message may be sent to the sender."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
     what: Heartbeat | UUID
-    """What to keep, or the id to forget."""
+    """The heartbeat to store, or the id to delete."""
     settled: asyncio.Future[bool]
     """Whether it has changed anything."""
     until: float
-    """When its sender is answered 503, by the monotonic clock."""
+    """When its sender gets a 503, by the monotonic clock."""
 
 
 Results = list[bool | UnavailableError] | Exception
-"""What became of each entry, or what has kept all of them from being committed."""
+"""The result of each entry, or why none of them was committed."""
 
 
 class Inbox:
-    """Keeps heartbeats and forgets installs, for an event loop; open while it is entered.
+    """Stores heartbeats and deletes installs for an event loop, inside a ``with`` block.
 
-    When it closes, what waits is committed within ``SETTLE_SECONDS``, or never acknowledged.
+    At the end of the block, waiting entries are committed within ``SETTLE_SECONDS``; those that are
+    not are never acknowledged.
     """
 
     def __init__(
@@ -83,10 +85,10 @@ class Inbox:
         established_days: int = store.ESTABLISHED_DAYS,
         timed: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """Write by one connection of ``engine``, which is kept.
+        """Write through one connection of ``engine``, which stays open.
 
-        An install that is heard of on ``established_days`` days is established. How many seconds a
-        commit took is given to ``timed``, by the writer's thread.
+        An install is established after heartbeats on ``established_days`` days. The writer's thread
+        calls ``timed`` with the seconds that each commit took.
         """
         self._engine = engine
         self._established_days = established_days
@@ -95,11 +97,11 @@ class Inbox:
         self._timed = timed
         self._unsettled = 0  # counted by the event loop alone
         self._failed_at: float | None = None  # set by the writer alone
-        # A server that stands still must not keep the process from its end: nothing is lost by it.
+        # A daemon, so that a frozen database cannot block the exit: nothing acknowledged is lost.
         self._writer = Thread(target=self._write, name="inbox", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to write."""
+        """Start the writer."""
         self._writer.start()
         return self
 
@@ -109,53 +111,53 @@ class Inbox:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write what waits, and no more."""
+        """Write the entries that wait, and stop."""
         self._entries.put(None)
         self._writer.join(SETTLE_SECONDS)
 
-    async def keep(self, heartbeat: Heartbeat) -> bool:
-        """Return when a heartbeat is committed, and whether it was not there before.
+    async def store(self, heartbeat: Heartbeat) -> bool:
+        """Wait until a heartbeat is committed; return whether it is new.
 
         Raises:
             UnavailableError: too many wait, the database fails or does not answer in time, or the
-                install was forgotten a moment ago.
-            RefusedError: the database takes others, and not this one.
+                install was deleted a moment ago.
+            RefusedError: the database accepts others, but not this one.
         """
-        return await self._bring(heartbeat)
+        return await self._add(heartbeat)
 
     async def forget(self, instance_id: UUID) -> None:
-        """Return when nothing is left under an id of what was brought before this was asked.
+        """Wait until everything that arrived under an id before this call is deleted.
 
-        It makes no difference which process of those that share the database it was brought to.
+        That includes what other processes with the same database received.
 
         Raises:
             UnavailableError: too many wait, or the database fails or does not answer in time.
         """
-        await self._bring(instance_id)
+        await self._add(instance_id)
 
     @property
     def waiting(self) -> int:
-        """How many are waiting, those included whose commit is under way."""
+        """How many entries wait, including those that are being committed."""
         return self._unsettled
 
     @property
     def full(self) -> bool:
-        """Whether no more may wait."""
+        """Whether no further entry may wait."""
         return self._unsettled >= CAPACITY
 
     def failed_within(self, seconds: float) -> bool:
-        """Return whether the last commit failed for want of the database, and not longer ago."""
+        """Return whether the last commit failed within so many seconds because of the database."""
         failed_at = self._failed_at
         return failed_at is not None and time.monotonic() < failed_at + seconds
 
-    async def _bring(self, what: Heartbeat | UUID) -> bool:
+    async def _add(self, what: Heartbeat | UUID) -> bool:
         if self.full:
             raise UnavailableError("The collector is busy.")
         loop = asyncio.get_running_loop()
         settled: asyncio.Future[bool] = loop.create_future()
         self._unsettled += 1
         self._entries.put(_Entry(what, settled, time.monotonic() + ANSWER_SECONDS))
-        # A third of what asyncio.timeout costs, of which every heartbeat has one.
+        # This costs a third of asyncio.timeout, for every heartbeat.
         expiry = loop.call_later(ANSWER_SECONDS, _expire, settled)
         try:
             return await settled
@@ -166,14 +168,14 @@ class Inbox:
         self._unsettled -= len(entries)
         each = [results] * len(entries) if isinstance(results, Exception) else results
         for entry, result in zip(entries, each, strict=True):
-            if entry.settled.done():  # nobody waits for it any more
+            if entry.settled.done():  # its sender has its 503 already
                 continue
             if isinstance(result, Exception):
                 entry.settled.set_exception(result)
             else:
                 entry.settled.set_result(result)
 
-    # From here on it is the writer's thread.
+    # The methods below run in the writer's thread.
 
     def _write(self) -> None:
         while entries := self._take():
@@ -182,20 +184,23 @@ class Inbox:
             self._connection.close()
 
     def _write_runs(self, runs: Iterable[Sequence[_Entry]]) -> None:
-        """Write one run after the other; a database that is gone is tried once for all of them."""
+        """Write one run after the other; if the database is unavailable, do not try the rest."""
         results: Results = []
         for run in runs:
             if not isinstance(results, UnavailableError):
                 results = self._attempt(run)
             if isinstance(results, RefusedError) and len(run) > 1:
-                self._write_runs([entry] for entry in run)  # none fails for another's sake
+                self._write_runs(
+                    [entry] for entry in run
+                )  # one by one, so that only the refused entry fails
             else:
-                self._tell(run, results)
+                self._pass_on(run, results)
 
     def _take(self) -> list[_Entry]:
-        """Wait for entries, and return those that came first; none at the end.
+        """Wait for entries and return the oldest; an empty list means the end.
 
-        Of many it is half: were it all, the disk would wait for the senders, and they for the disk.
+        Of many entries it takes half. If it took all, the disk would be idle until the senders send
+        again, and the senders would then wait for the disk.
         """
         entries: list[_Entry] = []
         entry = self._entries.get()
@@ -209,11 +214,11 @@ class Inbox:
             except Empty:
                 return entries
         if entries:
-            self._entries.put(None)  # the end is for the next time
+            self._entries.put(None)  # the next call returns the end
         return entries
 
     def _attempt(self, entries: Sequence[_Entry]) -> Results:
-        """Commit all of the entries or none; remember whether that failed."""
+        """Commit all entries or none; note whether that failed."""
         began = time.monotonic()
         results = self._try(entries)
         if isinstance(results, UnavailableError):
@@ -227,14 +232,14 @@ class Inbox:
         try:
             return self._commit(entries)
         except SQLAlchemyError as error:
-            # No traceback: its words may be anybody's.
+            # No traceback: it may contain what a stranger sent.
             log.error("collector.failed stage=commit error=%s", store.cause(error))  # noqa: TRY400 - see above
             if isinstance(error, DataError | IntegrityError):
                 return RefusedError("The database refuses this heartbeat.")
             return UnavailableError("The database is not available.")
         except store.DeletedMeanwhileError:
             return UnavailableError("An install was deleted a moment ago.", seconds=1)
-        except Exception as error:  # noqa: BLE001 - who waits raises it; the writer lives on
+        except Exception as error:  # noqa: BLE001 - it is raised where the entry is awaited; the writer goes on
             return error
 
     def _commit(self, entries: Sequence[_Entry]) -> Results:
@@ -246,7 +251,7 @@ class Inbox:
             except store.DeletedMeanwhileError:
                 continue
             except DBAPIError as error:
-                # It may have been cut while it was idle. To write twice does no harm.
+                # The connection may have been closed while it was idle. Writing twice does no harm.
                 if not error.connection_invalidated and not isinstance(
                     error.orig, DeadlockDetected
                 ):
@@ -254,10 +259,10 @@ class Inbox:
         return self._transact(self._connection, entries)
 
     def _connect(self) -> Connection:
-        """Return a connection to tables of this release.
+        """Return a connection to the tables of this release.
 
-        Whoever is running while they are migrated goes on: a release takes what is sent until the
-        next has started.
+        A connection that is open during a migration stays in use: the old release accepts
+        heartbeats until the new one has started.
         """
         with ExitStack() as refused:
             connection = refused.enter_context(self._engine.connect())
@@ -275,20 +280,20 @@ class Inbox:
                 store.forget(connection, first.what)
             return [True]
         began = time.monotonic()
-        # What its sender takes for lost is not kept: it may have been forgotten since, long ago.
+        # Do not store what was already answered 503: its install may have been deleted since.
         in_time = [
             each.what for each in entries if isinstance(each.what, Heartbeat) and began < each.until
         ]
         with connection.begin():
             fates = store.insert(connection, in_time, established_days=self._established_days)
-            # A process that stands still from here on is cut off by the server.
+            # If the process is suspended after this line, the server ends the transaction.
             if time.monotonic() - began > STANDSTILL_SECONDS:
                 raise _no_answer()
         of_those = map(_result, fates)
         return [next(of_those) if began < each.until else _no_answer() for each in entries]
 
-    def _tell(self, entries: Sequence[_Entry], results: Results) -> None:
-        with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+    def _pass_on(self, entries: Sequence[_Entry], results: Results) -> None:
+        with suppress(RuntimeError):  # the loop has ended, so nothing awaits the result
             entries[0].settled.get_loop().call_soon_threadsafe(self._settle, entries, results)
 
 
@@ -308,7 +313,7 @@ def _result(fate: store.Fate) -> bool | UnavailableError:
 
 
 def _runs(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
-    """Yield, in their order, each deletion, and the heartbeats between them."""
+    """Yield each deletion, and the heartbeats between two deletions, in their order."""
     heartbeats: list[_Entry] = []
     for entry in entries:
         if not isinstance(entry.what, UUID):

@@ -1,4 +1,4 @@
-"""What senders ask for: to keep a heartbeat, to read what is held of an install, to forget it."""
+"""The routes for senders: store a heartbeat, read what is held of an install, delete it."""
 
 import asyncio
 import time
@@ -23,15 +23,15 @@ from app.collector.outcomes import Outcome, Outcomes
 MAX_BODY_BYTES = 16 * 1024
 MAX_DETAILS = 10
 NEWER_SCHEMA_SECONDS = 6 * 60 * 60
-"""So often a heartbeat of a schema that is not known yet is sent again: it is kept where it comes
-from until its day ends, and the collector may be upgraded by then."""
+"""Retry-After for a schema that this collector does not support yet: the sender stores the
+heartbeat until its day ends, and the collector may be upgraded by then."""
 MAX_VERSION = 999_999_999
 NOT_STORED = {"Cache-Control": "no-store"}
-NOBODYS = {str(UUID(int=0)), str(UUID(int=2**128 - 1))}
-"""The nil and the max UUID: what an id is where none was made."""
+PLACEHOLDERS = {str(UUID(int=0)), str(UUID(int=2**128 - 1))}
+"""The nil and the max UUID: placeholders that belong to no install."""
 ACCEPTED = Response(status_code=202)
 EXPLAINED = (HTTPException, UnavailableError, RefusedError)
-"""What a request may fail with; anything else is a fault, and logged."""
+"""The errors that are explained to the client; any other is a bug, and is logged."""
 
 _SENT_AT: TypeAdapter[str] = TypeAdapter(payload.SentAt)
 
@@ -40,34 +40,34 @@ class NotAHeartbeat(HTTPException):
     """The body is refused with 400."""
 
     def __init__(self, sentence: str, details: Sequence[Mapping[str, str]] = ()) -> None:
-        """Say so in ``sentence``; ``details`` name what is wrong where, and repeat no value."""
+        """Take a sentence, and details that name what is wrong where, without any value."""
         super().__init__(400, sentence)
         self.details = list(details)
 
 
 class TooManyIdsError(HTTPException):
-    """The client has brought as many different installs as it may in a day."""
+    """The client has sent heartbeats of as many different installs as it may in a day."""
 
     def __init__(self, seconds: int) -> None:
-        """Say that the day ends in so many ``seconds``."""
+        """Take the seconds until the day ends."""
         super().__init__(429, "Too many installs.", {"Retry-After": str(seconds)})
 
 
 class NewerSchemaError(UnavailableError):
-    """The body is of a ``telemetry_schema`` that only a newer collector knows."""
+    """The body has a ``telemetry_schema`` that only a newer collector supports."""
 
     def __init__(self, version: int | None) -> None:
-        """Name the ``version`` unless its number is longer than any could be."""
+        """Name the ``version``, unless its number is absurdly long."""
         self.version = version if version is not None and version <= MAX_VERSION else None
         words = ["telemetry_schema"] if self.version is None else ["telemetry_schema", self.version]
         super().__init__(
-            f"This collector does not know {' '.join(map(str, words))} yet; try again later.",
+            f"This collector does not support {' '.join(map(str, words))} yet; try again later.",
             seconds=NEWER_SCHEMA_SECONDS,
         )
 
 
 class Heartbeats:
-    """Takes heartbeats: an ASGI application, so that the server may call it before any router."""
+    """Accepts heartbeats: an ASGI application, so that it can be called without a router."""
 
     path = "/v1/heartbeat"
 
@@ -79,10 +79,10 @@ class Heartbeats:
         daily: DailyInstalls | None,
         body_seconds: float,
     ) -> None:
-        """Bring them to ``inbox``, and count in ``outcomes`` how each fares.
+        """Store them through ``inbox``, and count the outcome of each in ``outcomes``.
 
-        ``daily`` limits what one client may send. A body that takes longer than ``body_seconds`` to
-        arrive is refused.
+        ``daily`` limits how many installs one client may send for. A body that takes longer than
+        ``body_seconds`` to arrive is refused.
         """
         self._inbox = inbox
         self._outcomes = outcomes
@@ -93,9 +93,9 @@ class Heartbeats:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 202 once the heartbeat is committed."""
-        self._outcomes.came_from(caller(scope))
+        self._outcomes.count_client(caller(scope))
         try:
-            new = await self._keep(scope, receive)
+            new = await self._store(scope, receive)
         except Exception as error:
             if isinstance(error, NewerSchemaError):
                 self._outcomes.newer_schema(error.version)
@@ -108,16 +108,17 @@ class Heartbeats:
             self._outcomes.count("accepted" if new else "duplicate")
             await ACCEPTED(scope, receive, send)
 
-    async def _keep(self, scope: Scope, receive: Receive) -> bool:
-        headers = dict(reversed(scope["headers"]))  # of several with one name, the first
-        # First of all: who is refused while it still speaks may be cut off before it has heard why.
+    async def _store(self, scope: Scope, receive: Receive) -> bool:
+        headers = dict(reversed(scope["headers"]))  # of several with the same name, the first
+        # Read the body first: a client that is refused while sending may see a reset instead of the
+        # answer.
         body = await _read(headers, receive, self._body_seconds)
         _take_token(scope, self._limiter)
         _check(headers)
         found = parse(body)
         if self._daily:
             self._admit(self._daily, caller(scope), found)
-        return await self._inbox.keep(found)
+        return await self._inbox.store(found)
 
     def _admit(self, daily: DailyInstalls, client: str, found: payload.Heartbeat) -> None:
         if seconds := daily.admit(client, UUID(found.instance_id), time.time()):
@@ -128,15 +129,15 @@ class Heartbeats:
 def routes(
     heartbeats: Heartbeats, inbox: Inbox, holdings: Holdings, limiter: Limiter | None
 ) -> list[Route]:
-    """Return the routes of a sender, which ``limiter`` guards together."""
+    """Return the routes for senders; ``limiter`` limits all of them together."""
 
-    # One route, since of two with the same path the first would answer for every other method.
+    # One route for both methods: of two routes with one path, Starlette calls only the first.
     async def install(request: Request) -> Response:
         _take_token(request.scope, limiter)
         instance_id = _instance_id(request.path_params["instance_id"])
         if request.method == "DELETE":
             await inbox.forget(instance_id)
-            # There may be a body, which is not worth reading.
+            # Close the connection: a body, if there is one, is not read.
             return Response(status_code=204, headers={**NOT_STORED, "Connection": "close"})
         after = _after(request.query_params)
         held = await run_in_threadpool(holdings.of, instance_id, after=after)
@@ -171,7 +172,7 @@ def explain(error: Exception) -> Response:
 def _answer(
     status: int, body: Mapping[str, object], headers: Mapping[str, str] | None = None
 ) -> Response:
-    # The rest of a refused body is not worth reading: without this the server reads it to its end.
+    # Without this header the server would read a refused body to its end.
     refused = {**(headers or {}), **NOT_STORED, "Connection": "close"}
     return JSONResponse(body, status, refused)
 
@@ -213,7 +214,7 @@ def _after(query: Mapping[str, str]) -> str | None:
         return _SENT_AT.validate_python(query["after"])
     except ValidationError:
         raise HTTPException(
-            400, "after has to look like 2026-05-02T02:30:00+00:00, with its + written as %2B."
+            400, "after must look like 2026-05-02T02:30:00+00:00, with its + written as %2B."
         ) from None
 
 
@@ -253,8 +254,8 @@ def parse(body: bytes) -> payload.Heartbeat:
     """Return the heartbeat in ``body``.
 
     Raises:
-        NewerSchemaError: it is of a schema that this collector does not know yet.
-        NotAHeartbeat: it is not of a schema, or its id is nobody's.
+        NewerSchemaError: its schema is newer than those that this collector supports.
+        NotAHeartbeat: it fits no schema, or its id is a placeholder.
     """
     try:
         found = payload.parse(body)
@@ -263,9 +264,9 @@ def parse(body: bytes) -> payload.Heartbeat:
     except payload.NotAHeartbeatError as error:
         details = [{"field": flaw.field, "problem": flaw.problem} for flaw in error.flaws]
         raise NotAHeartbeat(str(error), details[:MAX_DETAILS]) from None
-    if found.instance_id in NOBODYS:
-        problem = "is the nil or the max UUID, and nobody's"
+    if found.instance_id in PLACEHOLDERS:
+        problem = "is the nil or the max UUID"
         raise NotAHeartbeat(
-            "This is no install's id.", [{"field": "instance_id", "problem": problem}]
+            "This id belongs to no install.", [{"field": "instance_id", "problem": problem}]
         )
     return found

@@ -1,7 +1,7 @@
-"""How often one client asks and may ask, and what it may bring, in this process's memory.
+"""Limits for one client: requests a minute, and installs a day; in this process's memory.
 
-No address is kept, and no id: a client is found by a hash of it, under a key that ends with the
-process. Pure, but for that key.
+No address and no id is stored: a client is found by a keyed hash of its address, and the key ends
+with the process. Pure, except for that key.
 """
 
 import math
@@ -18,26 +18,26 @@ from starlette.types import Scope
 MAX_CLIENTS = 100_000
 MAX_IDS = 100_000
 BUSY_CLIENTS = 100
-"""So many are counted at once to find the busiest."""
+"""How many clients are counted at once to find the busiest."""
 FIRST = 1
-"""A client's first request of a day is not counted for the busiest: every client has one, and every
-process that starts would add another."""
+"""A client's first request of a day does not count for the busiest: every client sends one, and
+each new process would add another."""
 NETWORK = 64
-"""Bits: whoever has an IPv6 address has 2**64 of them."""
+"""Bits: a host with an IPv6 address has 2**64 of them."""
 SITE = 48
-"""Bits: whoever asks a provider for IPv6 may be given 2**16 such networks."""
+"""Bits: a provider may give one customer 2**16 such networks."""
 DAY_SECONDS = 24 * 60 * 60
 
 
 class Limiter:
-    """Gives each client a bucket of ``rate`` tokens, which fills up in a minute."""
+    """Gives each client a bucket of ``rate`` tokens, which refills in a minute."""
 
     def __init__(self, rate: int, *, max_clients: int = MAX_CLIENTS) -> None:
-        """Remember ``max_clients`` at most: beyond it, who asked longest ago starts anew."""
+        """Remember at most ``max_clients``; beyond that, forget the one idle for longest."""
         self._seconds_a_token = 60 / rate
         self._max_clients = max_clients
         self._key = token_bytes(32)
-        # When a client's bucket will be full, which tells how full it is; who asked last is last.
+        # When each bucket will be full, which also shows how full it is; ordered by last use.
         self._full_at: OrderedDict[bytes, float] = OrderedDict()
 
     def take(self, address: str, now: float) -> int:
@@ -66,7 +66,7 @@ class Limiter:
 
     def _wait(self, client: bytes, now: float) -> int:
         without_one = max(self._full_at.get(client, now), now) + self._seconds_a_token
-        # Rounded, for in floating point 7 * (60 / 7) is more than 60.
+        # Rounded, because in floating point 7 * (60 / 7) is more than 60.
         return max(math.ceil(round(without_one - now - 60, 6)), 0)
 
     def _forget_the_full(self, now: float) -> None:
@@ -78,24 +78,24 @@ class Limiter:
 
 
 class DailyInstalls:
-    """Lets each client bring heartbeats of so many different installs a UTC day."""
+    """Limits of how many different installs a client may send heartbeats in a UTC day."""
 
     def __init__(self, most: int, *, max_ids: int = MAX_IDS) -> None:
-        """Admit ``most`` ids a client; remember ``max_ids``, or those of one client, at most.
+        """Admit ``most`` ids a client; remember at most ``max_ids``, or those of one client.
 
-        Beyond it, the client that came longest ago starts anew.
+        Beyond that, forget the client that has been idle longest.
         """
         self._most = most
         self._max_ids = max_ids
         self._day: int | None = None
         self._key = b""
-        self._ids: OrderedDict[bytes, set[bytes]] = OrderedDict()  # who came last is last
+        self._ids: OrderedDict[bytes, set[bytes]] = OrderedDict()  # ordered by last use
         self._remembered = 0
 
     def admit(self, address: str, instance_id: UUID, now: float) -> int:
-        """Return 0 if ``address`` may bring ``instance_id``, or the whole seconds until it may.
+        """Return 0 if ``address`` may send for ``instance_id``, or the whole seconds until it may.
 
-        An id that it has brought on this day it may bring again. ``now`` is in seconds since 1970.
+        It may send again for an id that it has sent on this day. ``now`` is in seconds since 1970.
         """
         self._begin(int(now // DAY_SECONDS))
         client = _hash(_client(address, SITE), self._key)
@@ -125,11 +125,11 @@ class DailyInstalls:
 
 
 class Busiest:
-    """Counts how many requests the busiest client of a UTC day has made, and not who it is.
+    """Counts how many requests the busiest client of a UTC day has made, but not who it is.
 
-    At most ``clients`` are counted at once. Where one more comes, each of them loses a request (the
-    algorithm of Misra and Gries), so the number is never too large, and too small by at most one of
-    ``clients`` requests, and by ``FIRST``.
+    At most ``clients`` are counted at once. If one more sends a request, each of them loses one
+    (the algorithm of Misra and Gries). So the number is never too large. It is too small by at most
+    ``FIRST`` and a share of 1/``clients`` of all requests.
     """
 
     def __init__(self, *, clients: int = BUSY_CLIENTS) -> None:
@@ -140,7 +140,7 @@ class Busiest:
         self._made: dict[bytes, int] = {}
         self._most = FIRST
 
-    def grows(self, address: str, now: float) -> bool:
+    def count(self, address: str, now: float) -> bool:
         """Count a request; return whether the number of the busiest client is now one higher.
 
         ``now`` is in seconds since 1970.
@@ -169,7 +169,7 @@ class Busiest:
 
 
 def caller(scope: Scope) -> str:
-    """Return the address of who asks, which the server has taken from a trusted proxy's word."""
+    """Return the address of the client, which the server may have read from a trusted proxy."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
@@ -179,13 +179,13 @@ def _hash(what: bytes, key: bytes) -> bytes:
 
 
 def _client(address: str, bits: int) -> bytes:
-    """Return what tells clients apart: an IPv4 address, or an IPv6 network of ``bits``."""
+    """Return what identifies a client: an IPv4 address, or an IPv6 network of ``bits``."""
     if ":" not in address:
         with suppress(OSError, ValueError):  # ip_address() takes ten times as long
             return inet_pton(AF_INET, address)
     try:
         ip = ip_address(address)
-    except ValueError:  # a unix socket's peer, or a proxy's own word
+    except ValueError:  # the peer of a unix socket, or a word of a proxy
         return address.encode()
     match ip:
         case IPv6Address(ipv4_mapped=IPv4Address() as mapped):

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus, on a port of their own. Every label is one of this program's words."""
+"""Metrics for Prometheus, on a separate port. No label contains what a client sent."""
 
 from collections.abc import Iterator
 
@@ -14,10 +14,10 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 def commits(registry: CollectorRegistry | None) -> Histogram:
-    """Return the histogram of how long commits take, in seconds; without a registry none shows."""
+    """Return the histogram of the seconds that commits take; without a registry it is not shown."""
     return Histogram(
         "consentos_collector_commit_seconds",
-        "How long a commit of heartbeats took that did not fail.",
+        "How long the successful commits of heartbeats took.",
         buckets=_BUCKETS,
         registry=registry,
     )
@@ -26,13 +26,13 @@ def commits(registry: CollectorRegistry | None) -> Histogram:
 def register(
     registry: CollectorRegistry, *, outcomes: Outcomes, inbox: Inbox, health: Health
 ) -> None:
-    """Have ``registry`` show how requests end, and how inbox, counting and process fare."""
+    """Add the metrics of requests, inbox, counting and process to ``registry``."""
     registry.register(_Numbers(outcomes, inbox, health))
     ProcessCollector(registry=registry)
 
 
 def listen(registry: CollectorRegistry, host: str, port: int) -> None:
-    """Answer with the numbers of ``registry`` on a port, in threads that end with the process.
+    """Serve the metrics of ``registry`` on a port, in threads that end with the process.
 
     Raises:
         OSError: the port cannot be listened on.
@@ -41,7 +41,7 @@ def listen(registry: CollectorRegistry, host: str, port: int) -> None:
 
 
 class _Numbers(Collector):
-    """Reads each number where it is, when it is asked for."""
+    """Reads each number when it is requested."""
 
     def __init__(self, outcomes: Outcomes, inbox: Inbox, health: Health) -> None:
         self._outcomes = outcomes
@@ -51,7 +51,7 @@ class _Numbers(Collector):
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             "consentos_collector_requests",
-            "Requests to store a heartbeat, by how they ended, since the process began.",
+            "Requests to store a heartbeat since the process began, by outcome.",
             labels=["outcome"],
         )
         for outcome, count in self._outcomes.totals().items():
@@ -71,6 +71,6 @@ class _Numbers(Collector):
         if age is not None:
             yield GaugeMetricFamily(
                 "consentos_collector_counted_age_seconds",
-                "Seconds since the end of the last day that is counted.",
+                "Seconds since the end of the last counted day.",
                 age,
             )

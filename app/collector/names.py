@@ -1,7 +1,7 @@
-"""Which values are named in the numbers: those on a list, and not what strangers write. Pure.
+"""Which values the numbers name: those on a list, because strangers can send any text. Pure.
 
-A field with a closed set of values names each of them. Of a field whose values are text, those on
-its list are named, and all else is counted as ``OTHER``. The list of versions is in the database,
+For a field with a closed set of values, each value is named. For a text field, the values on its
+list are named, and all others are counted as ``OTHER``. The list of versions is in the database,
 see ``releases``.
 """
 
@@ -13,7 +13,7 @@ OTHER = "other"
 """Stands for every value that is not on a list."""
 
 DEVELOPMENT = "-dev"
-"""How the version of a build ends that nobody has released."""
+"""The end of the version of an unreleased build."""
 
 KNOWN: Mapping[str, tuple[str, ...]] = {
     "deployment": (
@@ -23,7 +23,7 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
     "python_version": tuple(f"3.{minor}" for minor in range(11, 21)),
     "stack.postgres_version": tuple(map(str, range(12, 25))),
 }
-"""The values that are named of each field whose values are text; Python's version by major and
+"""The named values of each text field; Python's version by major and
 minor, that of Postgres by major."""
 
 OPEN = frozenset(name for name, field in all_fields().items() if field.annotation is str)
@@ -33,7 +33,7 @@ _STAGES = ("dev", "alpha", "beta", "rc", "")
 
 
 def age(version: str) -> tuple[int, ...]:
-    """Return what orders versions by their age, a pre-release before its release."""
+    """Return a sort key for versions: older ones first, a pre-release before its release."""
     release, _, stage = version.partition("-")
     kind, _, n = stage.partition(".")
     return (*map(int, release.split(".")), _STAGES.index(kind), int(n or 0))

@@ -1,4 +1,4 @@
-"""The collector's HTTP surface, as OpenAPI 3.1 tells it. Pure."""
+"""The OpenAPI 3.1 description of the collector. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ SVG, ATOM = "image/svg+xml", "application/atom+xml"
 SCHEMAS = "#/components/schemas/"
 RETRY_AFTER = {
     "Retry-After": {
-        "description": "Whole seconds to wait before it is worth another try.",
+        "description": "Whole seconds to wait before the next try.",
         "required": True,
         "schema": {"type": "integer", "minimum": 1},
     }
@@ -103,7 +103,7 @@ BADGE = {
     "required": ["schemaVersion", "label", "message", "color", "isError", "cacheSeconds"],
     "additionalProperties": False,
 }
-# What is empty is as if it were not there: a form sends what nobody has filled in.
+# An empty parameter counts as missing: a form sends its empty fields too.
 FILTERS = [
     {
         "name": "days",
@@ -127,7 +127,7 @@ FILTERS = [
 KNOWN_ALREADY = {
     "name": "If-None-Match",
     "in": "header",
-    "description": "The ETag of an answer that is known already.",
+    "description": "The ETag of an answer that the client has.",
     "schema": {"type": "string"},
 }
 CACHING = {
@@ -141,7 +141,7 @@ CACHING = {
 AFTER = {
     "name": "after",
     "in": "query",
-    "description": "Only heartbeats sent later: the `sent_at` of the last one that is known.",
+    "description": "Only heartbeats sent later: the `sent_at` of the last one that the client has.",
     "schema": {"$ref": f"{SCHEMAS}SentAt"},
 }
 INSTANCE = {
@@ -153,7 +153,7 @@ INSTANCE = {
 
 
 def document() -> Described:
-    """Return the description of every route but the page's style."""
+    """Return the description of every route, except for the style of the page."""
     heartbeats = _heartbeats()
     stats, parts = _schema(TypeAdapter(Stats).json_schema(mode="serialization"))
     held, parts_of_held = _schema(TypeAdapter(Held).json_schema(mode="serialization"))
@@ -170,7 +170,7 @@ def document() -> Described:
             ),
         },
         "paths": {
-            "/v1/heartbeat": {"post": _keep()},
+            "/v1/heartbeat": {"post": _store()},
             "/v1/installs/{instance_id}": {"get": _read_held(), "delete": _forget()},
             "/v1/stats.json": {"get": _numbers("json", {JSON_TYPE: _ref("Stats")}, JSON_TYPE)},
             "/v1/stats.csv": {"get": _numbers("csv", {"text/csv": _text()}, "text/plain")},
@@ -236,39 +236,39 @@ def _heartbeats() -> Described:
 
 
 def _schema(schema: Mapping[str, Any]) -> tuple[Described, Described]:
-    """Return a JSON Schema, and its definitions, as they are to stand in this document."""
+    """Return a JSON Schema and its definitions, with references that fit this document."""
     moved: Described = json.loads(json.dumps(schema).replace('"#/$defs/', f'"{SCHEMAS}'))
     moved.pop("$schema", None)
     return moved, moved.pop("$defs")
 
 
-def _keep() -> Described:
+def _store() -> Described:
     return {
-        "summary": "Keep a heartbeat",
+        "summary": "Store a heartbeat",
         "description": (
             f"One of at most {MAX_BODY_BYTES} bytes. The same one (`instance_id`, `sent_at`) may be"
-            " sent again, and is kept once."
+            " sent again: it is stored once."
         ),
-        "operationId": "keep",
+        "operationId": "store",
         "requestBody": {"required": True, "content": {JSON_TYPE: _ref("Heartbeat")}},
         "responses": {
-            "202": {"description": "It is kept: committed, and safe from a crash."},
+            "202": {"description": "It is stored: committed, and safe from a crash."},
             "400": _error(
-                "It is no heartbeat of a telemetry_schema that this collector takes, or its"
-                " `instance_id` is the nil or the max UUID."
+                "The body is not a heartbeat of a telemetry_schema that this collector supports, or"
+                " its `instance_id` is the nil or the max UUID."
             ),
             "408": _error("The body did not arrive in time."),
             "413": _error("The body is too large."),
             "415": _error("The body is not application/json, or is compressed."),
             **_may_fail(),
             "429": _error(
-                "The client has asked too often, or brought too many installs on this day.",
+                "The client has sent too many requests, or heartbeats of too many installs today.",
                 RETRY_AFTER,
             ),
             "503": _error(
-                "It is not kept for sure, or its install was deleted a moment ago, or it is of a"
-                " newer telemetry_schema than this collector knows (Retry-After is"
-                f" {NEWER_SCHEMA_SECONDS} then): try again.",
+                "It may not be stored, or its install was deleted a moment ago, or it has a newer"
+                " telemetry_schema than this collector supports (then Retry-After is"
+                f" {NEWER_SCHEMA_SECONDS}): try again.",
                 RETRY_AFTER,
             ),
         },
@@ -280,17 +280,19 @@ def _read_held() -> Described:
         "summary": "Read what is held of an install",
         "description": (
             "Each heartbeat with the time of its receipt and its canonical body, in the order of"
-            f" `sent_at`, at most {AT_MOST} of them. Whoever knows the id may."
+            f" `sent_at`, at most {AT_MOST} of them. Anyone who knows the id may read them."
         ),
         "operationId": "read_held",
         "parameters": [INSTANCE, AFTER],
         "responses": {
             "200": {
-                "description": "What is held, but for heartbeats that `after` leaves out.",
+                "description": "What is held, without the heartbeats that `after` excludes.",
                 "headers": NO_STORE,
                 "content": {JSON_TYPE: _ref("Held")},
             },
-            "400": _error("The id is no UUID in lower case with its hyphens, or `after` no time."),
+            "400": _error(
+                "The id is not a UUID in lower case with its hyphens, or `after` is not a time."
+            ),
             "404": {
                 "description": "Nothing is held under the id.",
                 "headers": NO_STORE,
@@ -305,13 +307,13 @@ def _read_held() -> Described:
 
 def _forget() -> Described:
     return {
-        "summary": "Forget an install",
-        "description": "Delete everything that is kept under its id. Whoever knows the id may.",
+        "summary": "Delete an install",
+        "description": "Delete everything stored under its id. Anyone who knows the id may do so.",
         "operationId": "forget",
         "parameters": [INSTANCE],
         "responses": {
-            "204": {"description": "Nothing is kept under the id, whether or not there was."},
-            "400": _error("It is no UUID in lower case with its hyphens."),
+            "204": {"description": "Nothing is stored under the id any more, or nothing ever was."},
+            "400": _error("It is not a UUID in lower case with its hyphens."),
             **_may_fail(),
         },
     }
@@ -319,9 +321,9 @@ def _forget() -> Described:
 
 def _may_fail() -> Described:
     return {
-        "429": _error("The client has asked too often.", RETRY_AFTER),
-        "500": _error("The collector failed, or the database refuses what it is given."),
-        "503": _error("Nothing is kept or forgotten for sure: try again.", RETRY_AFTER),
+        "429": _error("The client has sent too many requests.", RETRY_AFTER),
+        "500": _error("The collector failed, or the database rejects the value."),
+        "503": _error("It may not be stored or deleted: try again.", RETRY_AFTER),
     }
 
 
@@ -334,7 +336,7 @@ def _numbers(form: str, content: Described, refusal: str) -> Described:
         " elsewhere."
     )
     found = _shown(described, content, refusal)
-    wrong = {"description": "The query cannot be understood.", "content": _refused(refusal)}
+    wrong = {"description": "A parameter is invalid.", "content": _refused(refusal)}
     return {
         **found,
         "summary": f"Read the numbers ({form})",
@@ -351,10 +353,10 @@ def _contents(form: str, media_type: str) -> Described:
         "parameters": [KNOWN_ALREADY],
         "responses": {
             "200": {
-                "description": "The fields, and what happens to them. It needs no token.",
+                "description": "The fields, and what happens to them. No token is needed.",
                 "content": {media_type: _text()} if form == "page" else {media_type: {}},
             },
-            "304": {"description": "The answer that is known already."},
+            "304": {"description": "The client has this answer already."},
             "500": _error("The collector failed."),
         },
     }
@@ -363,8 +365,8 @@ def _contents(form: str, media_type: str) -> Described:
 def _badge(form: str, content: Described, refusal: str) -> Described:
     """Describe a GET of the badge in a ``form``, which refuses in the media type ``refusal``."""
     described = (
-        "How many installs were active at the end of the last day that was counted. Where counting"
-        " stands still, it says which day that was, and is grey."
+        "How many installs were active at the end of the last day that was counted. If counting"
+        " has stopped, the badge is grey and names that day."
     )
     return {
         **_shown(described, content, refusal),
@@ -377,7 +379,7 @@ def _feed() -> Described:
     described = (
         f"At most {MOST_EVENTS} notable events of the last 365 days, the newest first, as an"
         " Atom feed: a release reached a share of the active installs, active installs fell, or"
-        " counting stood still."
+        " counting stopped."
     )
     return {
         **_shown(described, {ATOM: _text()}, "text/plain"),
@@ -387,15 +389,15 @@ def _feed() -> Described:
 
 
 def _shown(description: str, content: Described, refusal: str) -> Described:
-    """Describe a GET of what is shown as of the last day, in whichever form."""
+    """Describe a GET of what is shown as of the last day, in any form."""
     return {
         "security": [{}, {"basic": []}, {"bearer": []}],
         "parameters": [KNOWN_ALREADY],
         "responses": {
             "200": {"description": description, "headers": CACHING, "content": content},
-            "304": {"description": "The answer that is known already.", "headers": CACHING},
+            "304": {"description": "The client has this answer already.", "headers": CACHING},
             "401": {
-                **_error("It needs the token."),
+                **_error("The token is missing or wrong."),
                 "headers": {"WWW-Authenticate": {"schema": {"type": "string"}, "required": True}},
             },
             "429": _error("The client has tried too many wrong tokens.", RETRY_AFTER),
@@ -414,10 +416,10 @@ def _refused(media_type: str) -> Described:
 
 def _alive() -> Described:
     return {
-        "summary": "Ask whether the process lives",
-        "description": "It looks at nothing else.",
+        "summary": "Ask whether the process runs",
+        "description": "It checks nothing else.",
         "operationId": "is_alive",
-        "responses": {"200": _state("It lives.", "Alive")},
+        "responses": {"200": _state("It runs.", "Alive")},
     }
 
 
@@ -431,7 +433,7 @@ def _ready() -> Described:
         ),
         "operationId": "is_ready",
         "responses": {
-            "200": _state("It can.", "Ready"),
+            "200": _state("It can do its work.", "Ready"),
             "503": _state("It cannot, for these reasons.", "NotReady"),
         },
     }
@@ -443,8 +445,8 @@ def _state(description: str, schema: str) -> Described:
 
 
 def _error(description: str, headers: Mapping[str, object] | None = None) -> Described:
-    told: Described = {"description": description, "content": {JSON_TYPE: _ref("Error")}}
-    return {**told, "headers": {**headers}} if headers else told
+    described: Described = {"description": description, "content": {JSON_TYPE: _ref("Error")}}
+    return {**described, "headers": {**headers}} if headers else described
 
 
 def _ref(name: str) -> Described:

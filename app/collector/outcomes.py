@@ -1,8 +1,7 @@
-"""How the requests to keep a heartbeat ended: counted in memory, and added to a table each minute.
+"""The outcomes of requests to store a heartbeat: counted in memory, added to a table each minute.
 
-A count is lost with its process: ``kill -9`` loses that of the last minute. It holds no id, no
-address and no schema's number. A further row of the table counts the requests of each process's
-busiest client.
+``kill -9`` loses the counts of the last minute. A count contains no id, no address and no schema
+number. One more row of the table counts the requests of each process's busiest client.
 """
 
 import logging
@@ -28,32 +27,31 @@ Outcome = Literal[
     "unavailable",
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-"""``accepted`` is stored now, and ``duplicate`` was there already; ``invalid`` is no heartbeat, or
-did not arrive whole and in time; ``unavailable`` is what the collector could not or would not store
-at that moment."""
+"""``accepted`` is new, and ``duplicate`` was stored before; ``invalid`` is not a heartbeat, or did
+not arrive complete and in time; ``unavailable`` could not be stored at that moment."""
 
 BUSIEST = "from the busiest client"
-"""Not an outcome, but how many of the same requests came from the client that has made most of them
-on this UTC day. Each process adds its own number."""
+"""Not an outcome: how many of these requests came from the client with the most of them on this UTC
+day. Each process adds its own number."""
 
-TELL_SECONDS = 60.0
+LOG_SECONDS = 60.0
 
-_OF_DAY = text(f"SELECT outcome, requests FROM ingest WHERE day = :day AND outcome <> '{BUSIEST}'")  # noqa: S608 - this module's own words
+_OF_DAY = text(f"SELECT outcome, requests FROM ingest WHERE day = :day AND outcome <> '{BUSIEST}'")  # noqa: S608 - only constants of this module
 _FROM_BUSIEST = text(f"SELECT requests FROM ingest WHERE day = :day AND outcome = '{BUSIEST}'")  # noqa: S608 - see above
 
 log = logging.getLogger(__package__)
 
 
 class Outcomes:
-    """The counts since they were added to the table last; any thread may add to them."""
+    """The counts since they were last added to the table; any thread may add to them."""
 
     def __init__(self, busiest: Busiest | None = None) -> None:
-        """Begin at zero; count the requests of the busiest client where ``busiest`` finds them."""
+        """Start at zero; with ``busiest``, also count the requests of the busiest client."""
         self._lock = Lock()
         self._busiest = busiest
         self._counts: Counter[str] = Counter()
         self._totals: Counter[str] = Counter()
-        self._told_at = float("-inf")
+        self._logged_at = float("-inf")
 
     def count(self, outcome: Outcome) -> None:
         """Count one request."""
@@ -61,33 +59,33 @@ class Outcomes:
             self._counts[outcome] += 1
             self._totals[outcome] += 1
 
-    def came_from(self, address: str) -> None:
+    def count_client(self, address: str) -> None:
         """Count one request for the client that it came from."""
         if self._busiest is None:
             return
         with self._lock:
-            if self._busiest.grows(address, time.time()):
+            if self._busiest.count(address, time.time()):
                 self._counts[BUSIEST] += 1
 
     def totals(self) -> dict[str, int]:
-        """Return how many requests have ended in which way since the process began."""
+        """Return how many requests had each outcome since the process began."""
         with self._lock:
             return {outcome: self._totals[outcome] for outcome in OUTCOMES}
 
     def newer_schema(self, version: int | None) -> None:
-        """Count a request of a schema that is not known yet, and log it, at most once a minute."""
+        """Count a request of a schema that is not supported yet; log it at most once a minute."""
         self.count("newer schema")
         now = time.monotonic()
         with self._lock:
-            if now < self._told_at + TELL_SECONDS:
+            if now < self._logged_at + LOG_SECONDS:
                 return
-            self._told_at = now
+            self._logged_at = now
         log.warning("collector.newer_schema schema=%s", "?" if version is None else version)
 
     def write(self, engine: Engine) -> None:
-        """Add the counts to those of the day, by the database's clock, and begin at zero again.
+        """Add the counts to those of the day, by the database's clock, and start at zero again.
 
-        They are kept for the next time where that fails.
+        If that fails, they are kept for the next call.
         """
         with self._lock:
             counts, self._counts = self._counts, Counter()
@@ -103,7 +101,7 @@ class Outcomes:
 
 
 def of_day(connection: Connection, day: date) -> dict[str, int]:
-    """Return how many requests of a UTC day ended in which way; what did not happen is left out."""
+    """Return how many requests of a UTC day had each outcome that occurred."""
     return dict(connection.execute(_OF_DAY, {"day": day}).all())
 
 

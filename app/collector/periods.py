@@ -1,4 +1,4 @@
-"""How many installs came, went and stayed, by day, week or month. Pure.
+"""How many installs are new, lost and retained, by day, week or month. Pure.
 
 A period is shown if each of its days was counted, and every sum is rounded once.
 """
@@ -23,22 +23,22 @@ from app.collector.daily import (
 from app.collector.rounding import Shown, about
 
 HISTORY = timedelta(days=430)
-"""How far back days are read: a year of whole months that were over 30 days ago."""
+"""How far back days are read: a year of whole months that ended 30 days ago."""
 
 Unit = Literal["day", "week", "month"]
 UNITS: Mapping[Unit, int] = {"day": 1, "week": 7, "month": 30}
 """The units in which growth can be shown, the shortest first, and about how many days each has."""
 FINE = 90
-"""In a range of more days than this, no single days are shown."""
+"""A range of more days than this is not shown by day."""
 FEWEST = 3
-"""So many periods are shown even if they are longer than the range."""
+"""At least so many periods are shown, even if they are longer than the range."""
 LEGIBLE = 0.9
-"""The share of the periods that have to show a number."""
+"""The share of the periods that must show a number."""
 
 COHORTS = 12
-"""So many months are shown."""
+"""How many months are shown."""
 LATER: Mapping[int, str] = {30: RETAINED, 90: RETAINED_90}
-"""The days after which retention is measured, and the flow that has it."""
+"""After how many days retention is measured, and its flow."""
 
 Flows = Mapping[date, Counts]
 """How many installs were new, lost and retained on each day."""
@@ -73,14 +73,14 @@ class Cohort:
     """Its first day."""
     established: Shown
     retained: dict[str, Shown]
-    """By the number of days. One that is not over, or was not counted, is missing."""
+    """By the number of days. A number that is not known yet, or was not counted, is missing."""
 
 
 def growth(flows: Flows, counted: Mapping[date, Counted], span: Span, length: int) -> Growth:
-    """Return the last periods of about so many days in all, in the shortest unit that is legible.
+    """Return the periods of about the last ``length`` days, in the shortest legible unit.
 
-    That is the shortest in which at least ``LEGIBLE`` of the periods show a number; if there is
-    none, the longest of which a period is over.
+    A unit is legible if at least ``LEGIBLE`` of its periods show a number. If no unit is, the
+    longest one with a complete period is used.
     """
     found = Growth("month", [])
     for unit, of_unit in UNITS.items():
@@ -124,12 +124,12 @@ def _period(first: date, last: date, flows: Flows) -> Period:
 
 
 def _in_all(flows: Flows, name: str, first: date, last: date) -> Shown:
-    """Return the sum of a flow over some days, rounded once."""
+    """Return the sum of a flow over several days, rounded once."""
     return about(sum(flows.get(day, {}).get(name, 0) for day in days(first, last)))
 
 
 def cohorts(flows: Flows, counted: Mapping[date, Counted], span: Span) -> list[Cohort]:
-    """Return the last months that were over 30 days ago, the oldest first."""
+    """Return the last months that ended at least 30 days ago, the oldest first."""
     months = [
         (first, last) for first, last in _whole("month", counted, span) if last + MONTH <= span.last
     ]

@@ -16,12 +16,12 @@ def number(installs: Shown) -> str:
 
 
 def spelled(count: int) -> str:
-    """Return a number of things that are no installs as a word."""
+    """Return a number of other things than installs as a word."""
     return _WORDS[count] if count < len(_WORDS) else f"{count:,}"
 
 
 def percent(part: float, whole: float) -> str:
-    """Return a share in whole percents; 0% and 100% only if the part is nothing or the whole."""
+    """Return a share in whole percents; 0% only for nothing, and 100% only for the whole."""
     share = 100 * part / whole if whole else 0.0
     if 0 < share < 1:
         return "<1%"
@@ -46,7 +46,7 @@ def capital(sentence: str) -> str:
 
 
 def listed(words: list[str]) -> str:
-    """Return some words as they are listed in a sentence."""
+    """Return words as a list in a sentence."""
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last
 

@@ -1,8 +1,8 @@
-"""What the page is read by: a hot standby if there is one, and the primary if that is gone.
+"""Reads for the page from a hot standby, if there is one; from the primary if the standby fails.
 
-A thread of its own looks at both every few seconds: whether the standby answers, has the tables of
-this release, and how far it has come. So a request waits for a standby that does not answer at
-most once, and none waits for the primary while the standby answers.
+A separate thread checks both every few seconds: whether the standby answers, whether it has the
+tables of this release, and how far it has replayed. So at most one request waits for a standby that
+does not answer, and no request waits for the primary while the standby answers.
 """
 
 import logging
@@ -23,18 +23,18 @@ import migrations
 from app.collector import bounded
 
 EVERY_SECONDS = 5.0
-"""How long what a look has found holds before the next look."""
+"""The time between two checks."""
 STALE_SECONDS = 20.0
-"""What a look has found so long ago says nothing any more."""
+"""The result of a check is ignored after so long."""
 BEHIND = timedelta(minutes=1)
-"""A standby that has come less far is not shown as now."""
-TELL_SECONDS = 60.0
+"""If the standby is behind by more than this, the page shows as of when its numbers are."""
+LOG_SECONDS = 60.0
 END_SECONDS = 0.5
 CONNECTIONS = 5
 MARKS = 1_000
 
 CONFLICT = "40001"
-"""The SQLSTATE of a statement that conflicts with what the standby has to replay."""
+"""The SQLSTATE of a statement that the standby cancels because it conflicts with the replay."""
 
 # LOCAL, not a connection option: those do not pass through a transaction pooler.
 _BOUND = text("SELECT set_config('statement_timeout', '5s', true)")
@@ -50,7 +50,7 @@ log = logging.getLogger(__package__)
 
 
 class Mark(NamedTuple):
-    """How far the primary had written at a moment, by its clock and by this process's."""
+    """The primary's write position at a moment, by its clock and by this process's clock."""
 
     lsn: int
     at: datetime
@@ -58,7 +58,7 @@ class Mark(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """How far the standby has come: to what, when that was committed, and its own time."""
+    """The standby's replay position, when that was committed, and the standby's time."""
 
     lsn: int
     at: datetime | None
@@ -66,13 +66,13 @@ class Reached(NamedTuple):
 
 
 def behind(reached: Reached, marks: Iterable[Mark], seen: float) -> datetime | None:
-    """Return as of when the standby is, if that is more than ``BEHIND`` ago; else None.
+    """Return the time as of which the standby is, if that is more than ``BEHIND`` ago; else None.
 
-    It is as of each mark that it has passed, though nothing was committed since: on a primary that
-    is idle the time of the last commit says nothing. ``seen`` is now by this process's clock.
+    That is the time of the last mark that the standby has passed. The time of the last commit is
+    not enough: the primary may be idle. ``seen`` is now by this process's clock.
 
     Raises:
-        LookupError: that cannot be known.
+        LookupError: neither a mark nor a commit shows it.
     """
     passed = [mark for mark in marks if mark.lsn <= reached.lsn]
     if passed:
@@ -89,7 +89,7 @@ def behind(reached: Reached, marks: Iterable[Mark], seen: float) -> datetime | N
 
 @dataclass(frozen=True)
 class _Look:
-    """What was found at a look at the standby: ``trouble`` is why it cannot be used."""
+    """The result of a check of the standby; ``trouble`` is why it cannot be used."""
 
     trouble: str | None
     behind: datetime | None = None
@@ -97,25 +97,25 @@ class _Look:
 
 
 class Readers:
-    """Reads by the standby, and by the primary what the standby cannot answer."""
+    """Reads from the standby, and from the primary what the standby cannot answer."""
 
     def __init__(self, primary: Engine, standby: str | URL | None = None) -> None:
-        """Read by ``primary``; and by the server of ``standby``, while that is being watched."""
+        """Read from ``primary``, and inside ``watching`` from the server of ``standby``."""
         self._primary = primary
         self._standby: Engine | None = None
         if standby is not None:
             self._standby = bounded.connect(standby, kept=CONNECTIONS)
-            # Of their own, so that each look sees what whoever connects now would.
+            # Separate engines without a pool, so that each check makes a new connection.
             self._looks = bounded.connect(standby), bounded.connect(primary.url)
-        self._found = _Look("it was not looked at")
+        self._found = _Look("it was not checked yet")
         self._marks: deque[Mark] = deque(maxlen=MARKS)
-        self._teller = _Teller()
+        self._log = _StandbyLog()
 
     def read(self, what: Callable[[Connection, datetime | None], _T]) -> _T:
         """Return what ``what`` reads, in one transaction that cannot write.
 
-        It gets the connection; and as of when all is that it reads, if that is not now. It is
-        called again, with the primary's, if the standby fails.
+        It is called with the connection, and with the time as of which the data is, or None for
+        now. If the standby fails, it is called again with a connection to the primary.
         """
         found = self._found
         fresh = time.monotonic() < found.seen + STALE_SECONDS
@@ -128,22 +128,22 @@ class Readers:
 
     def _failed(self, standby: Engine, error: SQLAlchemyError) -> None:
         if _sqlstate(error) == CONFLICT:
-            return  # it is well, and another statement may be
+            return  # the standby works; only this statement was cancelled
         self._found = _Look(_cause(error))
-        standby.dispose()  # who is next shall not wait for the same server by another connection
-        self._teller.tell(self._found.trouble, time.monotonic())
+        standby.dispose()  # otherwise the next request would wait on another connection to it
+        self._log.write(self._found.trouble, time.monotonic())
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look at the standby until the block ends, and then let go of it.
+        """Check the standby until the block ends, and then close its connections.
 
-        The first look is over, or the standby does not answer, when the block begins.
+        The block begins after the first check, or when the standby does not answer in time.
         """
         if self._standby is None:
             yield
             return
         looked, ended = Event(), Event()
-        # A look that is under way at the end is not waited for.
+        # A daemon: the end of the process does not wait for a check.
         thread = Thread(target=self._watch, args=(looked, ended), name="reading", daemon=True)
         thread.start()
         looked.wait(bounded.WITHIN_SECONDS)
@@ -159,19 +159,19 @@ class Readers:
         while not ended.is_set():
             self._mark(primary)
             self._found = self._look(standby)
-            self._teller.tell(self._found.trouble, time.monotonic())
+            self._log.write(self._found.trouble, time.monotonic())
             looked.set()
             ended.wait(EVERY_SECONDS)
 
     def _mark(self, primary: Engine) -> None:
-        """Note how far the primary has written; where it does not say, the last mark ages."""
+        """Note the primary's write position; if it does not answer, the last mark grows older."""
         try:
             with primary.connect() as connection:
                 connection.execute(_BOUND)
                 seen = time.monotonic()
                 lsn, at = connection.execute(_WRITTEN).one()
         except SQLAlchemyError:
-            return  # /readyz says so
+            return  # /readyz reports it
         self._marks.append(Mark(int(lsn), at, seen))
 
     def _look(self, standby: Engine) -> _Look:
@@ -187,7 +187,7 @@ class Readers:
             reached = Reached(int(found.lsn), found.at, found.now)
             return _Look(None, behind(reached, self._marks, seen), seen)
         except LookupError:
-            return _Look("it does not say how far it has come")
+            return _Look("it does not report how far it has replayed")
         except SQLAlchemyError as error:
             return _Look(_cause(error))
 
@@ -204,7 +204,7 @@ def _read(
 
 
 def _outdated(connection: Connection) -> str | None:
-    """Return a sentence where the tables are not those of this release."""
+    """Return a sentence if the tables are not those of this release."""
     found, needed = migrations.revision(connection, "collector"), migrations.known("collector")[0]
     if found == needed:
         return None
@@ -218,7 +218,7 @@ def _sqlstate(error: Exception) -> str | None:
 
 
 def _cause(error: Exception) -> str:
-    """Say what is wrong with the standby, without a value in it."""
+    """Return what is wrong with the standby, without any value in it."""
     if (state := _sqlstate(error)) is not None:
         return f"it failed with SQLSTATE {state}"
     origin: Any = getattr(error, "orig", None) or error
@@ -230,18 +230,18 @@ def _cause(error: Exception) -> str:
     return "it cannot be reached"
 
 
-class _Teller:
+class _StandbyLog:
     """Logs that the standby is gone, once a minute while it is, and when it is back."""
 
     def __init__(self) -> None:
         self._gone = False
         self._not_before = float("-inf")
 
-    def tell(self, trouble: str | None, now: float) -> None:
+    def write(self, trouble: str | None, now: float) -> None:
         if trouble is None:
             if self._gone:
                 log.info("collector.standby_back")
             self._gone = False
         elif now >= self._not_before:
             log.warning('collector.standby_gone reason="%s"', trouble)
-            self._gone, self._not_before = True, now + TELL_SECONDS
+            self._gone, self._not_before = True, now + LOG_SECONDS

@@ -1,9 +1,9 @@
-"""Which days have to be counted, and the counting of those whose end is long past.
+"""Which days must be counted, and how earlier days are counted again.
 
-Yesterday is counted from the installs as they are. An earlier day is counted from the heartbeats
-that are kept: they are replayed day by day, from 31 days before the first that is counted, since an
-install is lost after 30. Each day is a transaction of its own, so that whoever is stopped goes on
-where that was; and the numbers are the same whichever way a day is counted, and how late.
+Yesterday is counted from the installs as they are. An earlier day is counted from the stored
+heartbeats: they are replayed day by day, from 31 days before the first day to count, because an
+install is lost after 30. Each day is a separate transaction, so a process that was
+stopped continues where it stopped. Both ways give the same numbers, however late a day is counted.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from app.collector import daily
 from app.collector.daily import DAY, begins
 
 BEFORE = timedelta(days=31)
-"""How long before the first day that is counted the replay begins."""
+"""How long before the first day to count the replay begins."""
 
 LOOK_SECONDS = 0.2
-"""How long to wait before looking again at what another process counts."""
+"""How often to check the progress of another process."""
 
 _MINE = text("SELECT pg_try_advisory_xact_lock(hashtext('consentos-collector counting'))")
 _ROOM = text(
@@ -49,7 +49,7 @@ _REPLAYED = text(
     "SELECT CAST(seen AT TIME ZONE 'UTC' AS date) FROM replay WHERE instance_id = :nil"
 )
 _CLEAR = text("TRUNCATE replay")
-# What is sorted is narrow: a body is read when it is known to be an install's last of the day.
+# Sort narrow rows: a body is only read if it is the last of its install on the day.
 _REPLAY = text(
     """
     WITH last AS (
@@ -82,11 +82,11 @@ _PROGRESS = text("UPDATE recount SET replayed = :day")
 _END = text("DELETE FROM recount")
 
 NIL = "00000000-0000-0000-0000-000000000000"
-"""Has the day to which the replay has come; no install has this id."""
+"""The row with this id holds the last replayed day; no install has this id."""
 
 
 class Progress(NamedTuple):
-    """How far the counting of earlier days has come: which day was replayed last, of which span."""
+    """The progress of a recount: the last replayed day, and the span."""
 
     since: date
     replayed: date | None
@@ -107,7 +107,7 @@ def clock(connection: Connection) -> datetime:
 
 
 def progress(connection: Connection) -> Progress | None:
-    """Return how far the counting of earlier days has come; None where none is under way."""
+    """Return the progress of the recount; None if none is running."""
     row = connection.execute(_UNDER_WAY).one_or_none()
     return Progress(row.since, row.replayed, daily.finished(clock(connection))) if row else None
 
@@ -127,11 +127,10 @@ def earliest(connection: Connection) -> date | None:
 
 
 def request(connection: Connection, since: date) -> date | None:
-    """Have all days from ``since`` on counted again; return the first of them.
+    """Request that all days from ``since`` on are counted again; return the first of them.
 
-    That is earlier than ``since`` where a day before it was never counted, and later where
-    heartbeats were deleted, see ``earliest``. None means that no day can be counted again, and that
-    nothing was changed.
+    It is earlier than ``since`` if a day before was never counted, and later if heartbeats were
+    deleted, see ``earliest``. None means that no day can be counted again and nothing was changed.
     """
     possible, due = earliest(connection), _first_due(connection)
     if possible is None:
@@ -142,7 +141,7 @@ def request(connection: Connection, since: date) -> date | None:
 
 
 def finish(engine: Engine) -> Iterator[Progress]:
-    """Count until no recount is under way; yield how far it has come, whichever process does it."""
+    """Count until no recount is running; yield the progress, also that of other processes."""
     while (came := _look(engine)) is not None:
         yield came
         if not step(engine):
@@ -157,10 +156,9 @@ def _look(engine: Engine) -> Progress | None:
 def step(engine: Engine, *, now: datetime | None = None) -> bool:
     """Count or replay one day that is due, and commit it; return whether there may be another.
 
-    Another process that does so at this moment is left to it. ``now`` is by default the
-    database's.
+    If another process is counting, do nothing. ``now`` is the database's time by default.
     """
-    # In one snapshot, which is older than the time that is read: nothing of tomorrow is in it.
+    # In one snapshot, which is older than ``now``: it contains nothing of tomorrow.
     in_one_snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
     try:
         with in_one_snapshot.begin() as connection:
@@ -170,7 +168,7 @@ def step(engine: Engine, *, now: datetime | None = None) -> bool:
             return _step(connection, now or clock(connection))
     except OperationalError as error:
         if isinstance(error.orig, SerializationFailure):
-            return True  # another recount was asked for meanwhile
+            return True  # another recount was requested in the meantime
         raise
 
 
@@ -189,7 +187,7 @@ def _step(connection: Connection, now: datetime) -> bool:
         return _replay_next(connection, under_way.since, under_way.replayed, last)
     due = _first_due(connection)
     if due is None or due > last or now >= begins(last + 2 * DAY):
-        return False  # nothing is due; or tomorrow has begun, and its end is not settled
+        return False  # nothing is due, or midnight was less than ``SETTLED`` ago
     if due < last:
         connection.execute(_BEGIN, {"since": due})
         return True
@@ -204,7 +202,7 @@ def _first_due(connection: Connection) -> date | None:
 
 
 def _replay_next(connection: Connection, since: date, replayed: date | None, last: date) -> bool:
-    """Replay one day, and count it where it is not one of those before ``since``."""
+    """Replay one day, and count it unless it is before ``since``."""
     if since > last or replayed == last:
         connection.execute(_CLEAR)
         connection.execute(_END)

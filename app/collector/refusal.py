@@ -1,4 +1,4 @@
-"""How a failed request is answered: a browser gets a page, and everybody else gets JSON."""
+"""How a failed request is answered: a browser gets a page, any other client gets JSON."""
 
 import re
 from collections.abc import Iterator
@@ -7,10 +7,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from app.collector import intake
-from app.collector.page import NEVER, Templates
+from app.collector.caching import NO_STORE
+from app.collector.rendering import Templates
 
 API = "/v1/"
-"""Paths that begin with this are answered in JSON, whoever asks."""
+"""Paths that begin with this are always answered in JSON."""
 
 _WORDS = {
     401: ("This page needs a token", "Enter the token of this collector as the password."),
@@ -31,14 +32,14 @@ def of(request: Request, error: Exception, templates: Templates) -> Response:
     if request.scope["path"].startswith(API) or not _prefers_html(request):
         return answer
     title, sentence = _WORDS.get(answer.status_code, _OTHER)
-    page = HTMLResponse(templates.refusal(sentence, title=title), answer.status_code, NEVER)
+    page = HTMLResponse(templates.refusal(sentence, title=title), answer.status_code, NO_STORE)
     for name, value in answer.headers.items():  # WWW-Authenticate, Retry-After, Allow
         page.headers.setdefault(name, value)
     return page
 
 
 def _prefers_html(request: Request) -> bool:
-    """Return whether a page is asked for rather than JSON, as browsers do."""
+    """Return whether the client prefers a page to JSON, as browsers do."""
     ranges = [*_ranges(",".join(request.headers.getlist("accept")))]
     return _rank("text", "html", ranges) > _rank("application", "json", ranges)
 
@@ -55,8 +56,8 @@ def _ranges(accept: str) -> Iterator[tuple[str, str, float]]:
 
 
 def _rank(kind: str, subtype: str, ranges: list[tuple[str, str, float]]) -> tuple[float, int]:
-    """Return how much a media type is wanted: its quality, then how exactly it is named."""
-    # The most exact range that fits decides, as RFC 9110 has it.
+    """Return how much the client wants a media type: its quality, then how exactly it is named."""
+    # The most exact range that matches decides (RFC 9110).
     exact, quality = max(
         (
             ((of_kind != "*") + (of_subtype != "*"), quality)

@@ -1,4 +1,4 @@
-"""The list of releases, whose versions are named in the numbers; and what is not on any list."""
+"""The list of releases, whose versions the numbers name, and the values that are not listed."""
 
 from datetime import UTC, date, timedelta
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from app.collector.recount import clock
 from app.payload import Version
 
 FIELDS = ("version", *(field for field in VALUES if field in OPEN))
-"""The fields of which only listed values are named."""
+"""The fields whose values are only named if they are listed."""
 
 MOST = 20
 """How many values of a field ``unlisted`` returns."""
@@ -31,7 +31,7 @@ _ACTIVE = (
     "SELECT body FROM install WHERE last_seen >= now() - interval '48 hours'"
     " AND established_on IS NOT NULL AND excluded IS NULL AND right(body ->> 'version', 4)"
 )
-_DEV_BUILDS = text(f"SELECT count(*) FROM ({_ACTIVE} = '{DEVELOPMENT}') AS active")  # noqa: S608 - this module's own words
+_DEV_BUILDS = text(f"SELECT count(*) FROM ({_ACTIVE} = '{DEVELOPMENT}') AS active")  # noqa: S608 - only constants of this module
 
 
 def _unlisted(field: str) -> TextClause:
@@ -46,7 +46,7 @@ def _unlisted(field: str) -> TextClause:
         GROUP BY value
         ORDER BY installs DESC, value
         LIMIT :most
-        """  # noqa: S608 - this module's own words
+        """  # noqa: S608 - only constants of this module
     )
 
 
@@ -54,7 +54,7 @@ _UNLISTED = {field: _unlisted(field) for field in FIELDS}
 
 
 class NotAReleaseError(ValueError):
-    """A version or a date cannot be that of a release; the message says why."""
+    """A version or a date is not one of a release; the message says why."""
 
 
 class Release(NamedTuple):
@@ -65,7 +65,7 @@ class Release(NamedTuple):
 
 
 class Unlisted(NamedTuple):
-    """The values of a field that are counted as ``other``: those of most installs first."""
+    """The values of a field that are counted as ``other``, the most common first."""
 
     values: list[tuple[str, int]]
     """At most ``MOST`` values, each with its number of installs."""
@@ -118,10 +118,10 @@ def remove(connection: Connection, version: str) -> date | None:
 
 
 def unlisted(connection: Connection) -> dict[str, Unlisted]:
-    """Return, for each of ``FIELDS``, what is counted as ``other`` at the moment.
+    """Return, for each of ``FIELDS``, which values are counted as ``other`` now.
 
-    Counted are established installs heard of within 48 hours, without development builds. The
-    values are words of strangers: they are for the maintainers alone.
+    Only established installs that reported within 48 hours are counted, without development builds.
+    Strangers can write the values: show them to maintainers only.
     """
     known = {**KNOWN, "version": [release.version for release in listed(connection)]}
     found = {}
@@ -140,5 +140,5 @@ def unlisted(connection: Connection) -> dict[str, Unlisted]:
 
 
 def dev_builds(connection: Connection) -> int:
-    """Return how many established development builds were heard of within 48 hours."""
+    """Return how many established development builds reported within 48 hours."""
     return int(connection.execute(_DEV_BUILDS).scalar_one())

@@ -1,10 +1,10 @@
-"""How a number of installs is shown, so that it names nobody. Pure.
+"""How a number of installs is shown without revealing a single install. Pure.
 
-How many installs are active in all is shown as it is, except for 1 to 4. All else, which is what is
-broken down, filtered or added up over days, is rounded to the nearest multiple of ``ROUNDED_TO``,
-so that two such numbers are equal or differ by that much, whatever is between them. Below
-``FOLD_BELOW`` a rounded number does not even show whether it is zero: otherwise the exact number of
-all could give one install away.
+The number of all active installs is exact: 0 is shown as 0, and 1 to 4 are shown as “fewer than 5”.
+Every other number, which is broken down, filtered or added up over days, is rounded to the nearest
+multiple of ``ROUNDED_TO``. So two such numbers are equal or differ by at least that much. Below
+``FOLD_BELOW`` a rounded number does not show whether it is zero: otherwise it could reveal one
+install together with the exact number of all.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The groups that are named, the largest first, and how many installs all others hold.
+    """The named groups, the largest first, and how many installs are in all others.
 
     ``reported_by`` is how many installs have a value at all. Each number is rounded by itself.
     """
@@ -57,7 +57,7 @@ class Distribution:
 
     @property
     def total(self) -> int:
-        """The whole of which each number is a share, so that none is more than all of it."""
+        """The whole of which each number is a share; no share is more than 100 %."""
         together = sum(group.installs for group in self.groups) + (self.folded_installs or 0)
         return max(together, self.reported_by or 0)
 
@@ -68,17 +68,17 @@ class Distribution:
 
 
 def distribute(counts: Counts) -> Distribution:
-    """Name each group of at least ``FOLD_BELOW``, and put all others together."""
+    """Name each group of at least ``FOLD_BELOW``, and add up all others."""
     reported = {value: installs for value, installs in counts.items() if value != ABSENT}
     named = {value: n for value, n in reported.items() if n >= FOLD_BELOW and value != OTHER}
     everyone = sum(reported.values())
     few = everyone - sum(named.values()) == FOLD_BELOW - 1
     if named and few and all(n - _nearest(n) == ROUNDED_TO // 2 for n in named.values()):
-        # Each is as large as its number allows: it would be known how many the others are.
+        # Each group is as large as its rounded number allows, which would reveal the others.
         del named[min(named, key=lambda value: (named[value], value))]
     groups = [Group(value, _nearest(installs)) for value, installs in named.items()]
     return Distribution(
-        # Not by the exact numbers: their order would show which of two equal ones is larger.
+        # Not by the exact numbers: that order would show which of two equal numbers is larger.
         groups=sorted(groups, key=lambda group: (-group.installs, group.value)),
         folded_installs=about(everyone - sum(named.values())),
         reported_by=about(everyone),

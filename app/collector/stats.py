@@ -1,7 +1,7 @@
-"""What the page, its JSON and its CSV show of the daily numbers. Pure.
+"""The numbers that the page, its JSON and its CSV show. Pure.
 
-Every number of installs here has been rounded as ``rounding`` says: what a reader sees is computed
-from these numbers alone.
+Every number of installs here is rounded as ``rounding`` describes, and everything that a reader
+sees is computed from these rounded numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,16 +40,16 @@ from app.collector.rounding import (
 from app.payload import Bucket, all_fields
 
 EXACT = frozenset({ACTIVE_2D, ACTIVE_7D, ACTIVE_30D, DEV_BUILDS})
-"""The totals that are not rounded without a filter."""
+"""The totals that are exact if no filter is set."""
 
 YEAR = timedelta(days=364)
 """How far back versions are read."""
 
 LATE = timedelta(hours=1)
-"""How long after its end a day may be counted before something is wrong."""
+"""How long after its end a day must be counted."""
 
 
-def stands_still(last: date, now: datetime) -> bool:
+def counting_stopped(last: date, now: datetime) -> bool:
     """Return whether a day after ``last``, the last that was counted, is overdue."""
     return now >= begins(last + timedelta(days=2)) + LATE
 
@@ -61,7 +61,7 @@ UNUSED = {
     for name, each in all_fields().items()
     if name.startswith("features.") and each.annotation in _IDLE
 }
-"""The features, and the value of each that means that it is not used."""
+"""The features, each with the value that means that it is not used."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DayOfStats:
 
     day: date
     counted_at: datetime | None
-    """When the day was counted first; None where that is unknown."""
+    """When the day was first counted; None if that is not known."""
     movements: dict[str, Shown]
     dev_builds: Shown
     versions: dict[str, int]
@@ -112,7 +112,7 @@ class LiveStats:
 
 @dataclass(frozen=True)
 class Recount:
-    """Which days are being counted again, and the day to which that has come."""
+    """Which days are being counted again, and the last replayed day."""
 
     since: date
     replayed: date | None
@@ -121,7 +121,7 @@ class Recount:
 
 @dataclass(frozen=True)
 class Stats:
-    """All that is shown, for a filter and a range of days.
+    """Everything that is shown, for a filter and a range of days.
 
     There are no days if nothing was counted yet, or if too few installs pass the filter.
     """
@@ -134,19 +134,19 @@ class Stats:
     live: LiveStats | None = None
     recount: Recount | None = None
     standby_as_of: datetime | None = None
-    """As of when all is, if it was read from a standby that is behind."""
+    """The time of all numbers, if they were read from a standby that is behind."""
     fold_below: int = FOLD_BELOW
     rounded_to: int = ROUNDED_TO
     days: list[DayOfStats] = field(default_factory=list)
     a_month_before: Before | None = None
-    """None where that day was not counted."""
+    """None if that day was not counted."""
     growth: Growth | None = None
     cohorts: list[Cohort] = field(default_factory=list)
     """The oldest first; none under a version, since installs leave it."""
     adoption: list[Adoption] = field(default_factory=list)
     """The newest release first; none under a version."""
     values: dict[str, Distribution] = field(default_factory=dict)
-    """How many installs have which value; of a feature, only those that use it are counted."""
+    """How many installs have each value; of a feature, only those that use it are counted."""
     features: dict[str, Feature] = field(default_factory=dict)
     releases: list[Release] = field(default_factory=list)
     """The listed releases, the newest first."""
@@ -155,7 +155,7 @@ class Stats:
 
     @property
     def change(self) -> int | None:
-        """How many more are active than a month before; None where one of both is not shown."""
+        """How many more are active than a month before; None if either number is not shown."""
         before, now = self.a_month_before, self.days[-1].movements[ACTIVE_2D]
         if before is None or before.active is None or now is None:
             return None
@@ -166,11 +166,11 @@ class Stats:
 class Numbers:
     """What was counted, before anything is rounded.
 
-    ``versions_of_all`` and ``editions_of_all`` are those of the last day, whatever the filter.
+    ``versions_of_all`` and ``editions_of_all`` are those of the last day, without the filter.
     """
 
     versions: Mapping[date, Counts]
-    """Of the last day, and where it is shown of the year before."""
+    """Of the last day, and of the year before if that is shown."""
     versions_of_all: Counts
     editions_of_all: Counts
     releases: Sequence[Release] = ()
@@ -194,7 +194,7 @@ def nothing(
     recount: Recount | None = None,
     standby_as_of: datetime | None = None,
 ) -> Stats:
-    """Return what is shown before anything was counted."""
+    """Return what is shown before any day is counted."""
     return Stats(
         as_of=None,
         since=None,
@@ -208,7 +208,7 @@ def nothing(
 
 
 def show(empty: Stats, numbers: Numbers, span: Span, *, days: int) -> Stats:
-    """Add to ``empty``, which ``nothing`` has made, what is shown of the last ``days``."""
+    """Add what is shown of the last ``days`` to ``empty``, a result of ``nothing``."""
     chosen = Filter(empty.version, empty.edition)
     known = replace(
         empty,
@@ -242,10 +242,10 @@ def show(empty: Stats, numbers: Numbers, span: Span, *, days: int) -> Stats:
 
 
 def _values(values: Mapping[str, Counts]) -> dict[str, Distribution]:
-    """Return the distribution of each field; of a feature that is on or off, ``features`` says all.
+    """Return the distribution of each field; a feature that is on or off is only in ``features``.
 
-    Who does not use a feature is not counted with those that do: whether they are named would show
-    whether they are fewer than 5.
+    Installs that do not use a feature are no group here: whether that group is named would show
+    whether it has fewer than 5 installs.
     """
     users = {
         name: {value: n for value, n in counts.items() if value != UNUSED.get(name)}
@@ -256,7 +256,7 @@ def _values(values: Mapping[str, Counts]) -> dict[str, Distribution]:
 
 
 def feature(counts: Counts, unused: str) -> Feature:
-    """Return how many installs have another value than ``unused``, of those that report any."""
+    """Return how many installs use a feature, of those that report it."""
     reported = {value: n for value, n in counts.items() if value != ABSENT}
     everyone = sum(reported.values())
     return Feature(about(everyone - reported.get(unused, 0)), about(everyone))
@@ -268,7 +268,7 @@ def _choices(counts: Counts) -> list[str]:
 
 
 def may_look(chosen: Filter, active: int) -> bool:
-    """Return whether a filter leaves enough; of too few it is not shown that there are any."""
+    """Return whether enough installs pass a filter; otherwise it is not shown whether any do."""
     return chosen == Filter() or (chosen.version != OTHER and active >= FOLD_BELOW)
 
 

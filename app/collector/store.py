@@ -1,9 +1,9 @@
 """The collector's SQL on heartbeats and installs: each heartbeat once, nothing about its sender.
 
-Whoever deletes an id leaves a mark, and takes the install's row before it deletes the heartbeats.
-Whoever stores takes that row as well, and looks for marks after it. So one of the two waits for the
-other, on the row alone: what was stored before is deleted, and what comes after finds the mark, and
-is turned away.
+A deletion writes a mark for the id, and locks the install's row before it deletes the heartbeats. A
+heartbeat's transaction also locks that row, and then looks for marks. So one of the two waits for
+the other on that row only. Heartbeats that were stored before the deletion are deleted; later ones
+find the mark, and are rejected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,23 +27,23 @@ _BOUNDS = (
     # statement_timeout does not bound the statement that sets it; this does, since it is read when
     # a wait for a lock begins.
     " set_config('lock_timeout', '4s', true),"
-    # A process that stands still in a transaction shall not hold its locks for ever.
+    # A process that is suspended in a transaction must not hold its locks for ever.
     " set_config('idle_in_transaction_session_timeout', '10s', true),"
-    # What is acknowledged outlives a crash of the server, whatever its own setting is.
+    # What is acknowledged must survive a crash of the server, also if its default is 'off'.
     " set_config('synchronous_commit', coalesce("
     "nullif(current_setting('synchronous_commit'), 'off'), 'local'), true)"
 )
 _BOUND = text(f"SELECT {_BOUNDS}")
 
 FORGOTTEN_FOR = timedelta(minutes=5)
-"""How long nothing is stored under an id that was deleted: longer than a heartbeat can be held up
-in any process between its arrival and its commit."""
+"""How long nothing is stored under a deleted id: longer than a heartbeat can take in any process
+between its arrival and its commit."""
 
 CLOCKS_DIFFER = "interval '5 minutes'"
-"""A stored time so far ahead of what is stored now comes from a clock that was ahead once."""
+"""A stored time that is further ahead of a new one comes from a clock that was ahead."""
 
-# Two heartbeats of an install may be committed in another order than they came in. One that is late
-# changes nothing but how the install was on the day before, where it was heard of since midnight.
+# Two heartbeats of an install may be committed in another order than they arrived. A late one only
+# changes the former state: how the install was at the end of the day before its last one.
 _LATE = (
     "(excluded.last_seen < install.last_seen"
     f" AND excluded.last_seen >= install.last_seen - {CLOCKS_DIFFER})"
@@ -68,7 +68,7 @@ _MARKED = f"""
         epoch FROM at + CAST(:forgotten_for AS interval) - clock_timestamp())) AS seconds
     FROM unnest(CAST(:ids AS uuid[])) AS id JOIN forgotten ON mark = {_MARK("id")}
     WHERE at > clock_timestamp() - CAST(:forgotten_for AS interval)
-"""  # noqa: S608 - this module's own words
+"""  # noqa: S608 - only constants of this module
 
 # In the order of the ids, so that two batches with the same installs cannot deadlock.
 _INSERT = f"""
@@ -111,10 +111,10 @@ _INSERT = f"""
         SELECT FROM kept
         WHERE kept.instance_id = arrived.instance_id AND kept.sent_at = arrived.sent_at
     )
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 
-# The marks are looked for again, by a statement of its own: it sees what was committed while the
-# one before waited for a row.
+# The marks are searched again by a separate statement: it sees what was committed while the one
+# before waited for a row.
 _DIALECT = URL.create("postgresql+psycopg").get_dialect()()
 _KEEP = tuple(
     str(text(statement).compile(dialect=_DIALECT))
@@ -127,7 +127,7 @@ FORGET = (
         ON CONFLICT (mark) DO UPDATE SET at = excluded.at
         """  # noqa: S608 - as above
     ),
-    # Takes the row, also where another transaction is about to make it.
+    # Locks the row, also if another transaction is about to insert it.
     text(
         """
         INSERT INTO install (instance_id, first_seen, last_seen, body)
@@ -154,7 +154,7 @@ _SEEN = text(
     """
 )
 
-# As text, since a sender's year may be one that Python cannot hold in the session's time zone.
+# As text, because Python may not support the year of a sender in the session's time zone.
 _HELD = text(
     """
     SELECT to_char(sent_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"+00:00"'),
@@ -165,7 +165,7 @@ _HELD = text(
     """
 )
 
-# In the order of the words, so that two collectors cannot deadlock.
+# Ordered by outcome, so that two collectors cannot deadlock.
 _ADD_OUTCOMES = text(
     """
     INSERT INTO ingest (day, outcome, requests)
@@ -183,19 +183,19 @@ _SILENT = text(
     "SELECT instance_id FROM install WHERE last_seen < :cutoff"  # noqa: S608 - as above
     f" ORDER BY last_seen LIMIT {PRUNED_AT_ONCE}"
 )
-# The cutoff once more: an install that was heard of since the look at it is no longer old.
+# The cutoff again: an install that has reported since it was selected is no longer old.
 _PRUNE = text("DELETE FROM install WHERE instance_id = ANY(:ids) AND last_seen < :cutoff")
 
 
 def connect(url: str | URL) -> Engine:
     """Return an engine of at most five connections that gives up on a silent server.
 
-    Nothing is connected yet, and no error of the engine's repeats a parameter. Its transactions are
-    at READ COMMITTED, whatever the database's own setting.
+    It connects on first use. Its errors contain no parameters. Its transactions are READ COMMITTED,
+    also if the database has another default.
     """
     made = create_engine(
         url,
-        # What is looked for after a wait for a lock must be seen.
+        # A statement after a wait for a lock must see what was committed during the wait.
         isolation_level="READ COMMITTED",
         pool_size=5,
         max_overflow=0,
@@ -213,15 +213,15 @@ def connect(url: str | URL) -> Engine:
 
 
 def _leave_the_read_only(context: ExceptionContext) -> None:
-    """Have a session that cannot write be closed: another one may be able to."""
+    """Close a session that cannot write, because a new one may be able to."""
     if isinstance(context.original_exception, ReadOnlySqlTransaction):
         context.is_disconnect = True
 
 
 class Fate(NamedTuple):
-    """What became of a heartbeat: ``new`` is stored now, and another one was there already.
+    """The result for a heartbeat: ``new`` is false if it was stored before.
 
-    Where ``wait`` is not 0, its id was deleted, and for so many seconds nothing is stored under it.
+    If ``wait`` is not 0, its id was deleted, and nothing is stored under it for so many seconds.
     """
 
     new: bool
@@ -233,7 +233,7 @@ class DeletedMeanwhileError(Exception):
 
 
 ESTABLISHED_DAYS = 3
-"""On so many days an install has to be heard of, unless another number is asked for."""
+"""After heartbeats on so many days an install is established, by default."""
 
 
 def insert(
@@ -243,17 +243,17 @@ def insert(
     established_days: int = ESTABLISHED_DAYS,
     at: datetime | None = None,
 ) -> list[Fate]:
-    """Keep each heartbeat that is not there already, and each install as its last one told.
+    """Store each new heartbeat, and each install as its last heartbeat describes it.
 
-    An install that is heard of on ``established_days`` days is established on the last of them.
-    They are received ``at``, by default now by the database's clock. Nothing is acknowledged before
-    the caller's transaction has committed. Return what became of each.
+    An install is established on the last of its first ``established_days`` days with a heartbeat.
+    ``at`` is the time of receipt, by default now by the database's clock. The caller acknowledges
+    nothing before its transaction is committed. Return the fate of each heartbeat.
 
     Raises:
         DeletedMeanwhileError: roll back, and do it again.
     """
     arrived = {(each.instance_id, each.sent_at): each for each in heartbeats[::-1]}
-    # One array of JSON: to quote each body in one of SQL would take longer than all else here.
+    # One JSON array: quoting each body in an SQL array would take most of the time here.
     bodies = ",".join(each.canonical() for each in arrived.values())
     values = {
         "bodies": f"[{bodies}]",
@@ -271,16 +271,17 @@ def insert(
     for each in heartbeats:
         name = (each.instance_id, each.sent_at)
         fates.append(Fate(new=name not in there, wait=waits.get(each.instance_id, 0)))
-        there.add(name)  # when it comes again
+        there.add(name)  # for its next occurrence
     return fates
 
 
 def send(
     connection: Connection, statements: Sequence[str], values: Mapping[str, Any]
 ) -> list[list[Any]]:
-    """Send statements without SQLAlchemy, which takes a fifth of the time; return their rows.
+    """Send statements without SQLAlchemy, in a fifth of the time; return their rows.
 
-    Their values are bound, and not written into them: the server logs a statement that fails.
+    The values are bound and not written into the statements, because the server logs a statement
+    that fails.
     """
     driver: Any = connection.connection.driver_connection
     try:
@@ -301,9 +302,9 @@ def send(
 
 
 def forget(connection: Connection, instance_id: UUID) -> None:
-    """Delete everything under an id; nothing tells whether there was anything.
+    """Delete everything under an id; the result does not show whether there was anything.
 
-    For ``FORGOTTEN_FOR`` nothing is stored under it, whichever process it is brought to.
+    For ``FORGOTTEN_FOR``, no process stores anything under it.
     """
     connection.execute(_BOUND)
     for statement in FORGET:
@@ -311,14 +312,14 @@ def forget(connection: Connection, instance_id: UUID) -> None:
 
 
 class Seen(NamedTuple):
-    """When an install was heard of, by the collector's clock."""
+    """When an install first and last reported, by the collector's clock."""
 
     first: datetime
     last: datetime
 
 
 class Row(NamedTuple):
-    """A heartbeat that is stored; ``sent_at`` is as a body has it."""
+    """A stored heartbeat; ``sent_at`` has the format of a body."""
 
     sent_at: str
     received_at: datetime
@@ -326,7 +327,7 @@ class Row(NamedTuple):
 
 
 def seen(connection: Connection, instance_id: UUID) -> Seen | None:
-    """Return when an install was heard of first and last, or None if nothing is stored of it."""
+    """Return when an install first and last reported, or None if nothing is stored of it."""
     connection.execute(_BOUND)
     found = connection.execute(_SEEN, {"id": instance_id}).one_or_none()
     return Seen(*found) if found else None
@@ -335,7 +336,7 @@ def seen(connection: Connection, instance_id: UUID) -> Seen | None:
 def held(connection: Connection, instance_id: UUID, *, after: str | None, limit: int) -> list[Row]:
     """Return the first ``limit`` heartbeats under an id in the order of ``sent_at``.
 
-    They are those sent later than ``after``, which is as ``sent_at`` in a body, or all.
+    With ``after``, a time in the format of ``sent_at``, only those sent later.
     """
     connection.execute(_BOUND)
     found = connection.execute(_HELD, {"id": instance_id, "after": after, "limit": limit})
@@ -343,7 +344,7 @@ def held(connection: Connection, instance_id: UUID, *, after: str | None, limit:
 
 
 def cutoff(engine: Engine, retention: timedelta) -> datetime:
-    """Return the time before which what was received is older than ``retention``."""
+    """Return the time that was ``retention`` ago, by the database's clock."""
     with engine.begin() as connection:
         connection.execute(_BOUND)
         found: datetime = connection.execute(_CUTOFF, {"retention": retention}).scalar_one()
@@ -351,10 +352,10 @@ def cutoff(engine: Engine, retention: timedelta) -> datetime:
 
 
 def prune(engine: Engine, before: datetime) -> bool:
-    """Delete installs not heard of since ``before``, and heartbeats as ``weeks.delete`` does.
+    """Delete installs that last reported before a time, and heartbeats as ``weeks.delete`` does.
 
-    Return whether there may be more: a call deletes ``PRUNED_AT_ONCE`` installs at most. What
-    others use at this moment is left for the next call.
+    Return whether there may be more: a call deletes at most ``PRUNED_AT_ONCE`` installs. What other
+    transactions have locked is left for the next call.
     """
     more = [
         weeks.unless_in_use(engine, partial(work, cutoff=before))
@@ -370,7 +371,7 @@ def _prune_installs(connection: Connection, cutoff: datetime) -> bool:
 
 
 def add_outcomes(connection: Connection, counts: Mapping[str, int]) -> None:
-    """Add how many requests ended in which way to what is counted of today."""
+    """Add the numbers of requests, by outcome, to those of today."""
     connection.execute(_BOUND)
     values = {"outcomes": [*counts], "requests": [*counts.values()]}
     connection.execute(_ADD_OUTCOMES, values)
@@ -383,5 +384,5 @@ def prune_marks(connection: Connection) -> None:
 
 
 def cause(error: Exception) -> str:
-    """Name what went wrong, without the message: it may hold hosts, users or values."""
+    """Return the type of an error, without the message: it may contain hosts, users or values."""
     return type(getattr(error, "orig", None) or error).__name__

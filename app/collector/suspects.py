@@ -1,8 +1,8 @@
 """Installs that look invented, and taking installs out of all numbers.
 
-Invented installs tend to come at once and to be alike: their bodies are the same but for id and
+Invented installs often arrive at once and are alike: their bodies are the same except for id and
 time, or at least their version and deployment label are. A maintainer sees such groups and decides.
-An excluded install is not deleted: its heartbeats go on being stored, and whoever knows its id may
+An excluded install is not deleted: its heartbeats are still stored, and anyone who knows its id may
 read and delete them.
 """
 
@@ -17,14 +17,14 @@ from sqlalchemy import Connection, Engine, text
 from app.collector import recount
 
 LEAST = 20
-"""From how many installs on, first heard of within an hour, a group is shown."""
+"""A group is shown if at least so many installs were first seen within an hour."""
 
 AT_ONCE = 200
-"""How many installs a transaction changes. Their heartbeats wait for no longer than that takes."""
+"""How many installs one transaction changes. Their heartbeats wait until it ends."""
 
 _BODY = "left(md5(CAST(body - 'instance_id' - 'sent_at' AS text)), 12)"
 
-# An install is one of a group if some hour in which it was first heard of has enough of them.
+# An install is in a group if enough of them were first seen in an hour that includes it.
 _PAST_HOUR = "ORDER BY first_seen RANGE BETWEEN interval '1 hour' PRECEDING AND CURRENT ROW"
 _NEXT_HOUR = "ORDER BY first_seen RANGE BETWEEN CURRENT ROW AND interval '1 hour' FOLLOWING"
 
@@ -32,7 +32,7 @@ _NEXT_HOUR = "ORDER BY first_seen RANGE BETWEEN CURRENT ROW AND interval '1 hour
 def _in_groups(installs: str, alike: str) -> str:
     """Return the SQL of ``installs`` with ``grouped``: enough are ``alike`` within an hour."""
     return (
-        f"SELECT *, bool_or(enough) OVER (PARTITION BY {alike} {_NEXT_HOUR}) AS grouped FROM ("  # noqa: S608 - this module's own words
+        f"SELECT *, bool_or(enough) OVER (PARTITION BY {alike} {_NEXT_HOUR}) AS grouped FROM ("  # noqa: S608 - only constants of this module
         f"SELECT *, count(*) OVER (PARTITION BY {alike} {_PAST_HOUR}) >= :least AS enough"
         f" FROM {installs}) AS counted"
     )
@@ -62,7 +62,7 @@ _GROUPS = text(
     GROUP BY body, version, label
     HAVING NOT bool_and(excluded)
     ORDER BY count(*) DESC, min(first_seen)
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 )
 
 _MATCHES = f"""
@@ -78,14 +78,14 @@ _LOOK = text(
     f"""
     SELECT count(*) AS installs, count(established_on) AS established, min(established_on) AS since
     FROM install WHERE (excluded IS NOT NULL) = :excluded AND {_MATCHES}
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 )
 _NEXT = text(
     f"""
     SELECT instance_id FROM install
     WHERE instance_id > CAST(:after AS uuid) AND (excluded IS NOT NULL) = :excluded AND {_MATCHES}
     ORDER BY instance_id LIMIT {AT_ONCE}
-    """  # noqa: S608 - this module's own words
+    """  # noqa: S608 - only constants of this module
 )
 _EXCLUDE = text(
     "UPDATE install SET excluded = :reason"
@@ -109,9 +109,9 @@ class Selector:
 
     ids: Sequence[UUID] = ()
     first_seen_from: datetime | None = None
-    """First heard of at this time or later."""
+    """First seen at this time or later."""
     first_seen_to: datetime | None = None
-    """First heard of before this time."""
+    """First seen before this time."""
     version: str | None = None
     label: str | None = None
     body: str | None = None
@@ -120,7 +120,7 @@ class Selector:
     """Excluded for this reason."""
 
     def __bool__(self) -> bool:
-        """Whether anything is set: nothing would match every install."""
+        """Whether anything is set; an empty selector would match every install."""
         return any(self._values.values())
 
     @property
@@ -128,12 +128,12 @@ class Selector:
         return {**vars(self), "ids": [str(each) for each in self.ids] or None}
 
     def values(self, *, excluded: bool) -> dict[str, Any]:
-        """Return what the statements of this module take, of installs that are ``excluded``."""
+        """Return the parameters for the statements of this module."""
         return {**self._values, "excluded": excluded}
 
 
 class Group(NamedTuple):
-    """Installs that are alike and of which many were first heard of within an hour."""
+    """Installs that are alike, of which many were first seen within an hour."""
 
     body: str | None
     """The digest of their body without id and time; None if only version and label are the same."""
@@ -144,7 +144,7 @@ class Group(NamedTuple):
     installs: int
     established: int
     excluded: int
-    """How many of them are excluded already."""
+    """How many of them are already excluded."""
 
 
 class Match(NamedTuple):
@@ -156,7 +156,7 @@ class Match(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """How many installs are excluded for one reason, and when they were first heard of."""
+    """How many installs are excluded for one reason, and when they were first seen."""
 
     why: str
     installs: int
@@ -168,8 +168,8 @@ class Reason(NamedTuple):
 def groups(connection: Connection, least: int = LEAST) -> list[Group]:
     """Return the groups of installs that look invented, the largest first.
 
-    At least ``least`` of a group were first heard of within an hour. A group of which all are
-    excluded is left out.
+    At least ``least`` of a group were first seen within an hour. Groups that are already excluded
+    are left out.
     """
     return [Group(*row) for row in connection.execute(_GROUPS, {"least": least})]
 
@@ -187,8 +187,8 @@ def reasons(connection: Connection) -> list[Reason]:
 def exclude(engine: Engine, selector: Selector, why: str) -> Match:
     """Take the installs that match out of all numbers, and request the recount of their days.
 
-    Each of its transactions does so for ``AT_ONCE`` of them: one that is stopped has requested the
-    recount of what it has excluded, and can be repeated.
+    Each transaction excludes ``AT_ONCE`` of them and requests their recount. So if the process is
+    stopped, it can be run again.
     """
     return _change(engine, selector, exclude=why)
 
@@ -217,7 +217,7 @@ def _change_these(
 ) -> list[date | None]:
     """Exclude or include installs; return the day on which each was established."""
     statement = _INCLUDE if exclude is None else _EXCLUDE
-    # One by one, in the order in which whoever stores takes the rows: neither waits for the other.
+    # One by one, ordered by id like the rows of a batch of heartbeats: this prevents deadlocks.
     days = [
         day
         for each in ids

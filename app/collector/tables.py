@@ -1,4 +1,4 @@
-"""What installs are like: tables with a bar for each value, and one for the rest. Pure."""
+"""Tables of what installs report: a bar for each value, and one for all others. Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from app.payload import Bucket, all_fields
 
 BUCKETS = get_args(Bucket)
 AT_ONCE = 10
-"""So many lines of a table are shown before a reader asks for more."""
+"""A table shows so many lines until the reader opens the rest."""
 
 LABELS = {
     "version": "Version",
@@ -41,7 +41,7 @@ RUNTIMES = ("python_version", "stack.postgres_version")
 SIZES = tuple(name for name in VALUES if name.startswith("counts."))
 WHERE = ("deployment", "platform", "edition")
 OTHERS = tuple(name for name in VALUES if name not in {*WHERE, *RUNTIMES, *SIZES, *UNUSED})
-"""The fields that have no section of their own."""
+"""The fields without a section of their own."""
 
 _FORMS: dict[str, object] = {name: field.annotation for name, field in all_fields().items()}
 
@@ -56,9 +56,9 @@ class Row:
     share: str
     rest: bool = False
     note: str = ""
-    """What is said beside the name."""
+    """A note next to the name."""
     added_up: str = ""
-    """The share of this line and those before it together."""
+    """The share of this line and all lines before it."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,19 @@ class Table:
 
     caption: str
     rows: Sequence[Row]
-    """The lines that are shown at once: those of the first values, and that of the rest."""
+    """The lines that are always visible: those of the first values, and that of all others."""
     hidden: Sequence[Row] = ()
-    """The lines that are shown when a reader asks for more."""
+    """The lines that a reader can open."""
     names: str = "Value"
-    """What the names of the lines are."""
+    """The title of the column with the names."""
     added_up: str = ""
-    """The name of the column in which the lines are added up; empty where there is none."""
+    """The title of the column that adds up the shares; empty if there is none."""
 
 
 def table(caption: str, rows: Sequence[Row], *, names: str = "Value", at_once: str = "") -> Table:
-    """Return a table of some rows, of which only so many are shown at once.
+    """Return a table of rows, of which the first ``AT_ONCE`` are always visible.
 
-    The row whose name is ``at_once`` is one of them, wherever it is.
+    The row with the name ``at_once`` is always visible, at any place.
     """
     shown = [row for n, row in enumerate(rows) if n < AT_ONCE or row.rest or row.name == at_once]
     return Table(caption, shown, [row for row in rows if row not in shown], names)
@@ -88,7 +88,7 @@ def table(caption: str, rows: Sequence[Row], *, names: str = "Value", at_once: s
 def of_field(name: str, stats: Stats, more: str = "") -> Table:
     """Return the table of a field: its values in their natural order, if they have one."""
     shown, form = stats.values[name], _FORMS[name]
-    # Of a feature only its users are counted: how many they are is said where they are.
+    # Of a feature only its users are counted; the section on features shows how many report it.
     of = "" if name in UNUSED else base(shown.reported_by, stats.values["edition"].reported_by)
     caption = f"{LABELS[name]}{more}{of}"
     if form is Bucket:
@@ -106,7 +106,7 @@ def age_of_runtime(version: str) -> tuple[int, ...]:
 
 
 def base(reported_by: Shown, everyone: Shown) -> str:
-    """Say how many installs report a field, if not all: an older schema does not have it."""
+    """Say how many installs report a field, if not all: older schemas may lack it."""
     if reported_by == everyone:
         return ""
     return f" (of {number(reported_by)} installs that report it)"
@@ -115,11 +115,11 @@ def base(reported_by: Shown, everyone: Shown) -> str:
 def shares(
     shown: Distribution, name: Callable[[str], str] = str, *, is_open: bool = False
 ) -> list[Row]:
-    """Return a line for each group in the order that they have, and one for the rest."""
+    """Return a line for each group, in the given order, and one for all others."""
     rows = [row(name(group.value), group.installs, shown.total) for group in shown.groups]
     if shown.folded_installs or not rows:
-        together = f"other (not listed, or {FEW})" if is_open else "others together"
-        rows.append(row(together, shown.folded_installs, shown.total, is_rest=True))
+        name_of_rest = f"other (not listed, or {FEW})" if is_open else "all others"
+        rows.append(row(name_of_rest, shown.folded_installs, shown.total, is_rest=True))
     return rows
 
 

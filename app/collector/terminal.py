@@ -17,7 +17,7 @@ from rich.table import Table
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 
 WIDE = 160
-"""Columns of a table where neither a terminal nor COLUMNS sets a width."""
+"""The width of a table if neither a terminal nor COLUMNS sets one."""
 
 
 def print_json(value: Any) -> None:
@@ -30,7 +30,7 @@ def _json(value: date) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; what strangers wrote is text, and never markup."""
+    """Print a table; values are never interpreted as markup, because strangers write them."""
     table = Table()
     for name in columns:
         table.add_column(name, overflow="fold")
@@ -40,7 +40,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     console = Console(width=None if chosen else WIDE)
     with console.capture() as captured:
         console.print(table)
-    # Not the table's own title: that is folded to the width of the table.
+    # Not as the title of the table: rich would fold it to the width of the table.
     typer.echo(f"{title}\n{captured.get()}", nl=False)
 
 
@@ -63,15 +63,15 @@ def count(number: int, noun: str) -> str:
 
 
 class Shown(Protocol):
-    """Shows how far work has come."""
+    """Shows progress."""
 
     def __call__(self, step: str, share: float) -> None:
-        """Show what was done last, and how much is done, from 0 to 1."""
+        """Show the last step, and the part that is done, from 0 to 1."""
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Shown]:
-    """Show progress on stderr: as a bar on a terminal, else as a line for each step."""
+    """Show progress on stderr: as a bar on a terminal, otherwise as a line for each step."""
     if not sys.stderr.isatty():
         yield lambda step, share: typer.echo(f"{title}: {step} ({share:.0%})", err=True)
         return

@@ -1,6 +1,6 @@
-"""What changes over time: how many are active, whether they grow and stay, and what they run. Pure.
+"""The sections on what changes over time: active installs, growth, versions, adoption. Pure.
 
-Each function returns what a section of the page shows; ``stats`` has the numbers.
+Each function returns what one section of the page shows; ``stats`` has the numbers.
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ from app.collector.rounding import FEW, FOLD_BELOW, ROUNDED_TO, Distribution, Sh
 from app.collector.stats import Before, DayOfStats, Stats
 
 MOST = 90
-"""The share of the active installs, in percent, that the answer has to cover."""
+"""The share of the active installs, in percent, that the answer must cover."""
 FEWEST_FOR_A_SHARE = 50
-"""Of fewer installs no share is written: each number may be 2 away from the true one."""
+"""Of fewer installs no share is shown, because each number may differ from the true one by 2."""
 HALF = 50
 """The share of the active installs, in percent, that counts as adopted."""
 TOO_FEW = "There are too few installs for this to be shown."
@@ -39,18 +39,18 @@ LINES = {ACTIVE_2D: "48 hours", ACTIVE_7D: "7 days", ACTIVE_30D: "30 days"}
 
 @dataclass(frozen=True)
 class Listing:
-    """A table of the same numbers as a chart, the latest line first."""
+    """A table with the numbers of a chart, the latest line first."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
     summary: str = ""
-    """What a reader chooses to see it; empty where it is shown at once."""
+    """The text that opens it; empty if the table is always visible."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that answers a question, and what it is."""
+    """A number that answers a question, with its name."""
 
     name: str
     number: str
@@ -90,22 +90,22 @@ def _day(before: Before) -> str:
 
 
 def _clear_change(stats: Stats) -> int | None:
-    """Return the change in a month; 0 if it is too small to be shown, or may be due to rounding."""
+    """Return the change in a month; 0 if it is too small to show, or may be caused by rounding."""
     change, least = stats.change, FOLD_BELOW if _which(stats) == "" else ROUNDED_TO + 1
     return change if change is None or abs(change) >= least else 0
 
 
 def figures(stats: Stats) -> list[Figure]:
-    """Return the numbers that a reader wants first."""
+    """Return the numbers at the top of the page."""
     last = stats.days[-1]
     found = [
-        Figure("active", number(last.movements[ACTIVE_2D]), "heard from within 48 hours"),
+        Figure("active", number(last.movements[ACTIVE_2D]), "reported within 48 hours"),
         _change(stats),
         _in_use(last),
     ]
     if stats.live:
         waiting = number(stats.live.not_established)
-        note = "live: heard from, on too few days so far"
+        note = "live: reported on too few days so far"
         found.append(Figure("not established yet", waiting, note))
     return found
 
@@ -149,8 +149,8 @@ def active(days: Sequence[DayOfStats]) -> tuple[Chart | None, Listing]:
         for each in reversed(days)
     ]
     return drawn, Listing(
-        "Installs heard from within 48 hours, 7 days and 30 days, those in use, and development"
-        " builds, by day",
+        "Installs that reported within 48 hours, 7 days and 30 days, those in use, and"
+        " development builds, by day",
         ["Day", *columns.values(), "Development builds"],
         rows,
         "Show the numbers by day",
@@ -162,14 +162,14 @@ def _of_stock(name: str, mark: str, numbers: Sequence[Shown]) -> Series:
 
 
 def _by_day(days: Sequence[date]) -> Axis:
-    """Return the days as an axis: named are the months that begin, or a few of the days."""
+    """Return the days as an axis; its ticks name months, or some days if there are few months."""
     months = {
         n: _month(day)
         for n, (before, day) in enumerate(pairwise(days), 1)
         if before.month != day.month
     }
     names = [long_date(day) for day in days]
-    if len(months) > 2:  # noqa: PLR2004 - so many months are enough to know where one is
+    if len(months) > 2:  # noqa: PLR2004 - three months name enough of the axis
         return Axis(names, months)
     return Axis(names, _some([f"{day.day} {day:%b}" for day in days]))
 
@@ -179,13 +179,13 @@ def _month(day: date) -> str:
 
 
 def _some(words: Sequence[str]) -> dict[int, str]:
-    """Return about five of the words that are as far from each other, and the last."""
+    """Return about five words at equal distances, the last one included."""
     step = max(1, len(words) // 5)
     return {n: words[n] for n in sorted(range(len(words) - 1, -1, -step))}
 
 
 def growth(stats: Stats) -> str:
-    """Say whether there are more installs than a month before, and how many came and went."""
+    """Say whether there are more installs than a month before, and how many are new and lost."""
     came = _came_and_went(stats.growth) if stats.growth else ""
     return f"{_verdict(stats)} {came}".rstrip()
 
@@ -193,7 +193,7 @@ def growth(stats: Stats) -> str:
 def _verdict(stats: Stats) -> str:
     before, now, change = stats.a_month_before, stats.days[-1].movements[ACTIVE_2D], stats.change
     if before is None:
-        return "That is not known yet: the first day was counted less than 30 days ago."
+        return "Not known yet: the first day was counted less than 30 days ago."
     if before.active is None and now is None:
         return TOO_FEW
     if change is None:
@@ -244,7 +244,7 @@ def changes(growth: Growth) -> tuple[Chart | None, Listing]:
     rows = [
         (_cell(growth, each), [number(each.new), number(each.lost)]) for each in reversed(periods)
     ]
-    caption = f"New installs, and installs lost after 30 days of silence, by {growth.by}"
+    caption = f"New installs, and installs lost after 30 days without a heartbeat, by {growth.by}"
     summary = f"Show the numbers by {growth.by}"
     return drawn, Listing(caption, [capital(growth.by), "New", "Lost"], rows, summary)
 
@@ -256,7 +256,7 @@ def _cell(growth: Growth, period: Period) -> str:
 def retention(stats: Stats) -> tuple[str, Listing | None]:
     """Say how many installs of a month stay, and return the table of all months."""
     if stats.version:
-        return "Installs move on to other versions: this is shown for all versions together.", None
+        return "Installs move on to other versions: this is only shown for all versions.", None
     known = [each for each in stats.cohorts if each.established]
     after = {days: [each for each in known if str(days) in each.retained] for days in LATER}
     parts = [_stayed(months[-1], days) for days, months in after.items() if months]
@@ -282,7 +282,7 @@ def _stayed(cohort: Cohort, days: int) -> str:
 
 
 def _share_of(cohort: Cohort, retained: Shown) -> str:
-    """Return a share in words; none of so few that rounding would make it wrong."""
+    """Return a share in words; nothing if there are so few that rounding would make it wrong."""
     whole = cohort.established or 0
     return percent(retained, whole) if retained and whole >= FEWEST_FOR_A_SHARE else ""
 
@@ -297,7 +297,7 @@ def _kept(cohort: Cohort, days: int, until: date | None) -> str:
 
 
 def versions(stats: Stats) -> tuple[str, tables.Table]:
-    """Say from which version on nearly all installs are, and return the table of all versions."""
+    """Say which version nearly all installs run or exceed, and return the table of all versions."""
     shown = stats.days[-1].by_version.in_order(key=age, reverse=True)
     released = dict(stats.releases)
     newer, rows = 0, tables.shares(shown, is_open=True)

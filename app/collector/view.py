@@ -1,6 +1,6 @@
-"""The page in words: each question, its answer in a sentence, and what is drawn and listed. Pure.
+"""The words of the page: each question, its answer, its chart and its tables. Pure.
 
-Every sentence, share and mark is made from the numbers of ``stats`` as they are shown.
+Every sentence, share and mark is made from the rounded numbers of ``stats``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ from app.collector.trends import TOO_FEW, Figure, Listing
 
 RANGES = (30, 90, 365)
 EVENTS = 5
-"""So many events are on the page; the feed has more."""
+"""The page shows at most so many events; the feed has more."""
 CELLS = (
     ("active",),
     ("growth", "retention"),
@@ -39,7 +39,7 @@ CELLS = (
     ("where", "runtimes"),
     ("sizes", "features"),
 )
-"""The questions that stand above each other on a wide screen."""
+"""The questions that share a column on a wide screen."""
 
 _MOSTLY = {
     "deployment": "deployed as {} ({})",
@@ -50,7 +50,7 @@ _MOSTLY = {
 
 @dataclass(frozen=True)
 class Question:
-    """What a section answers."""
+    """A section of the page: a question and its answer."""
 
     name: str
     title: str
@@ -66,43 +66,43 @@ class Question:
 
 @dataclass(frozen=True)
 class View:
-    """What the template is filled in with."""
+    """The values for the template."""
 
     headline: str
     filtered: str
     warnings: list[str]
-    """What a reader has to know before the numbers."""
+    """What a reader must know before the numbers."""
     few: bool
-    """Whether so few are active that only the days are shown."""
+    """Whether so few installs are active that only the days are shown."""
     versions: list[str]
-    """What can be chosen, and what was."""
+    """The versions to choose from, and the chosen one."""
     editions: list[str]
     cells: list[list[Question]]
-    """The questions in their order; those that stand above each other are together."""
+    """The questions in their order; those of one column are in one list."""
     events: list[Event]
-    """What happened lately, the newest first."""
+    """The last events, the newest first."""
     live: str
     state: Literal["no install", "no day", "too few", "numbers"]
     established: str
-    """When an install counts, as the end of a sentence."""
+    """After what an install counts, as the end of a sentence."""
 
 
-def of(stats: Stats, *, stands_still: bool, established_days: int) -> View:
+def of(stats: Stats, *, counting_stopped: bool, established_days: int) -> View:
     """Return the page of what is shown.
 
-    Where counting ``stands_still``, a day is missing at its end. An install is established that was
-    heard from on ``established_days`` days.
+    If ``counting_stopped``, the last days are missing. An install is established after heartbeats
+    on ``established_days`` different days.
     """
     state = _state(stats)
     return View(
         headline=trends.headline(stats) if state == "numbers" else "",
         filtered=_filtered(stats),
-        warnings=_warnings(stats, stands_still=stands_still),
+        warnings=_warnings(stats, counting_stopped=counting_stopped),
         few=state == "numbers" and not stats.days[-1].movements[ACTIVE_2D],
         versions=_choices(stats.all_versions, stats.version, age)[::-1],
         editions=_choices(stats.all_editions, stats.edition, str),
         cells=_cells(_questions(stats)) if state == "numbers" else [],
-        events=_events(stats, stands_still=stands_still) if state == "numbers" else [],
+        events=_events(stats, counting_stopped=counting_stopped) if state == "numbers" else [],
         live=_live(stats.live) if stats.live else "",
         state=state,
         established=_established(established_days),
@@ -121,20 +121,20 @@ def _state(stats: Stats) -> Literal["no install", "no day", "too few", "numbers"
 
 
 def _is_zero(stats: Stats) -> bool:
-    """Return whether no day of the chosen ones has an install, not even one that was lost."""
+    """Return whether no chosen day has an install, not even a lost one."""
     counted = (each.movements[ACTIVE_30D] == each.dev_builds == 0 for each in stats.days)
     periods = stats.growth.periods if stats.growth else ()
     return all(counted) and not any(each.new or each.lost for each in periods)
 
 
-def _warnings(stats: Stats, *, stands_still: bool) -> list[str]:
+def _warnings(stats: Stats, *, counting_stopped: bool) -> list[str]:
     found = []
     if stats.standby_as_of:
         found.append(_behind(stats.standby_as_of))
-    if stats.until and stands_still:
+    if stats.until and counting_stopped:
         where = " in this copy" if stats.standby_as_of else ""
         found.append(
-            f"Counting stands still{where}: the last day that was counted is"
+            f"Counting has stopped{where}: the last day that was counted is"
             f" {long_date(stats.until)}. The numbers below are those of that day."
         )
     if stats.recount:
@@ -145,7 +145,7 @@ def _warnings(stats: Stats, *, stands_still: bool) -> list[str]:
 def _behind(as_of: datetime) -> str:
     return (
         "This page is read from a copy of the database that is behind: all numbers are as of"
-        f" {moment(as_of)}, and nothing later is in them."
+        f" {moment(as_of)}."
     )
 
 
@@ -153,8 +153,8 @@ def _recounting(recount: Recount) -> str:
     progress = Progress(recount.since, recount.replayed, recount.until)
     days = f"{day_and_month(recount.since)} to {long_date(recount.until)}"
     return (
-        f"Earlier days are being counted again: {int(100 * progress.share)}% done; until then the"
-        f" numbers of {days} are in part missing or those of the former count."
+        f"Earlier days are being counted again: {int(100 * progress.share)}% done. Until that is"
+        f" finished, some numbers of {days} are missing or old."
     )
 
 
@@ -168,14 +168,14 @@ def _live(live: LiveStats) -> str:
 
 def _established(days: int) -> str:
     if days <= 1:
-        return "as soon as it is heard from"
-    return f"when it has been heard from on {spelled(days)} different days"
+        return "after its first heartbeat"
+    return f"after heartbeats on {spelled(days)} different days"
 
 
 def requests(ended: Mapping[str, int] | None) -> str:
-    """Return how the requests to store a heartbeat ended on the day before, in words."""
+    """Return the outcomes of yesterday's requests to store a heartbeat, in words."""
     if ended is None:
-        return "How yesterday's requests to store a heartbeat ended is not known yet."
+        return "The outcomes of yesterday's requests to store a heartbeat are not known yet."
     if not ended:
         return "Yesterday no heartbeat was sent to this collector."
     parts = (f"{number(fold(n))} {outcome}" for outcome, n in sorted(ended.items()))
@@ -197,11 +197,11 @@ def _filtered(stats: Stats) -> str:
     return f"{those}, from {long_date(stats.since)} to {long_date(stats.until)}."
 
 
-def _events(stats: Stats, *, stands_still: bool) -> list[Event]:
-    """Return the last events of all installs; of some of them nothing is known."""
+def _events(stats: Stats, *, counting_stopped: bool) -> list[Event]:
+    """Return the last events; with a filter there are none, since events are of all installs."""
     if stats.version or stats.edition:
         return []
-    return events.of(stats, stands_still=stands_still)[:EVENTS]
+    return events.of(stats, counting_stopped=counting_stopped)[:EVENTS]
 
 
 def _cells(questions: Sequence[Question]) -> list[list[Question]]:
@@ -212,7 +212,7 @@ def _cells(questions: Sequence[Question]) -> list[list[Question]]:
 def _questions(stats: Stats) -> list[Question]:
     over_time = [_active(stats), *_growth(stats)]
     if not stats.days[-1].movements[ACTIVE_2D]:
-        return over_time  # of so few active installs nothing else is shown
+        return over_time  # too few installs are active for anything else
     return [
         *over_time,
         _versions(stats),

@@ -1,4 +1,4 @@
-"""The collector's web application: what senders ask for, the page, and the description of both."""
+"""The collector's web application: the routes for senders, the page, and their description."""
 
 import base64
 import binascii
@@ -21,17 +21,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.collector import contents, health, intake, metrics, openapi, page, refusal, store
 from app.collector.health import Health
 from app.collector.holdings import Holdings
+from app.collector.housekeeping import housekeeping
 from app.collector.inbox import Inbox
-from app.collector.keeping import keeping
 from app.collector.limit import Busiest, DailyInstalls, Limiter, caller
 from app.collector.lines import Tally
 from app.collector.outcomes import Outcomes
 from app.collector.reading import Readers
+from app.collector.rendering import Templates
 from app.settings.collector import CollectorSettings
 
 BODY_SECONDS = 10.0
 GUESSES = 10
-"""So many wrong tokens a minute one client may try."""
+"""How many wrong tokens one client may try in a minute."""
 ASK = {"WWW-Authenticate": 'Basic realm="ConsentOS telemetry", charset="UTF-8"'}
 
 log = logging.getLogger(__package__)
@@ -46,9 +47,9 @@ def create_app(
 ) -> Starlette:
     """Return the application, which disposes of ``engine`` when it shuts down.
 
-    All that is read is read by ``engine``, but for the page where a standby is named; what is
-    written goes by connections of its own to the same database, so that no crowd of readers keeps
-    it waiting. Its metrics are shown by ``registry``.
+    It reads through ``engine``; the page is read from the standby, if there is one. It writes
+    through separate connections to the same database, so that readers never delay a write. Its
+    metrics are added to ``registry``.
     """
     writing = store.connect(engine.url)
     inbox = Inbox(
@@ -56,7 +57,7 @@ def create_app(
         established_days=settings.collector_established_days,
         timed=metrics.commits(registry).observe,
     )
-    # Without limits there is nothing that clients behind one address would share.
+    # Without limits it does not matter how many clients share one address.
     limited = settings.collector_client_rate or settings.collector_client_installs
     outcomes = Outcomes(Busiest() if limited else None)
     state = Health(engine.url, inbox)
@@ -71,20 +72,23 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        kept = keeping(writing, settings.collector_retention_days, outcomes)
-        with kept, inbox, state.watching(), readers.watching():
+        work = housekeeping(writing, settings.collector_retention_days, outcomes)
+        with work, inbox, state.watching(), readers.watching():
             yield
         for each in (engine, writing):
             each.dispose()
 
-    templates = page.templates(private=settings.collector_token is not None)
+    templates = Templates(
+        established_days=settings.collector_established_days,
+        private=settings.collector_token is not None,
+    )
     app = _Application(
         routes=[
             *intake.routes(heartbeats, inbox, holdings, limiter),
             Route("/v1/openapi.json", _describe),
             *health.routes(state),
             *contents.routes(templates, settings.collector_retention_days),
-            *_page(readers, settings),
+            *_page(readers, templates, settings),
         ],
         lifespan=lifespan,
         exception_handlers=dict.fromkeys((*intake.EXPLAINED, Exception), _explain(templates)),
@@ -95,9 +99,9 @@ def create_app(
 
 
 class _Application(Starlette):
-    """Calls ``heartbeats`` for a heartbeat, and the routes for all else.
+    """Calls ``heartbeats`` for a heartbeat, and the routes for everything else.
 
-    Starlette's middleware and router take a seventh of the time that a heartbeat takes here.
+    Starlette's middleware and router would take a seventh of the time of a heartbeat.
     """
 
     heartbeats: intake.Heartbeats
@@ -114,13 +118,9 @@ async def _describe(_: Request) -> Response:
     return JSONResponse(openapi.document())
 
 
-def _page(readers: Readers, settings: CollectorSettings) -> list[BaseRoute]:
-    """Return the page's routes: where there is a token, all but the static files are behind it."""
-    found = page.routes(
-        readers,
-        established_days=settings.collector_established_days,
-        private=settings.collector_token is not None,
-    )
+def _page(readers: Readers, templates: Templates, settings: CollectorSettings) -> list[BaseRoute]:
+    """Return the page's routes; if a token is set, all except the static files require it."""
+    found = page.routes(readers, templates, private=settings.collector_token is not None)
     if settings.collector_token is not None:
         guard = _Guard(settings.collector_token.get_secret_value())
         for route in found:
@@ -140,11 +140,11 @@ class _Guard:
     def check(self, scope: Scope) -> None:
         """Raise HTTPException unless the token is right and its client has not guessed too often.
 
-        A request without a token is no guess: a browser's first one has none.
+        A request without a token is not a guess: the first one of a browser has none.
         """
         headers, client, now = Headers(scope=scope), caller(scope), time.monotonic()
         if "authorization" in headers:
-            # First, or who guesses on would see which token is the right one.
+            # Check this first: otherwise a client that goes on guessing would see the right token.
             if seconds := self._guesses.wait(client, now):
                 raise HTTPException(429, "Too many wrong tokens.", {"Retry-After": str(seconds)})
             if compare_digest(_given(headers), self._token):
@@ -155,7 +155,7 @@ class _Guard:
 
 
 class _Gate:
-    """Lets only those through who know the token."""
+    """Calls ``app`` only for requests with the token."""
 
     def __init__(self, app: ASGIApp, guard: _Guard) -> None:
         self._app = app
@@ -167,7 +167,7 @@ class _Gate:
 
 
 def _given(headers: Headers) -> bytes:
-    """Return the token of a request: a Bearer's, or the password beside any user's name."""
+    """Return the token of a request: a Bearer's, or the password of any user."""
     scheme, _, words = headers.get("authorization", "").partition(" ")
     match scheme.lower():
         case "bearer":
@@ -180,10 +180,10 @@ def _given(headers: Headers) -> bytes:
     return b""
 
 
-def _explain(templates: page.Templates) -> Callable[[Request, Exception], Awaitable[Response]]:
+def _explain(templates: Templates) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def explain(request: Request, error: Exception) -> Response:
-        # One that is not EXPLAINED, Starlette raises again after this answer, and the server logs
-        # it.
+        # Starlette raises an error that is not EXPLAINED again after this answer, and the server
+        # logs it.
         return refusal.of(request, error, templates)
 
     return explain

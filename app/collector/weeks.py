@@ -1,8 +1,8 @@
-"""The partitions of ``heartbeat``: one for each week of ``sent_at``, and two of another kind.
+"""The partitions of ``heartbeat``: one for each week of ``sent_at``, and two others.
 
-A week begins on a Monday, UTC. It is made ahead, and dropped when the last heartbeat in it is older
-than may be kept. The DEFAULT partition has what was sent in a week that has none: by clocks that
-are wrong. Another partition has what was stored before the table was partitioned.
+A week begins on a Monday, UTC. Its partition is created ahead, and dropped when its last heartbeat
+is older than the retention. The DEFAULT partition has heartbeats of weeks without a partition, from
+clocks that are wrong. One more has what was stored before the table was partitioned.
 """
 
 from collections.abc import Callable
@@ -16,32 +16,32 @@ from sqlalchemy.exc import DBAPIError
 
 WEEK = timedelta(days=7)
 AHEAD = 4
-"""So many weeks are made ahead, so that making them may fail for a month."""
+"""How many weeks are created ahead: creating them may fail for a month."""
 LATE = timedelta(days=2)
-"""So long after its week a heartbeat may be received, unless a clock is wrong."""
+"""How long after its week a heartbeat may be received, unless a clock is wrong."""
 DELETED_AT_ONCE = 1_000
 
 DEFAULT = "heartbeat_default"
 _WEEK = "heartbeat_"
 _BEFORE = "heartbeat_before_"
 
-# Shorter than the server waits before it looks for a deadlock, and resolves it at random.
+# Shorter than deadlock_timeout, after which the server would cancel one side of a deadlock.
 _BOUND = text(
     "SELECT set_config('lock_timeout', '200ms', true), set_config('statement_timeout', '5s', true)"
 )
-# Who asks for an id waits meanwhile. What takes longer stays where it is, and is deleted there.
+# Requests for an id wait in the meantime. What takes longer stays in DEFAULT, and is deleted there.
 _ROOM = text("SELECT set_config('statement_timeout', '3s', true)")
 _NAMES = text(
     "SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid"
     " WHERE inhparent = CAST('heartbeat' AS regclass) ORDER BY relname"
 )
 _TODAY = text("SELECT CAST(clock_timestamp() AT TIME ZONE 'UTC' AS date)")
-# Locked in the order in which dropping locks them.
+# In the order in which DROP locks them.
 _LOCK_DEFAULT = (
     text("LOCK TABLE ONLY heartbeat IN SHARE UPDATE EXCLUSIVE MODE"),
     text("LOCK TABLE heartbeat_default IN ACCESS EXCLUSIVE MODE"),
 )
-# Attached, since CREATE TABLE … PARTITION OF would lock out whoever stores in any week.
+# Attached, because CREATE TABLE … PARTITION OF would block writes to every week.
 _MAKE = (
     "CREATE TABLE {name} (LIKE heartbeat INCLUDING ALL)",
     (
@@ -57,12 +57,12 @@ _DROP = "DROP TABLE {name}"
 _OLDEST = (
     "SELECT instance_id FROM {name} WHERE received_at < :cutoff ORDER BY received_at LIMIT :limit"
 )
-# The cutoff once more: what has come since under the same id is not old.
+# The cutoff again: a newer heartbeat of the same id is not old.
 _DELETE = "DELETE FROM {name} WHERE instance_id = ANY(:ids) AND received_at < :cutoff"
 
 
 class Partition(NamedTuple):
-    """A partition, from its first day up to the day ``ends``; None is the beginning or the end."""
+    """A partition, from its first day up to the day ``ends``; None means without a limit."""
 
     name: str
     begins: date | None
@@ -70,12 +70,12 @@ class Partition(NamedTuple):
 
     @classmethod
     def week(cls, begins: date) -> Self:
-        """Return that of the week that begins on a day."""
+        """Return the partition of the week that begins on a day."""
         return cls(f"{_WEEK}{begins:%Y%m%d}", begins, begins + WEEK)
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """Return that which has a name."""
+        """Return the partition with a name."""
         if name == DEFAULT:
             return cls(name, None, None)
         if name.startswith(_BEFORE):
@@ -101,10 +101,10 @@ def partitions(connection: Connection) -> list[Partition]:
 
 
 def make(engine: Engine) -> None:
-    """Make the partitions of the week of ``now``, of the one before, and of ``AHEAD`` after it.
+    """Create the partitions of this week, of the week before, and of ``AHEAD`` weeks after it.
 
-    Heartbeats of these weeks that are in the DEFAULT one are moved. What others use at this moment
-    is left for the next time.
+    Heartbeats of these weeks are moved out of DEFAULT. What other transactions have locked is left
+    for the next call.
     """
     with engine.begin() as connection:
         found, today = partitions(connection), connection.execute(_TODAY).scalar_one()
@@ -118,9 +118,9 @@ def make(engine: Engine) -> None:
 
 
 def drop(engine: Engine, cutoff: datetime) -> None:
-    """Drop each partition that is over and in which all was received before ``cutoff``.
+    """Drop each past partition in which everything was received before ``cutoff``.
 
-    What others use at this moment is left for the next time.
+    What other transactions have locked is left for the next call.
     """
     with engine.begin() as connection:
         over = [each for each in partitions(connection) if each.ended(cutoff)]
@@ -131,9 +131,9 @@ def drop(engine: Engine, cutoff: datetime) -> None:
 def delete(connection: Connection, cutoff: datetime) -> bool:
     """Delete heartbeats received before ``cutoff`` that will not be dropped with their week.
 
-    They are in a partition that is no week, or of clocks that are wrong: in a week that had not
-    begun by then, or in one that is long over and has newer ones. Those of ``DELETED_AT_ONCE``
-    installs of each partition are deleted. Return whether there may be more.
+    They are in a partition without a week, or come from wrong clocks: their week had not begun by
+    then, or is long past but has newer heartbeats. A call deletes those of ``DELETED_AT_ONCE``
+    installs of each partition. Return whether there may be more.
     """
     found = [
         _delete(connection, each.name, cutoff)
@@ -144,16 +144,13 @@ def delete(connection: Connection, cutoff: datetime) -> bool:
 
 
 def unless_in_use(engine: Engine, work: Callable[[Connection], bool | None]) -> bool | None:
-    """Return what ``work`` does in a transaction, or None if it would have to wait for others.
-
-    Whoever would have to wait for it waits no longer than it does.
-    """
+    """Return the result of ``work`` in a transaction, or None if it would wait for a lock."""
     try:
         with engine.begin() as connection:
             connection.execute(_BOUND)
             return work(connection)
     except DBAPIError as error:
-        # Or another process has dropped the partition a moment ago.
+        # UndefinedTable: another process has just dropped the partition.
         if not isinstance(error.orig, LockNotAvailable | UndefinedTable):
             raise
         return None
@@ -176,7 +173,7 @@ def _make(connection: Connection, week: Partition) -> None:
 
 def _drop(connection: Connection, name: str, cutoff: datetime) -> None:
     newer = text(_NEWER.format(name=name))
-    # Once before the lock, which keeps everybody waiting.
+    # Check once before the lock too, because the lock blocks all others.
     for lock in (None, _LOCK_ALL):
         if lock is not None:
             connection.execute(lock)

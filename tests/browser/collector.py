@@ -1,4 +1,4 @@
-"""A collector to look at: its database, as a fleet's heartbeats fill it day by day."""
+"""The database of a collector, filled day by day with the heartbeats of a fleet."""
 
 from datetime import date, datetime, timedelta
 
@@ -10,14 +10,14 @@ from migrations import migrate
 
 SEED = 7
 AGE = timedelta(hours=1)
-"""How long before each day's end its heartbeats came."""
+"""How long before the end of each day its heartbeats arrived."""
 RELEASED = text("INSERT INTO release (version, released_on) VALUES (:version, :day)")
 
 
 def seed(url: str, *, installs: int, days: int, until: datetime) -> None:
-    """Make the tables, and fill them with a fleet that has been heard of for so many days.
+    """Create the tables, and fill them with the heartbeats of a fleet on so many days.
 
-    The last of them is not over ``until`` then, and so it is not counted.
+    ``until`` is on the last day, so that day is not over and not counted.
     """
     engine = create_engine(url, poolclass=NullPool)
     first = until.date() - timedelta(days=days - 1)
@@ -35,7 +35,7 @@ def seed(url: str, *, installs: int, days: int, until: datetime) -> None:
 
 
 def list_releases(connection: Connection, first: date, days: int) -> None:
-    """Have the versions of a fleet be named, whose first day is given."""
+    """List the releases of a fleet, so that the page names them."""
     for release in releases(days):
         day = first + timedelta(days=release.day)
         connection.execute(RELEASED, {"version": release.version, "day": day})

@@ -29,7 +29,7 @@ DAY = timedelta(days=1)
 COUNTED_AFTER = timedelta(seconds=90)
 """How long after its end a day is counted."""
 SEEN_BEFORE = timedelta(hours=1)
-"""How long ago the installs of the live numbers were heard of."""
+"""How long ago the installs of the live numbers reported."""
 
 CHURN = 0.004
 """The share of the installs that sends its last heartbeat on a day."""
@@ -209,7 +209,7 @@ class _Course:
     gone: Sequence[int]
 
     def active(self, number: int) -> int:
-        """Return how many were heard of within 48 hours before a day's end."""
+        """Return how many reported within 48 hours before the end of a day."""
         present = self.present[number]
         return max(round(present * (1 - _off(len(self.present) - number))), self.new[number])
 
@@ -361,12 +361,12 @@ def _values(
     silent = {*fleet.versions[:since], *([OTHER] if since else [])}
     active, in_use = part[daily.ACTIVE_2D], part[daily.IN_USE]
     found = {cell: Counter({ABSENT: n}) for cell, n in active.items() if cell[0] in silent}
-    told = {cell: n for cell, n in active.items() if cell[0] not in silent}
+    shown = {cell: n for cell, n in active.items() if cell[0] not in silent}
     if name == "counts.consents_last_24h":  # its zeros are those that are not in use
         found = {cell: Counter({"0": active[cell] - in_use[cell]}) for cell in active}
-        told = in_use
+        shown = in_use
     for edition in EDITIONS:
-        cells = {cell: n for cell, n in told.items() if cell[1] == edition}
+        cells = {cell: n for cell, n in shown.items() if cell[1] == edition}
         shares = _apportion(sum(cells.values()), fleet.weights(name, edition))
         pool = [*shares.elements()]
         rng.shuffle(pool)

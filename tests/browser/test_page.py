@@ -19,7 +19,7 @@ SECTIONS = [
     "features",
 ]
 NOT_LISTED = "other (not listed, or fewer than 5)"
-TOGETHER = "others together"
+TOGETHER = "all others"
 FEW = "fewer than 5"
 
 Rows = list[list[str]]
@@ -438,10 +438,10 @@ def test_of_few_installs_only_their_days_are_shown(
     assert "shown from 5 active installs on" in main
 
 
-def test_the_page_says_that_counting_stands_still(
+def test_the_page_reports_that_counting_has_stopped(
     chromium: Browser, collectors: dict[str, Collector]
 ) -> None:
     with looking(chromium, collectors["stands still"]) as page:
-        assert page.locator(".warning").inner_text().startswith("Counting stands still")
+        assert page.locator(".warning").inner_text().startswith("Counting has stopped")
         page.goto(f"http://127.0.0.1:{collectors['600 installs'].port}/")
         assert page.locator(".warning").count() == 0

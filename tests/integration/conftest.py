@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from app.collector import store
 from tests.conftest import Databases
 from tests.support.collector import Collector, serving
+from tests.support.metrics import free_port
 
 
 @pytest.fixture
@@ -20,14 +21,21 @@ def migrated(databases: Databases, collector_template: str) -> Iterator[str]:
 
 @pytest.fixture
 def empty(migrated: str) -> Iterator[Engine]:
-    """The tables of a collector that has counted no day."""
+    """A collector's tables, before any day is counted."""
     engine = store.connect(migrated)
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def own(migrated: str, tmp_path: Path) -> Iterator[Collector]:
+def metrics_port() -> int:
+    """The port of the metrics of ``own``."""
+    return free_port()
+
+
+@pytest.fixture
+def own(migrated: str, tmp_path: Path, metrics_port: int) -> Iterator[Collector]:
     """A collector for one test, which may break it or read its log."""
-    with serving(migrated, tmp_path / "log") as running:
+    port = str(metrics_port)
+    with serving(migrated, tmp_path / "log", COLLECTOR_METRICS_PORT=port) as running:
         yield running

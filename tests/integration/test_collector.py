@@ -153,7 +153,7 @@ def test_a_field_given_twice_is_refused(body: str) -> None:
         intake.parse(body.encode())
 
 
-def test_a_bad_body_is_told_in_json_with_at_most_ten_details(collector: Collector) -> None:
+def test_a_bad_body_is_answered_in_json_with_at_most_ten_details(collector: Collector) -> None:
     response = collector.post(changed(**{f"field_{n}": "opensesame" for n in range(50)}))
 
     assert response.status_code == 400
@@ -380,7 +380,7 @@ main()
 """
 
 
-def test_an_error_that_nobody_foresaw_is_500_without_its_words(tmp_path: Path) -> None:
+def test_an_unexpected_error_is_500_without_its_message(tmp_path: Path) -> None:
     broken = [sys.executable, "-c", BROKEN, "serve"]
     with serving(NOWHERE, tmp_path / "log", broken) as own:
         response = own.post(BODY)
@@ -416,7 +416,9 @@ def test_an_unreachable_database_fails_the_release_in_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("process", ["release", "web"])
-def test_a_database_url_that_is_missing_or_wrong_is_told_without_its_value(process: str) -> None:
+def test_a_database_url_that_is_missing_or_wrong_is_reported_without_its_value(
+    process: str,
+) -> None:
     failed(run(process), 2, "COLLECTOR_DATABASE_URL is not set.")
     wrong = run(process, COLLECTOR_DATABASE_URL="mysql://opensesame@db/x")
     failed(wrong, 2, "COLLECTOR_DATABASE_URL must be a URL")
@@ -431,11 +433,11 @@ def test_a_database_url_that_is_missing_or_wrong_is_told_without_its_value(proce
         ("65536", "must be less than or equal to 65535"),
     ],
 )
-def test_a_port_that_is_none_is_told_in_one_sentence(port: str, problem: str) -> None:
+def test_an_invalid_port_is_reported_in_one_sentence(port: str, problem: str) -> None:
     failed(run("web", COLLECTOR_DATABASE_URL=NOWHERE, PORT=port), 2, f"PORT {problem}.")
 
 
-def test_a_port_in_use_is_told_in_one_sentence() -> None:
+def test_a_port_in_use_is_reported_in_one_sentence() -> None:
     with socket.create_server(("", 0)) as taken:
         port = str(taken.getsockname()[1])
         failed(run("web", COLLECTOR_DATABASE_URL=NOWHERE, PORT=port), 1, f"port {port}")

@@ -44,7 +44,7 @@ def body(number: int, at: datetime, version: str = VERSION) -> str:
 
 
 def heard(url: str, at: datetime, installs: Sequence[int], version: str = VERSION) -> None:
-    """Have established installs be heard of."""
+    """Store heartbeats of established installs."""
     heartbeats = [parse(body(number, at, version)) for number in installs]
     with create_engine(url, poolclass=NullPool).begin() as connection:
         store.insert(connection, heartbeats, established_days=1, at=at)
@@ -71,7 +71,7 @@ def listed(url: str, version: str = VERSION) -> None:
 
 @pytest.fixture
 def well(migrated: str) -> str:
-    """A database with 30 installs, heard of on each of 10 days and today, all of it counted."""
+    """A database with 30 installs that reported on each of 10 days and today; all is counted."""
     listed(migrated)
     for days in range(10, 0, -1):
         heard(migrated, begins(yesterday() - timedelta(days=days - 1)), range(30))
@@ -80,7 +80,7 @@ def well(migrated: str) -> str:
     return migrated
 
 
-def test_while_all_is_well_it_says_so_and_exits_0(well: str) -> None:
+def test_if_all_is_well_it_prints_so_and_exits_0(well: str) -> None:
     ended = run(COLLECTOR_DATABASE_URL=well)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "All is well.\n", "")
     ended = run("--json", COLLECTOR_DATABASE_URL=well)
@@ -133,7 +133,7 @@ def test_a_last_day_that_is_not_counted_is_found(well: str) -> None:
     ]
 
 
-def test_a_count_that_is_under_way_is_named_and_is_no_finding_by_itself(well: str) -> None:
+def test_a_running_recount_is_reported_and_is_not_a_finding(well: str) -> None:
     since = yesterday() - timedelta(days=9)
     replayed = since - recount.BEFORE + timedelta(days=20)
     query(well, f"INSERT INTO recount (since, replayed) VALUES ('{since}', '{replayed}')")
@@ -274,9 +274,7 @@ def test_a_fleet_behind_a_proxy_that_is_named_is_no_finding_and_no_address_is_st
     assert "203.0.113" not in "".join((tmp_path / name).read_text() for name in "abc")
 
 
-def test_where_there_are_no_limits_to_share_nobody_counts_who_the_clients_are(
-    migrated: str, tmp_path: Path
-) -> None:
+def test_without_limits_clients_are_not_counted(migrated: str, tmp_path: Path) -> None:
     with serving(
         migrated, tmp_path / "log", COLLECTOR_CLIENT_RATE="0", COLLECTOR_CLIENT_INSTALLS="0"
     ) as own:
@@ -324,7 +322,7 @@ def test_a_database_that_is_not_ready_is_one_sentence_and_nothing_else_is_looked
     well: str,
 ) -> None:
     query(well, "UPDATE collector_alembic_version SET version_num = '9999'")
-    sentence = "The tables are at revision 9999, of a newer release: run that one."
+    sentence = "The tables are at revision 9999, of a newer release: run that release."
     ended = run(COLLECTOR_DATABASE_URL=well)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, f"{sentence}\n", "")
     ended = run("--json", COLLECTOR_DATABASE_URL=well)
@@ -355,8 +353,8 @@ def test_each_finding_is_a_line_of_its_own(well: str) -> None:
     assert ended.stdout.splitlines() == [
         "No heartbeat was accepted for 30 hours.",
         (
-            "2 requests since yesterday were of a newer schema than this collector knows:"
-            " upgrade it today, and nothing is lost."
+            "2 requests since yesterday had a newer schema than this collector supports:"
+            " upgrade it today to lose none of them."
         ),
     ]
 

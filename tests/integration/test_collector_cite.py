@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.collector import page, store, web
+from app.collector import answers, store, web
 from app.collector.daily import begins
 from app.collector.names import OTHER
 from app.collector.phrases import long_date
@@ -155,7 +155,7 @@ def test_an_old_number_has_its_day_and_is_grey(empty: Engine) -> None:
     assert (shown["color"], shown["isError"]) == ("5a616b", True)
     picture = ask(serve(empty), "/badge.svg").text
     assert f">1,234 on {long_date(old)}</text>" in picture
-    assert "Counting stands still." in picture
+    assert "Counting has stopped." in picture
     assert "1f5fbf" not in picture
 
 
@@ -210,16 +210,16 @@ def test_an_answer_may_be_cached_and_has_strict_headers(empty: Engine, path: str
 def test_an_answer_is_rendered_once_for_each_count(
     empty: Engine, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("LOOK_SECONDS", "LIVE_SECONDS"):
-        monkeypatch.setattr(page, name, 0.0)
+    for name in ("CHECK_SECONDS", "LIVE_SECONDS"):
+        monkeypatch.setattr(answers, name, 0.0)
     read: list[object] = []
-    numbers = page._read  # noqa: SLF001 - nothing else shows what is rendered anew
+    numbers = answers.read
 
     def counting(*arguments: Any) -> Any:
         read.append(arguments)
         return numbers(*arguments)
 
-    monkeypatch.setattr(page, "_read", counting)
+    monkeypatch.setattr(answers, "read", counting)
     counted(empty, yesterday() - timedelta(days=1), {"1.0.0": 1_234})
     app = serve(empty)
     assert ask(app, path, times=3).status_code == 200
@@ -308,7 +308,7 @@ def test_an_entry_keeps_its_id_while_days_are_added(empty: Engine) -> None:
     standing, *first = entries(ask(serve(empty), "/feed.atom"))
     counted(empty, yesterday(), *[{"1.0.0": 25, "2.0.0": 30}] * 2)
     later = entries(ask(serve(empty), "/feed.atom"))
-    assert standing["title"] == "Counting stands still"
+    assert standing["title"] == "Counting has stopped"
     assert [each["title"] for each in first] == [
         "Active installs fell by more than 30% in 7 days",
         "2.0.0 reached 10% of the active installs",
@@ -325,11 +325,11 @@ def test_a_feed_without_an_event_is_valid_too(empty: Engine) -> None:
         assert feed.findtext(f"{ATOM}updated")
 
 
-def test_a_collector_that_stands_still_says_so_in_the_feed(empty: Engine) -> None:
+def test_the_feed_reports_that_counting_has_stopped(empty: Engine) -> None:
     last = yesterday() - timedelta(days=2)
     counted(empty, last, {"1.0.0": 10}, {"1.0.0": 10})
     (entry,) = entries(ask(serve(empty), "/feed.atom"))
-    assert entry["title"] == "Counting stands still"
+    assert entry["title"] == "Counting has stopped"
     assert f"The last day that was counted is {long_date(last)}." in entry["content"]
 
 
@@ -337,7 +337,7 @@ def test_days_that_were_counted_late_are_in_the_feed(empty: Engine) -> None:
     counted(empty, yesterday() - timedelta(days=2), {"1.0.0": 10}, {"1.0.0": 10})
     counted(empty, yesterday(), *[{"1.0.0": 10}] * 2, late=timedelta(hours=5))
     (entry,) = entries(ask(serve(empty), "/feed.atom"))
-    assert entry["title"] == "Counting stood still"
+    assert entry["title"] == "Counting was late"
     first = long_date(yesterday() - timedelta(days=1))
     assert f"The days from {first} to {long_date(yesterday())} were counted" in entry["content"]
     with empty.begin() as connection:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -295,30 +295,23 @@ def test_who_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch
         assert len(answer(connection)) < 50_000_000
 
 
-def test_those_who_do_not_read_their_answers_make_room() -> None:
-    with inside(endless, 2) as port:
-        unread = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
-        for connection in unread:
-            connection.sendall(GET)
-            time.sleep(0.3)
+def assert_that_unread_answers_make_room(app: ASGIApp, requests: bytes) -> None:
+    with inside(app, 2) as port, ExitStack() as unread:
+        for _ in range(5):
+            connection = unread.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.sendall(requests)
+            time.sleep(0.3)  # for the server to fill the socket's buffers
         with socket.create_connection(("127.0.0.1", port)) as late:
             late.sendall(GET)
             assert late.recv(100).startswith(b"HTTP/1.1 200")
-        for connection in unread:
-            connection.close()
+
+
+def test_those_who_do_not_read_their_answers_make_room() -> None:
+    assert_that_unread_answers_make_room(endless, GET)
 
 
 def test_those_who_ask_on_and_read_no_answer_make_room() -> None:
-    with inside(whole, 2) as port:
-        asking = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
-        for connection in asking:
-            connection.sendall(GET * 100)
-            time.sleep(0.3)
-        with socket.create_connection(("127.0.0.1", port)) as late:
-            late.sendall(GET)
-            assert late.recv(100).startswith(b"HTTP/1.1 200")
-        for connection in asking:
-            connection.close()
+    assert_that_unread_answers_make_room(whole, GET * 100)
 
 
 def test_who_reads_late_gets_every_answer_to_what_it_has_asked_at_once() -> None:
@@ -380,7 +373,7 @@ def test_zero_sets_no_limit_and_fifty_is_the_default(own: Collector) -> None:
 
 
 @pytest.mark.parametrize("digit", ["0", "f"])
-def test_the_nil_and_the_max_uuid_are_nobodys(digit: str) -> None:
+def test_the_nil_and_the_max_uuid_are_rejected(digit: str) -> None:
     nobody = "-".join(digit * length for length in (8, 4, 4, 4, 12))
     with pytest.raises(intake.NotAHeartbeat) as refused:
         intake.parse(changed(instance_id=nobody).encode())

@@ -268,7 +268,7 @@ def test_what_is_counted_as_other_is_shown_with_its_installs_the_most_first(
 
     shown = run(empty, "unlisted").out
     assert "releases add 9.9.9 --on YYYY-MM-DD" in shown
-    assert "Development builds, which are counted apart: 5 installs." in shown
+    assert "Development builds, which are counted separately: 5 installs." in shown
     assert "7.7.7" not in shown
 
 
@@ -309,7 +309,7 @@ def start(url: str, line: str, **variables: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_recount_makes_every_day_true_again_and_says_so(url: str, run: Command) -> None:
+def test_a_recount_corrects_every_day_and_reports_its_progress(url: str, run: Command) -> None:
     true = numbers(url)
     spoil(url)
     done = run(url, "recount --json")

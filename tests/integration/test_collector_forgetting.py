@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, NullPool, create_engine, make_url, text
 
-from app.collector import inbox, keeping, store
+from app.collector import housekeeping, inbox, store
 from app.collector.inbox import Inbox, UnavailableError
 from app.collector.outcomes import Outcomes
 from app.payload import parse
@@ -253,17 +253,17 @@ def test_what_its_sender_takes_for_lost_is_not_kept_and_what_is_deleted_is(
 
     async def call() -> None:
         with Inbox(engine) as box:
-            first = asyncio.create_task(box.keep(parse(of(0))))
+            first = asyncio.create_task(box.store(parse(of(0))))
             await asyncio.to_thread(until, lambda: waits_for_the_table(onlooker))
             lost = [
-                *(asyncio.create_task(box.keep(parse(of(number)))) for number in (1, 3)),
+                *(asyncio.create_task(box.store(parse(of(number)))) for number in (1, 3)),
                 asyncio.create_task(box.forget(UUID(id_of(2)))),
             ]
             for each in await asyncio.gather(first, *lost, return_exceptions=True):
                 assert isinstance(each, UnavailableError)
             holder.rollback()
             monkeypatch.setattr(inbox, "ANSWER_SECONDS", 8)
-            assert await box.keep(parse(of(4)))
+            assert await box.store(parse(of(4)))
 
     looking = create_engine(migrated, poolclass=NullPool)
     with looking.connect() as holder, looking.connect() as onlooker:
@@ -283,7 +283,7 @@ def test_a_process_that_was_stopped_in_its_transaction_commits_nothing(
 
     async def call() -> None:
         with Inbox(engine) as box, pytest.raises(UnavailableError):
-            await box.keep(parse(BODY))
+            await box.store(parse(BODY))
 
     asyncio.run(call())
     engine.dispose()
@@ -294,14 +294,14 @@ def test_a_process_that_was_stopped_in_its_transaction_commits_nothing(
 def test_marks_are_deleted_when_their_time_is_over_and_no_sooner(
     migrated: str, retention_days: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "EVERY_SECONDS", 0.05)
     engine = store.connect(migrated)
     for number in range(2):
         with engine.begin() as connection:
             store.forget(connection, UUID(id_of(number)))
         if number == 0:
             query(migrated, "UPDATE forgotten SET at = at - interval '5 minutes'")
-    with keeping.keeping(engine, retention_days, Outcomes()):
+    with housekeeping.housekeeping(engine, retention_days, Outcomes()):
         until(lambda: len(query(migrated, "SELECT 1 FROM forgotten")) < 2)
         time.sleep(0.5)
     engine.dispose()

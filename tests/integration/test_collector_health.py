@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import NullPool, create_engine, make_url, text
 
 from app.collector import bounded, daily, health, recount, store
@@ -31,13 +29,14 @@ from tests.support.collector import (
     run,
     serving,
 )
+from tests.support.metrics import free_port, samples
 
 QUICK = """
-from app.collector import health, inbox, keeping
+from app.collector import health, inbox, housekeeping
 from app.collector.__main__ import main
 
 health.EVERY_SECONDS = 0.1
-keeping.EVERY_SECONDS = 0.1
+housekeeping.EVERY_SECONDS = 0.1
 {}
 main()
 """
@@ -135,7 +134,7 @@ CAUSES: dict[str, tuple[Change, Change, str]] = {
     "newer": (
         newer,
         lambda url: named(url, NEWEST),
-        "the tables are at revision 9999, of a newer release: run that one",
+        "the tables are at revision 9999, of a newer release: run that release",
     ),
     "read-only": (
         read_only,
@@ -269,7 +268,7 @@ def test_a_last_day_that_is_not_counted_is_a_reason_until_it_is(
     heard(migrated, now - timedelta(days=3), BODY)
     last = (now - timedelta(days=4)).date()
     reason = f"{daily.finished(now)} is not counted: the last day that is counted is {last}"
-    with serving(migrated, tmp_path / "idle", quick("keeping._keep = print")) as own:
+    with serving(migrated, tmp_path / "idle", quick("housekeeping._run = print")) as own:
         assert reasons(own) == [reason]
         assert own.post(of(1)).status_code == 202
     with serving(migrated, tmp_path / "log", quick()) as own:
@@ -370,22 +369,6 @@ def test_it_ends_at_once_while_a_look_is_under_way(tmp_path: Path) -> None:
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - for the tests of where it listens
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
-
-
-def shown(port: int) -> dict[str, float]:
-    """Return each metric of a port by its name and label."""
-    found = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False)
-    return {
-        "/".join((sample.name, *sample.labels.values())): sample.value
-        for family in text_string_to_metric_families(found.text)
-        for sample in family.samples
-    }
-
-
 def test_metrics_count_requests_by_outcome_and_commits(migrated: str, tmp_path: Path) -> None:
     port = free_port()
     with serving(migrated, tmp_path / "log", quick(), COLLECTOR_METRICS_PORT=str(port)) as own:
@@ -393,7 +376,7 @@ def test_metrics_count_requests_by_outcome_and_commits(migrated: str, tmp_path: 
             own.post(body)
         time.sleep(0.5)  # for the counts to be added to the table, and begun anew
         assert own.post(of(2)).status_code == 202
-        found = shown(port)
+        found = samples(port)
     requests = {
         outcome: found[f"consentos_collector_requests_total/{outcome}"] for outcome in OUTCOMES
     }
@@ -420,12 +403,12 @@ def test_metrics_say_how_old_the_last_counted_day_is_and_whether_it_is_ready(
     heard(migrated, now - timedelta(days=4), BODY)
     with serving(migrated, tmp_path / "log", quick(), COLLECTOR_METRICS_PORT=str(port)) as own:
         age = "consentos_collector_counted_age_seconds"
-        wait_until(lambda: reasons(own) == [] and age in shown(port))
+        wait_until(lambda: reasons(own) == [] and age in samples(port))
         until = daily.begins(daily.finished(datetime.now(UTC)) + timedelta(days=1))
         passed = (datetime.now(UTC) - until).total_seconds()
-        assert shown(port)[age] == pytest.approx(passed, abs=5)
+        assert samples(port)[age] == pytest.approx(passed, abs=5)
         named(own.url, "9999")
-        wait_until(lambda: shown(port)["consentos_collector_ready"] == 0)
+        wait_until(lambda: samples(port)["consentos_collector_ready"] == 0)
 
 
 def listening(process: psutil.Process) -> dict[int, str]:

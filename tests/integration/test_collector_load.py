@@ -34,6 +34,7 @@ from tests.support.collector import (
     query,
     serving,
 )
+from tests.support.metrics import samples
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +76,28 @@ def waits_for_a_lock(url: str) -> bool:
     )
 
 
+def arrived(port: int) -> float:
+    """Return how many wait in the inbox, and how many were refused because it was full."""
+    found = samples(port)
+    refused = found["consentos_collector_requests_total/unavailable"]
+    return found["consentos_collector_inbox_waiting"] + refused
+
+
 @contextmanager
-def waiting(collector: Collector, bodies: list[str]) -> Iterator[list[int]]:
+def waiting(collector: Collector, bodies: list[str], port: int) -> Iterator[list[int]]:
     """Have bodies wait for their commit until the block ends, and then their answers' statuses."""
     statuses: list[int] = []
     with ThreadPoolExecutor(len(bodies)) as pool:
         with held(collector.url):
             found = pool.map(lambda body: collector.post(body).status_code, bodies)
-            until(lambda: waits_for_a_lock(collector.url))
-            time.sleep(0.5)  # for all of them to arrive
+            until(lambda: arrived(port) == len(bodies))
             yield statuses
         statuses += found
 
 
-def test_what_waits_is_committed_together(own: Collector) -> None:
+def test_what_waits_is_committed_together(own: Collector, metrics_port: int) -> None:
     bodies = [of(number) for number in range(50)]
-    with waiting(own, bodies) as statuses:
+    with waiting(own, bodies, metrics_port) as statuses:
         assert own.rows() == []
     assert statuses == [202] * 50
     [(rows, transactions)] = query(
@@ -115,8 +122,8 @@ def test_a_page_on_a_connection_that_is_kept_does_not_wait_for_an_acknowledgemen
     assert sorted(took)[5] < 0.035  # an acknowledgement is waited for 40 ms, each time
 
 
-def test_nothing_is_acknowledged_before_it_is_committed(own: Collector) -> None:
-    with waiting(own, [BODY]) as statuses:
+def test_nothing_is_acknowledged_before_it_is_committed(own: Collector, metrics_port: int) -> None:
+    with waiting(own, [BODY], metrics_port) as statuses:
         assert own.rows() == []
         with socket.create_connection(("127.0.0.1", own.port)) as connection:
             connection.settimeout(0.3)
@@ -126,20 +133,20 @@ def test_nothing_is_acknowledged_before_it_is_committed(own: Collector) -> None:
     assert statuses == [202]
 
 
-def test_what_the_database_refuses_fails_nobody_else(own: Collector) -> None:
+def test_what_the_database_refuses_fails_nobody_else(own: Collector, metrics_port: int) -> None:
     query(own.url, "ALTER TABLE heartbeat ADD CHECK (body ->> 'deployment' <> 'poison')")
     bodies = [of(number) for number in range(20)]
     bodies[7] = changed(deployment="poison")
-    with waiting(own, bodies) as statuses:
+    with waiting(own, bodies, metrics_port) as statuses:
         assert statuses == []
     assert statuses == [202] * 7 + [500] + [202] * 12
     assert len(own.rows()) == 19
     assert set(own.failures()) == {"collector.failed stage=commit error=CheckViolation"}
 
 
-def test_a_database_that_fails_fails_all_who_wait(own: Collector) -> None:
+def test_a_database_that_fails_fails_all_who_wait(own: Collector, metrics_port: int) -> None:
     bodies = [of(number) for number in range(20)]
-    with waiting(own, bodies) as statuses:
+    with waiting(own, bodies, metrics_port) as statuses:
         query(own.url, "ALTER TABLE install RENAME TO hidden")
     assert statuses == [503] * 20
     assert own.rows() == []
@@ -147,8 +154,8 @@ def test_a_database_that_fails_fails_all_who_wait(own: Collector) -> None:
 
 async def all_fail(box: Inbox, number_of_them: int) -> None:
     """Bring so many heartbeats, in one transaction of an inbox that is not open yet."""
-    keeping = [box.keep(parse(of(number))) for number in range(number_of_them)]
-    tasks = [asyncio.create_task(each) for each in keeping]
+    stored = [box.store(parse(of(number))) for number in range(number_of_them)]
+    tasks = [asyncio.create_task(each) for each in stored]
     await asyncio.sleep(0)
     with box:
         found = await asyncio.gather(*tasks, return_exceptions=True)
@@ -282,16 +289,17 @@ def test_a_full_inbox_refuses_at_once_and_keeps_what_it_has(migrated: str) -> No
     async def fill() -> None:
         with Inbox(engine) as box:
             waiting = [
-                asyncio.create_task(box.keep(parse(of(number)))) for number in range(inbox.CAPACITY)
+                asyncio.create_task(box.store(parse(of(number))))
+                for number in range(inbox.CAPACITY)
             ]
             await asyncio.sleep(0)
             began = time.monotonic()
             with pytest.raises(UnavailableError, match="busy"):
-                await box.keep(parse(BODY))
+                await box.store(parse(BODY))
             assert time.monotonic() - began < 0.5
             lock.rollback()
             await asyncio.gather(*waiting)
-            await box.keep(parse(BODY))
+            await box.store(parse(BODY))
 
     with create_engine(migrated, poolclass=NullPool).connect() as lock:
         lock.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
@@ -307,7 +315,7 @@ def test_what_waits_when_the_inbox_closes_is_committed(migrated: str) -> None:
         with Inbox(engine) as box:
             for number in range(20):
                 heartbeat = parse(of(number))
-                tasks.append(asyncio.create_task(box.keep(heartbeat)))
+                tasks.append(asyncio.create_task(box.store(heartbeat)))
             await asyncio.sleep(0)  # they wait now, and nobody waits for them
 
     tasks: list[asyncio.Task[bool]] = []
@@ -316,10 +324,13 @@ def test_what_waits_when_the_inbox_closes_is_committed(migrated: str) -> None:
     assert query(migrated, "SELECT count(*) FROM heartbeat") == [(20,)]
 
 
-def test_a_full_inbox_is_503_with_a_time_to_come_back(tmp_path: Path, migrated: str) -> None:
-    with serving(migrated, tmp_path / "log", [sys.executable, "-c", SMALL, "serve"]) as own:
+def test_a_full_inbox_is_503_with_a_time_to_come_back(
+    tmp_path: Path, migrated: str, metrics_port: int
+) -> None:
+    small, port = [sys.executable, "-c", SMALL, "serve"], str(metrics_port)
+    with serving(migrated, tmp_path / "log", small, COLLECTOR_METRICS_PORT=port) as own:
         bodies = [of(number) for number in range(10)]
-        with waiting(own, bodies) as statuses:
+        with waiting(own, bodies, metrics_port) as statuses:
             refused = own.post(BODY)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
         assert refused.json() == {"error": "The collector is busy."}
@@ -347,7 +358,7 @@ def test_a_caller_who_leaves_while_it_waits_is_harmless(own: Collector) -> None:
     assert own.log() == [f"collector.ready port={own.port}"]
 
 
-def test_three_hundred_who_say_nothing_keep_nobody_waiting(own: Collector) -> None:
+def test_three_hundred_silent_connections_delay_no_other(own: Collector) -> None:
     silent = [socket.create_connection(("127.0.0.1", own.port)) for _ in range(300)]
     for connection in silent[::2]:
         connection.sendall(head("Content-Length: 100") + b"{")
@@ -392,8 +403,8 @@ class Senders:
     def lost(self) -> set[str]:
         """Return the ids that were acknowledged and are not there."""
         rows = query(self._collector.url, "SELECT instance_id::text FROM heartbeat")
-        told = {of(number).partition('"instance_id": "')[2][:36] for number in self.acknowledged}
-        return told - {instance_id for (instance_id,) in rows}
+        sent = {of(number).partition('"instance_id": "')[2][:36] for number in self.acknowledged}
+        return sent - {instance_id for (instance_id,) in rows}
 
 
 def test_postgres_killed_under_load_loses_nothing_that_was_acknowledged(
@@ -431,7 +442,7 @@ def test_sigterm_under_load_settles_what_waits_and_loses_nothing(own: Collector)
     assert own.failures("") == []
 
 
-def test_a_postgres_that_stands_still_is_503_in_time_and_does_not_hold_the_end(
+def test_a_frozen_postgres_is_503_in_time_and_does_not_delay_the_exit(
     own: Collector, postgres: Server
 ) -> None:
     assert own.post(of(1)).status_code == 202
@@ -479,7 +490,7 @@ def test_a_trusted_proxy_says_who_calls_and_only_its_own_word_counts(
         assert "203.0.113" not in own.output.read_text()
 
 
-def test_nobody_else_is_believed(migrated: str, tmp_path: Path) -> None:
+def test_no_other_proxy_is_trusted(migrated: str, tmp_path: Path) -> None:
     with serving(
         migrated,
         tmp_path / "log",

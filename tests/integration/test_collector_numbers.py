@@ -45,7 +45,7 @@ LABELS = ("docker-compose", "kubernetes", "unknown", "bare-metal", "heroku", "do
 
 
 class Ledger:
-    """What was heard of each install, as somebody would note it down by hand."""
+    """The heartbeats of each install, counted independently of the collector's SQL."""
 
     def __init__(self, established_days: int = 3) -> None:
         self._established_days = established_days
@@ -61,10 +61,10 @@ class Ledger:
                 self._heard[heartbeat.instance_id].append(said)
 
     def truth(self, day: date) -> Truth:
-        """Return what is to be told of a day."""
+        """Return the numbers of a day."""
         found: Truth = Counter()
-        for told in self._heard.values():
-            before = [each for each in told if each[0] < end(day)]
+        for received in self._heard.values():
+            before = [each for each in received if each[0] < end(day)]
             heard_on = sorted({each[0].date() for each in before})
             if len(heard_on) < self._established_days:
                 continue
@@ -109,16 +109,16 @@ class Ledger:
         yield "stack.postgres_version", body["stack"]["postgres_version"].split(".")[0]
         for section in ("counts", "features"):
             for name, value in body[section].items():
-                told = {True: "true", False: "false"}.get(value, value)
-                yield f"{section}.{name}", told
+                written = {True: "true", False: "false"}.get(value, value)
+                yield f"{section}.{name}", written
 
 
 def end(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC) + DAY
 
 
-def moment(told: str) -> datetime:
-    return datetime.fromisoformat(f"{told}+00:00")
+def moment(written: str) -> datetime:
+    return datetime.fromisoformat(f"{written}+00:00")
 
 
 def heartbeat(install: int = 1, sent_at: str = "2026-03-01T02:30:00", **said: Any) -> Heartbeat:
@@ -213,7 +213,7 @@ def truths(days: Sequence[tuple[date, list[Batch]]]) -> dict[date, Truth]:
 
 
 @pytest.fixture(scope="module")
-def told(
+def counted_daily(
     databases: Databases, days: Sequence[tuple[date, list[Batch]]], truths: dict[date, Truth]
 ) -> Iterator[Engine]:
     """A collector that has taken the fleet's heartbeats, and has counted each day in its time."""
@@ -229,10 +229,10 @@ def told(
 
 
 def test_every_number_of_every_day_is_what_the_heartbeats_say(
-    told: Engine, truths: dict[date, Truth]
+    counted_daily: Engine, truths: dict[date, Truth]
 ) -> None:
     for day, truth in truths.items():
-        assert counted(told, day) == truth
+        assert counted(counted_daily, day) == truth
 
     # It is worth little where nothing happens.
     metrics = {cell.metric for truth in truths.values() for cell in truth}
@@ -245,7 +245,7 @@ def test_every_number_of_every_day_is_what_the_heartbeats_say(
 @pytest.mark.parametrize("edition", [None, "ce", "ee"])
 @pytest.mark.parametrize("version", [None, "0.4.0", "other", "9.9.9"])
 def test_the_numbers_are_read_as_they_are_under_every_filter(
-    told: Engine, truths: dict[date, Truth], version: str | None, edition: str | None
+    counted_daily: Engine, truths: dict[date, Truth], version: str | None, edition: str | None
 ) -> None:
     def chosen(day: date) -> Truth:
         return Counter(
@@ -264,7 +264,7 @@ def test_the_numbers_are_read_as_they_are_under_every_filter(
 
     since = UNTIL - 20 * DAY
     looked_at = Filter(version, edition)
-    with told.begin() as connection:
+    with counted_daily.begin() as connection:
         moves = movements(connection, since, UNTIL, looked_at)
         versions = daily.versions(connection, since, UNTIL, looked_at)
         found = dict(daily.values(connection, UNTIL, looked_at))
@@ -702,9 +702,9 @@ def test_an_upgrade_from_the_first_tables_knows_each_install_as_it_told_last(
     with engine.connect() as connection:
         migrate(connection, "collector", "0001")
     # The clock of the second was set back before it sent its last.
-    told = {1: ("07", "08", "09"), 2: ("07", "08", "06")}
+    reported = {1: ("07", "08", "09"), 2: ("07", "08", "06")}
     with engine.begin() as connection:
-        for install, sent_on in told.items():
+        for install, sent_on in reported.items():
             for on, version, sent in zip(("07", "07", "09"), RELEASES, sent_on, strict=False):
                 kept = heartbeat(install, f"2026-03-{sent}T02:30:00", version=version)
                 connection.execute(
@@ -767,7 +767,7 @@ def test_whoever_is_forgotten_leaves_the_next_numbers_and_no_number_of_the_past(
     assert moved(collector, "2026-03-01") == before
     assert before["new"] == 2
     assert moved(collector, "2026-03-02") == {"active_2d": 1, "active_7d": 1, "active_30d": 1}
-    # Once its mark has gone, nothing tells that an id was there before.
+    # Once its mark is deleted, nothing shows that an id was stored before.
     with collector.begin() as connection:
         connection.execute(text("DELETE FROM forgotten"))
     take(collector, "2026-03-03T02:30:00", heartbeat(1))
@@ -793,7 +793,7 @@ def test_what_is_pruned_leaves_every_number_as_it_is_and_cannot_be_counted_again
     now = datetime.now(UTC).replace(microsecond=0)
     with collector.begin() as connection:
         for age in (50, 35, 20, 1):
-            # One is heard of to the last, one left, and one is lost meanwhile.
+            # One reports to the last day, one stopped before, and one is lost in between.
             installs = [1, 2, 3][: {50: 3, 35: 2}.get(age, 1)]
             for install in installs:
                 at = now - age * DAY
@@ -818,7 +818,7 @@ def test_two_heartbeats_that_are_taken_at_once_count_as_the_later(collector: Eng
     assert values(collector, "2026-03-01")["edition"] == {"ee": 1}
 
 
-def test_a_collector_that_nobody_has_told_anything_counts_nothing(collector: Engine) -> None:
+def test_a_collector_without_heartbeats_counts_nothing(collector: Engine) -> None:
     count(collector, "2026-03-01T12:00:00")
     count(collector, "2026-03-03T12:00:00")
     assert measured(collector) == []

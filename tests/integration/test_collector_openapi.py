@@ -34,7 +34,7 @@ def no_server_error_but_for_what_is_meant(
 ) -> bool | None:
     if case.path == "/readyz" and response.status_code == 503:
         return None
-    newer = "does not know telemetry_schema" in response.text
+    newer = "does not support telemetry_schema" in response.text
     if newer and (response.status_code, response.headers["retry-after"]) == (503, ["21600"]):
         assert isinstance(case.body, dict)
         version = case.body["telemetry_schema"]
@@ -72,7 +72,7 @@ CASES = [
 def collector(
     databases: Databases, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Collector]:
-    """A collector that has something to tell."""
+    """A collector that has something to show."""
     with databases.copy_of("template1") as url:
         with create_engine(url, poolclass=NullPool).connect() as connection:
             migrate(connection, "collector")

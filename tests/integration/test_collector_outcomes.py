@@ -15,6 +15,7 @@ from app.collector import intake, store
 from app.collector.limit import Busiest
 from app.collector.outcomes import BUSIEST, OUTCOMES, Outcomes
 from app.payload import NEWEST, SCHEMA_VERSION
+from tests.support import metrics
 from tests.support.collector import BODY, INSTANCE, Collector, changed, head, of, query, serving
 
 NEWER = changed(telemetry_schema=SCHEMA_VERSION + 1, invented="opensesame")
@@ -28,7 +29,7 @@ def test_a_newer_schema_is_503_to_be_sent_again_and_is_not_stored(own: Collector
     response = own.post(NEWER)
     assert (response.status_code, response.headers["retry-after"]) == (503, "21600")
     assert response.json() == {
-        "error": f"This collector does not know telemetry_schema {SCHEMA_VERSION + 1} yet;"
+        "error": f"This collector does not support telemetry_schema {SCHEMA_VERSION + 1} yet;"
         " try again later."
     }
     assert own.rows() == []
@@ -44,7 +45,7 @@ def test_a_number_is_named_only_where_it_could_be_that_of_a_schema(
 ) -> None:
     with pytest.raises(intake.NewerSchemaError) as refused:
         intake.parse(changed(telemetry_schema="n").replace('"n"', str(version)).encode())
-    words = f"This collector does not know telemetry_schema{named} yet; try again later."
+    words = f"This collector does not support telemetry_schema{named} yet; try again later."
     assert str(refused.value) == words
 
 
@@ -124,10 +125,10 @@ def test_every_way_in_which_a_request_can_end_is_counted_when_the_process_ends(
 
 
 OFTEN = """
-from app.collector import keeping
+from app.collector import housekeeping
 from app.collector.__main__ import main
 
-keeping.EVERY_SECONDS = 0.1
+housekeeping.EVERY_SECONDS = 0.1
 main()
 """
 
@@ -151,12 +152,12 @@ def test_what_cannot_be_added_is_kept_for_the_next_time(migrated: str) -> None:
     engine = store.connect(migrated)
     counts = Outcomes(Busiest())
     counts.count("accepted")
-    counts.came_from("192.0.2.1")
+    counts.count_client("192.0.2.1")
     query(migrated, "ALTER TABLE ingest RENAME TO hidden")
     with pytest.raises(ProgrammingError):
         counts.write(engine)
     counts.count("accepted")
-    counts.came_from("192.0.2.1")
+    counts.count_client("192.0.2.1")
     query(migrated, "ALTER TABLE hidden RENAME TO ingest")
     counts.write(engine)
     counts.write(engine)
@@ -202,13 +203,16 @@ def test_a_table_of_outcomes_that_is_held_keeps_no_heartbeat_waiting_and_not_the
 def test_a_heartbeat_that_comes_twice_at_once_is_one_accepted_and_one_duplicate(
     migrated: str, tmp_path: Path
 ) -> None:
-    with serving(migrated, tmp_path / "log") as own:
+    port = metrics.free_port()
+    with serving(migrated, tmp_path / "log", COLLECTOR_METRICS_PORT=str(port)) as own:
         with create_engine(own.url, poolclass=NullPool).begin() as holder:
             holder.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
             threads = [threading.Thread(target=own.post, args=(BODY,)) for _ in range(3)]
             for thread in threads:
                 thread.start()
-            time.sleep(0.5)  # for all of them to wait in the inbox
+            deadline = time.monotonic() + 10
+            while metrics.waiting(port) < len(threads):
+                assert time.monotonic() < deadline
         for thread in threads:
             thread.join()
     assert counted(migrated) == {"accepted": 1, "duplicate": 2}

@@ -15,11 +15,13 @@ import pytest
 from sqlalchemy import Engine, event, text
 from starlette.applications import Starlette
 
-from app.collector import exports, page, recount, stats, store
+from app.collector import answers, exports, page, recount, stats, store
+from app.collector.answers import Answers
 from app.collector.daily import FLOWS, STOCKS, VALUES
 from app.collector.names import OTHER
 from app.collector.phrases import long_date
 from app.collector.reading import Readers
+from app.collector.rendering import Templates
 from app.collector.stats import UNUSED
 from app.payload import parse
 from tests.browser.collector import seed
@@ -42,7 +44,8 @@ def ask(app: Starlette, path: str, **headers: str) -> httpx.Response:
 
 
 def serve(engine: Engine, *, private: bool = False) -> Starlette:
-    return Starlette(routes=[*page.routes(Readers(engine), private=private)])
+    templates = Templates(private=private)
+    return Starlette(routes=[*page.routes(Readers(engine), templates, private=private)])
 
 
 def get(engine: Engine, path: str) -> httpx.Response:
@@ -52,7 +55,7 @@ def get(engine: Engine, path: str) -> httpx.Response:
 
 @pytest.fixture(scope="module")
 def fleet(databases: Databases) -> Iterator[Engine]:
-    """A collector that has heard of a fleet for forty days."""
+    """A collector with the heartbeats of a fleet on forty days."""
     with databases.copy_of("template1") as url:
         seed(url, installs=250, days=40, until=datetime.now(UTC))
         engine = store.connect(url)
@@ -63,7 +66,7 @@ def fleet(databases: Databases) -> Iterator[Engine]:
 @pytest.fixture
 def looking_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each request look at whether there is something new."""
-    monkeypatch.setattr(page, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(answers, "CHECK_SECONDS", 0.0)
 
 
 def yesterday() -> date:
@@ -96,38 +99,40 @@ def document(engine: Engine, query: str = "") -> Any:
 
 
 def test_the_page_answers_with_the_numbers_of_the_document(fleet: Engine) -> None:
-    told = document(fleet)
-    last = told["days"][-1]["movements"]
+    numbers = document(fleet)
+    last = numbers["days"][-1]["movements"]
     said = words(get(fleet, "/").text)
     assert last["active_2d"] > 100
-    ended = long_date(date.fromisoformat(told["until"]))
+    ended = long_date(date.fromisoformat(numbers["until"]))
     assert f"{last['active_2d']:,} installs were active at the end of {ended}" in said
-    change = last["active_2d"] - told["a_month_before"]["active"]
+    change = last["active_2d"] - numbers["a_month_before"]["active"]
     assert f"+{change:,} (" in said
     for number in (last["active_7d"], last["active_30d"]):
         assert f" {number:,} " in said
-    live = told["live"]
+    live = numbers["live"]
     assert f"{live['active']:,} installs are active" in said
     assert f"and {shown(live['not_established'])} more are not established yet." in said
 
 
 def test_the_last_day_is_the_last_that_is_over(fleet: Engine) -> None:
-    told = document(fleet)
-    assert told["until"] == told["days"][-1]["day"] == str(yesterday())
-    assert datetime.fromisoformat(told["live"]["as_of"]) > datetime.now(UTC) - timedelta(minutes=1)
+    numbers = document(fleet)
+    assert numbers["until"] == numbers["days"][-1]["day"] == str(yesterday())
+    assert datetime.fromisoformat(numbers["live"]["as_of"]) > datetime.now(UTC) - timedelta(
+        minutes=1
+    )
 
 
-def test_a_page_whose_last_day_is_long_over_says_that_counting_stands_still(
+def test_a_page_whose_last_day_is_old_reports_that_counting_has_stopped(
     fleet: Engine, databases: Databases
 ) -> None:
-    assert "Counting stands still" not in get(fleet, "/").text
+    assert "Counting has stopped" not in get(fleet, "/").text
     with copied(fleet, databases) as engine:
         with engine.begin() as connection:
             connection.execute(text("DELETE FROM measured WHERE day > current_date - 4"))
         last = long_date(yesterday() - timedelta(days=3))
         for path in ("/", "/?edition=ce"):
             said = words(get(engine, path).text)
-            assert f"Counting stands still: the last day that was counted is {last}." in said
+            assert f"Counting has stopped: the last day that was counted is {last}." in said
 
 
 @pytest.mark.usefixtures("looking_each_time")
@@ -151,18 +156,18 @@ def test_a_recount_is_shown_while_it_runs(fleet: Engine, databases: Databases) -
         assert ask(app, "/v1/stats.json").json()["recount"] is None
 
 
-def over_time(told: Any) -> dict[tuple[str, str, str], int | None]:
+def over_time(numbers: Any) -> dict[tuple[str, str, str], int | None]:
     """What the CSV holds of periods, of months and of releases."""
     found = {}
-    growth = told["growth"]
+    growth = numbers["growth"]
     for period in growth["periods"]:
         for name in ("new", "lost"):
             found[period["since"], f"{name}_in_{growth['by']}", ""] = period[name]
-    for cohort in told["cohorts"]:
+    for cohort in numbers["cohorts"]:
         found[cohort["month"], "established", ""] = cohort["established"]
         for after, installs in cohort["retained"].items():
             found[cohort["month"], "retained", after] = installs
-    for release in told["adoption"]:
+    for release in numbers["adoption"]:
         for share in release["days"]:
             day = date.fromisoformat(release["released_on"]) + timedelta(days=share["after"])
             found[str(day), "or_newer", release["version"]] = share["installs"]
@@ -170,24 +175,24 @@ def over_time(told: Any) -> dict[tuple[str, str, str], int | None]:
 
 
 def test_the_csv_holds_the_numbers_of_the_document(fleet: Engine) -> None:
-    told, response = document(fleet), get(fleet, "/v1/stats.csv")
+    numbers, response = document(fleet), get(fleet, "/v1/stats.csv")
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
     rows = {tuple(row[:3]): row[3] for row in csv.reader(io.StringIO(response.text))}
     rows = {name: n for name, n in rows.items() if name[1] != "live"}  # has a time of its own
     assert rows.pop(("day", "metric", "value")) == "installs"
     expected = {}
-    for each in told["days"]:
+    for each in numbers["days"]:
         for name, installs in [*each["movements"].items(), ("dev_builds", each["dev_builds"])]:
             expected[each["day"], name, ""] = installs
         for version, installs in [*each["versions"].items(), (OTHER, each["other_versions"])]:
             expected[each["day"], "version", version] = installs
-    expected |= over_time(told)
-    for name, spread in told["values"].items():
+    expected |= over_time(numbers)
+    for name, spread in numbers["values"].items():
         for group in spread["groups"]:
-            expected[told["until"], name, group["value"]] = group["installs"]
-        expected[told["until"], name, OTHER] = spread["folded_installs"]
-    for name, feature in told["features"].items():
-        expected[told["until"], name, "used"] = feature["installs"]
+            expected[numbers["until"], name, group["value"]] = group["installs"]
+        expected[numbers["until"], name, OTHER] = spread["folded_installs"]
+    for name, feature in numbers["features"].items():
+        expected[numbers["until"], name, "used"] = feature["installs"]
     assert rows == {
         name: "fewer than 5" if installs is None else str(installs)
         for name, installs in expected.items()
@@ -195,16 +200,18 @@ def test_the_csv_holds_the_numbers_of_the_document(fleet: Engine) -> None:
 
 
 def test_the_document_has_every_day_and_every_value(fleet: Engine) -> None:
-    told = document(fleet, "?days=30")
+    numbers = document(fleet, "?days=30")
     since = yesterday() - timedelta(days=29)
-    assert (told["since"], told["until"]) == (str(since), str(yesterday()))
-    assert [each["day"] for each in told["days"]] == sorted({each["day"] for each in told["days"]})
-    assert len(told["days"]) == 30
-    assert {*told["days"][0]["movements"]} == {*STOCKS}
-    assert told["rounded_to"] == 5
+    assert (numbers["since"], numbers["until"]) == (str(since), str(yesterday()))
+    assert [each["day"] for each in numbers["days"]] == sorted(
+        {each["day"] for each in numbers["days"]}
+    )
+    assert len(numbers["days"]) == 30
+    assert {*numbers["days"][0]["movements"]} == {*STOCKS}
+    assert numbers["rounded_to"] == 5
     on_or_off = {name for name, unused in UNUSED.items() if unused == "false"}
-    assert {*told["values"]} == {"edition", *VALUES} - on_or_off
-    assert {*told["features"]} == {*UNUSED}
+    assert {*numbers["values"]} == {"edition", *VALUES} - on_or_off
+    assert {*numbers["features"]} == {*UNUSED}
 
 
 def test_days_before_the_first_count_are_not_shown_as_zero(fleet: Engine) -> None:
@@ -214,9 +221,9 @@ def test_days_before_the_first_count_are_not_shown_as_zero(fleet: Engine) -> Non
 def test_a_filter_leaves_only_its_own_installs_and_is_said_in_a_sentence(fleet: Engine) -> None:
     everyone = document(fleet)
     edition = everyone["values"]["edition"]["groups"][-1]
-    told = document(fleet, f"?edition={edition['value']}")
-    assert told["days"][-1]["movements"]["active_2d"] == edition["installs"]
-    assert told["live"] is None
+    numbers = document(fleet, f"?edition={edition['value']}")
+    assert numbers["days"][-1]["movements"]["active_2d"] == edition["installs"]
+    assert numbers["live"] is None
     since = long_date(yesterday() - timedelta(days=29))
     html = get(fleet, f"/?days=30&edition={edition['value']}").text
     assert f"Only installs in the {edition['value']} edition, from {since} to" in words(html)
@@ -235,12 +242,12 @@ def test_an_empty_choice_of_the_form_is_no_filter(fleet: Engine) -> None:
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
-        ("days=31", "The number of days has to be 30, 90 or 365."),
-        ("days=030", "The number of days has to be 30, 90 or 365."),
-        ("version=1.2", "A version has to look like 1.2.3, 1.2.3-dev or 1.2.3-rc.1."),
-        ("version=%3Cb%3E", "A version has to look like 1.2.3, 1.2.3-dev or 1.2.3-rc.1."),
-        ("version=1.2.3%0A", "A version has to look like 1.2.3, 1.2.3-dev or 1.2.3-rc.1."),
-        ("edition=CE", "The edition has to be ce or ee."),
+        ("days=31", "The number of days must be 30, 90 or 365."),
+        ("days=030", "The number of days must be 30, 90 or 365."),
+        ("version=1.2", "A version must look like 1.2.3, 1.2.3-dev or 1.2.3-rc.1."),
+        ("version=%3Cb%3E", "A version must look like 1.2.3, 1.2.3-dev or 1.2.3-rc.1."),
+        ("version=1.2.3%0A", "A version must look like 1.2.3, 1.2.3-dev or 1.2.3-rc.1."),
+        ("edition=CE", "The edition must be ce or ee."),
     ],
 )
 def test_a_wrong_value_is_refused_with_a_sentence(
@@ -256,16 +263,16 @@ def test_a_wrong_value_is_refused_with_a_sentence(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_version_that_is_not_told_gets_the_answer_of_one_that_does_not_exist(
+def test_a_version_that_is_not_shown_gets_the_answer_of_one_that_does_not_exist(
     fleet: Engine, form: str
 ) -> None:
-    told = {*document(fleet)["all_versions"]}
+    numbers = {*document(fleet)["all_versions"]}
     with fleet.connect() as connection:
         released = connection.scalars(text("SELECT version FROM release ORDER BY released_on"))
-        untold = next(version for version in released if version not in told)
+        hidden = next(version for version in released if version not in numbers)
     there, missing = (
         get(fleet, f"{form}?version={version}").text.replace(version, "VERSION")
-        for version in (untold, "99999.0.0")
+        for version in (hidden, "99999.0.0")
     )
     assert _without_choices(there) == _without_choices(missing)
     assert "Too few installs" in there or form != "/"
@@ -295,7 +302,7 @@ def test_every_answer_has_strict_headers(fleet: Engine, path: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_who_has_the_answer_already_is_told_no_more_than_that(fleet: Engine, form: str) -> None:
+def test_a_client_that_has_the_answer_gets_304_without_a_body(fleet: Engine, form: str) -> None:
     app = serve(fleet)
     first = ask(app, f"{form}?days=30")
     etag = first.headers["etag"]
@@ -317,9 +324,9 @@ def test_an_answer_is_rendered_once_until_a_day_is_counted(
     rendered = []
     document = exports.document
 
-    def counted_document(told: stats.Stats) -> dict[str, Any]:
-        rendered.append(told)
-        return document(told)
+    def counted_document(numbers: stats.Stats) -> dict[str, Any]:
+        rendered.append(numbers)
+        return document(numbers)
 
     monkeypatch.setattr(exports, "document", counted_document)
     with copied(fleet, databases) as engine:
@@ -365,19 +372,18 @@ def test_installs_are_looked_at_once_a_minute_however_many_ask(
 def test_no_more_answers_are_kept_than_there_is_room_for(
     fleet: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "KEPT", 2)
-    answers = page._Answers(Readers(fleet))  # noqa: SLF001 - nothing else shows what is kept
+    monkeypatch.setattr(answers, "CACHED", 2)
+    cache = Answers(Readers(fleet))
 
-    def form(*_: object) -> str:
+    def render(*_: object) -> str:
         return "rendered"
 
-    kept = answers._kept  # noqa: SLF001 - as above
     for days in ("30", "90", "365"):
-        answers.get(form, page._asked({"days": days}))  # noqa: SLF001 - as above
-    assert [asked.days for _, asked in kept] == ["90", "365"]
-    answers.get(form, page._asked({"days": "90"}))  # noqa: SLF001 - as above
-    answers.get(form, page._asked({"version": "99.9.9"}))  # noqa: SLF001 - as above
-    assert [asked.days for _, asked in kept] == ["365", "90"]
+        cache.get(render, answers.parse({"days": days}))
+    assert [query.days for query in cache.queries] == ["90", "365"]
+    cache.get(render, answers.parse({"days": "90"}))
+    cache.get(render, answers.parse({"version": "99.9.9"}))
+    assert [query.days for query in cache.queries] == ["365", "90"]
 
 
 def test_the_style_is_kept_for_ever_under_a_name_of_its_content(fleet: Engine) -> None:
@@ -399,17 +405,17 @@ def test_a_page_has_no_script_no_inline_style_and_nothing_from_elsewhere(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_before_anything_was_heard_of_the_answer_is_kind(empty: Engine, form: str) -> None:
+def test_before_the_first_heartbeat_every_form_has_an_answer(empty: Engine, form: str) -> None:
     response = get(empty, form)
     assert response.status_code == 200
     if form == "/":
-        assert "No install has been heard from yet" in words(response.text)
+        assert "No install has reported yet" in words(response.text)
 
 
 def test_when_nothing_was_found_to_count_the_page_is_as_kind(empty: Engine) -> None:
     with empty.begin() as connection:
         connection.execute(text("INSERT INTO measured VALUES (current_date - 1, now())"))
-    assert "No install has been heard from yet" in words(get(empty, "/").text)
+    assert "No install has reported yet" in words(get(empty, "/").text)
 
 
 def test_on_the_first_day_the_page_says_that_it_is_counted_after_its_end(empty: Engine) -> None:
@@ -446,7 +452,7 @@ def test_an_answer_takes_one_transaction_that_cannot_write(fleet: Engine, form: 
 def test_a_crowd_that_asks_within_a_second_costs_the_database_one_look(
     fleet: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "LOOK_SECONDS", 60.0)
+    monkeypatch.setattr(answers, "CHECK_SECONDS", 60.0)
     app = serve(fleet)
     with counted() as cost:
         etags = {ask(app, "/").headers["etag"] for _ in range(20)}
@@ -457,7 +463,7 @@ def test_a_crowd_that_asks_within_a_second_costs_the_database_one_look(
 def test_a_crowd_that_asks_is_answered_at_a_rate_that_leaves_time_for_heartbeats(
     fleet: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "AT_MOST_A_SECOND", 50)
+    monkeypatch.setattr(page, "MOST_A_SECOND", 50)
     app = serve(fleet)
     ask(app, "/")
 
@@ -483,7 +489,7 @@ def test_a_new_day_is_shown_within_two_seconds(fleet: Engine, databases: Databas
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_without_its_database_an_answer_says_so(
+def test_without_its_database_an_answer_is_503_with_a_sentence(
     form: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = store.connect("postgresql+psycopg://someone:opensesame@127.0.0.1:1/nowhere")

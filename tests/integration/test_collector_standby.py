@@ -26,13 +26,13 @@ from tests.support.replica import Replica
 QUICK = """
 from datetime import timedelta
 
-from app.collector import page, reading
+from app.collector import answers, reading
 from app.collector.__main__ import main
 
 reading.EVERY_SECONDS = 0.3
 reading.BEHIND = timedelta(seconds=2)
-page.LIVE_SECONDS = 0.2
-page.LOOK_SECONDS = 0.1
+answers.LIVE_SECONDS = 0.2
+answers.CHECK_SECONDS = 0.1
 {}
 main()
 """
@@ -142,15 +142,15 @@ def test_the_page_is_read_from_the_standby_and_says_as_of_when_it_is(
             unmark(counted)
             until(lambda: document(own)["standby_as_of"], 10)
 
-            told = document(own)
+            shown = document(own)
             assert active(own) == before != 0
-            as_of = datetime.fromisoformat(str(told["standby_as_of"]))
+            as_of = datetime.fromisoformat(str(shown["standby_as_of"]))
             assert began - timedelta(seconds=5) < as_of < began + timedelta(seconds=1)
-            assert told["live"]["as_of"] == told["standby_as_of"]  # type: ignore[index]
+            assert shown["live"]["as_of"] == shown["standby_as_of"]  # type: ignore[index]
             sentence = f"all numbers are as of {moment(as_of)}"
             for path in ("/", "/?edition=ce"):
                 assert sentence in said(own, path)
-            assert "Counting stands still" not in said(own)
+            assert "Counting has stopped" not in said(own)
         until(lambda: document(own)["standby_as_of"] is None)
         until(lambda: active(own) == 0)
         assert "copy of the database" not in said(own)
@@ -163,12 +163,12 @@ def test_a_standby_that_has_not_the_last_days_shows_no_old_number_as_new(
     query(counted, "DELETE FROM measured WHERE day > current_date - 4")
     query(counted, "UPDATE measured SET as_of = as_of - interval '4 days'")
     last = long_date(datetime.now(UTC).date() - timedelta(days=4))
-    idle = "from app.collector import keeping", "keeping._keep = print"
+    idle = "from app.collector import housekeeping", "housekeeping._run = print"
     with served(counted, standby, tmp_path / "log", *idle) as own, standby.paused():
         query(counted, "INSERT INTO measured SELECT current_date - 1, now()")
         until(lambda: "copy of the database" in said(own))
         found = re.sub(r"\s+", " ", said(own))
-        assert f"Counting stands still in this copy: the last day that was counted is {last}" in (
+        assert f"Counting has stopped in this copy: the last day that was counted is {last}" in (
             found
         )
 
@@ -290,11 +290,10 @@ def test_a_statement_that_conflicts_with_what_is_replayed_is_asked_of_the_primar
         "span = daily.span",
         "def slowly(connection):",
         "    found = span(connection)",
-        "    if connection.scalar(page.text('SELECT pg_is_in_recovery()')):",
-        "        connection.execute(page.text('SELECT pg_sleep(1.5)'))",
+        "    if connection.scalar(text('SELECT pg_is_in_recovery()')):",
+        "        connection.execute(text('SELECT pg_sleep(1.5)'))",
         "    return found",
         "from sqlalchemy import text",
-        "page.text = text",
         "daily.span = slowly",
     )
     with served(counted, standby, tmp_path / "log", *slow) as own:

@@ -207,7 +207,7 @@ def test_of_three_hundred_fresh_heartbeats_none_is_deleted_with_the_old_ones(
     assert query(url_of(engine), "SELECT count(*) FROM install") == [(300,)]
 
 
-def test_dropping_waits_for_nobody_and_whoever_stores_waits_for_an_instant(engine: Engine) -> None:
+def test_dropping_waits_for_no_lock_and_delays_writers_for_an_instant(engine: Engine) -> None:
     name = made_long_ago(engine, MONDAY - 20 * weeks.WEEK)
     weeks.make(engine)
     with engine.begin() as storing:

@@ -49,7 +49,7 @@ SMUGGLING = "integration/test_collector_smuggling.py"
 COMMANDS = "integration/test_collector_commands.py"
 WEEKS = "integration/test_collector_weeks.py"
 LOAD = "integration/test_collector_load.py"
-KEEPING = "integration/test_collector_keeping.py"
+HOUSEKEEPING = "integration/test_collector_housekeeping.py"
 STATS = "unit/test_stats.py"
 VIEW = "unit/test_view.py"
 PERIODS = "unit/test_periods.py"
@@ -1253,7 +1253,7 @@ MUTATIONS = (
         9,
         "an answer that is not read has no deadline",
         "app/collector/connections.py",
-        "        # Not close(): that would wait until the caller has read all that was written.\n"
+        "        # Not close(): that would wait until the client has read everything.\n"
         "        connection.transport.abort()\n",
         "        connection.transport.close()\n",
         f"{CLIENTS}::test_who_does_not_read_its_answer_is_cut_off",
@@ -1623,7 +1623,7 @@ MUTATIONS = (
         9,
         "readyz does not look at the last finished day",
         "app/collector/health.py",
-        "if last is None or not stats.stands_still(last, now):",
+        "if last is None or not stats.counting_stopped(last, now):",
         "if last is None or last:",
         f"{HEALTH}::test_a_last_day_that_is_not_counted_is_a_reason_until_it_is",
     ),
@@ -1945,10 +1945,10 @@ MUTATIONS = (
     Mutation(
         9,
         "the end of the process does not wait for what it does by itself",
-        "app/collector/keeping.py",
+        "app/collector/housekeeping.py",
         "        thread.join(END_SECONDS)\n",
         "        thread.join(0)\n",
-        f"{KEEPING}::test_the_end_waits_until_what_was_counted_last_is_in_the_table",
+        f"{HOUSEKEEPING}::test_the_end_waits_until_what_was_counted_last_is_in_the_table",
     ),
     Mutation(
         9,
@@ -2161,10 +2161,10 @@ MUTATIONS = (
     Mutation(
         9,
         "what a recount needs is deleted",
-        "app/collector/keeping.py",
-        "        needed = recount.progress(connection) is not None and not anyhow\n",
-        "        needed = recount.progress(connection) is not None and anyhow\n",
-        f"{KEEPING}::test_what_a_recount_needs_is_deleted_when_that_is_over_or_has_failed",
+        "app/collector/housekeeping.py",
+        "        needed = recount.progress(connection) is not None and not even_if_needed\n",
+        "        needed = recount.progress(connection) is not None and even_if_needed\n",
+        f"{HOUSEKEEPING}::test_what_a_recount_needs_is_deleted_when_that_is_over_or_has_failed",
     ),
     Mutation(
         9,
@@ -2226,7 +2226,7 @@ MUTATIONS = (
     Mutation(
         9,
         "each request for the page looks at the database",
-        "app/collector/page.py",
+        "app/collector/answers.py",
         "        if state is None or time.monotonic() >= self._state_until:\n",
         "        if state is None or self._state_until:\n",
         f"{PAGE}::test_a_crowd_that_asks_within_a_second_costs_the_database_one_look",
@@ -2243,8 +2243,8 @@ MUTATIONS = (
         9,
         "a badge shows an old number as new",
         "app/collector/badge.py",
-        "    if stands_still:\n",
-        "    if stands_still and not active:\n",
+        "    if counting_stopped:\n",
+        "    if counting_stopped and not active:\n",
         f"{BADGE}::test_an_old_number_has_its_day_and_is_grey_and_nobody_can_give_it_another_colour",
     ),
     Mutation(

@@ -120,7 +120,7 @@ def count(fleet: list[Install], since: int, until: int, chosen: Filter) -> Numbe
     )
 
 
-def told(
+def stats_of(
     fleet: list[Install], chosen: Filter | None = None, *, since: int = 0, until: int = 5
 ) -> Stats:
     """What is shown of a fleet at the end of a day."""

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from app.collector import badge
 from app.collector.badge import FRESH, GREY, Badge, document, of
 from app.collector.daily import ACTIVE_2D, Counted, Filter, Span
-from app.collector.page import Templates
+from app.collector.rendering import Templates
 from app.collector.rounding import FOLD_BELOW
 from app.collector.stats import Numbers, Stats, nothing, show
 
 DAY = date(2026, 11, 12)
-TEMPLATES = Templates("/static/style.css", established_days=3)
+TEMPLATES = Templates(established_days=3)
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -44,32 +44,32 @@ def counted(active: int) -> Stats:
     ],
 )
 def test_it_shows_the_exact_number_or_that_there_are_few(active: int, message: str) -> None:
-    shown = of(counted(active), stands_still=False)
+    shown = of(counted(active), counting_stopped=False)
     assert shown == Badge(
         message, f"Active installs at the end of 12 November 2026: {message}.", FRESH
     )
 
 
 def test_an_old_number_has_its_day_and_is_grey_and_nobody_can_give_it_another_colour() -> None:
-    shown = of(counted(1_234), stands_still=True)
+    shown = of(counted(1_234), counting_stopped=True)
     assert shown.message == "1,234 on 12 November 2026"
-    assert shown.title.startswith("Counting stands still. ")
-    told = document(shown)
-    assert (told["color"], told["isError"]) == (GREY, True)
+    assert shown.title.startswith("Counting has stopped. ")
+    found = document(shown)
+    assert (found["color"], found["isError"]) == (GREY, True)
 
 
 def test_an_old_number_of_few_is_as_few_as_a_new_one() -> None:
-    assert of(counted(3), stands_still=True).message == "fewer than 5 on 12 November 2026"
+    assert of(counted(3), counting_stopped=True).message == "fewer than 5 on 12 November 2026"
 
 
-@pytest.mark.parametrize("stands_still", [False, True])
-def test_before_the_first_day_it_says_that_none_is_counted(*, stands_still: bool) -> None:
-    shown = of(nothing(Filter()), stands_still=stands_still)
+@pytest.mark.parametrize("counting_stopped", [False, True])
+def test_before_the_first_day_it_says_that_none_is_counted(*, counting_stopped: bool) -> None:
+    shown = of(nothing(Filter()), counting_stopped=counting_stopped)
     assert (shown.message, shown.color) == ("no day counted yet", GREY)
 
 
 def test_shields_gets_each_field_in_its_form() -> None:
-    assert document(of(counted(1_234), stands_still=False)) == {
+    assert document(of(counted(1_234), counting_stopped=False)) == {
         "schemaVersion": 1,
         "label": "active installs",
         "message": "1,234",
@@ -96,7 +96,7 @@ def test_whatever_it_says_no_text_is_wider_than_its_room(message: str) -> None:
 
 
 def test_its_title_is_read_out() -> None:
-    picture = TEMPLATES.picture(of(counted(1_234), stands_still=False))
+    picture = TEMPLATES.picture(of(counted(1_234), counting_stopped=False))
     root = ET.fromstring(picture)  # noqa: S314 - our own words
     title = "Active installs at the end of 12 November 2026: 1,234."
     assert root.attrib["role"] == "img"

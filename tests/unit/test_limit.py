@@ -12,7 +12,7 @@ from app.collector.limit import DAY_SECONDS, Busiest, DailyInstalls, Limiter
 DAY = 20_000 * DAY_SECONDS
 
 
-def test_a_client_has_a_minutes_requests_at_once_and_then_hears_when_the_next_is_due() -> None:
+def test_a_client_may_use_a_minutes_requests_at_once_and_then_gets_the_wait_for_the_next() -> None:
     limiter = Limiter(60)
 
     assert [limiter.take("192.0.2.1", 1000.0) for _ in range(62)] == [0] * 60 + [1, 1]
@@ -109,7 +109,7 @@ def test_to_ask_how_long_to_wait_takes_nothing() -> None:
 # Installs a day
 
 
-def test_a_client_brings_so_many_installs_a_day_and_hears_when_the_day_ends() -> None:
+def test_a_client_may_send_for_so_many_installs_a_day_and_then_gets_the_wait() -> None:
     daily = DailyInstalls(3)
     noon = DAY + DAY_SECONDS / 2
 
@@ -198,7 +198,7 @@ def test_no_address_and_no_id_is_in_its_memory() -> None:
 
 def most(busiest: Busiest, addresses: list[str], now: float = DAY) -> int:
     """Return by how much the number of the busiest client grows."""
-    return sum(busiest.grows(address, now) for address in addresses)
+    return sum(busiest.count(address, now) for address in addresses)
 
 
 def test_the_requests_of_the_busiest_client_are_counted_and_of_no_other() -> None:
@@ -238,7 +238,7 @@ def test_a_proxy_is_the_busiest_among_thousands_that_come_once() -> None:
 
 def test_no_address_is_in_the_memory_of_the_busiest() -> None:
     busiest = Busiest()
-    busiest.grows("203.0.113.77", DAY)
+    busiest.count("203.0.113.77", DAY)
     memory = repr(vars(busiest))
     for trace in (b"203.0.113.77", b"\xcb\x00qM"):
         assert repr(trace)[2:-1] not in memory

@@ -86,7 +86,7 @@ def test_a_period_with_a_gap_is_left_out() -> None:
     assert len(found.periods) == 12
 
 
-def test_of_a_month_with_a_gap_nobody_knows_who_stayed() -> None:
+def test_retention_of_a_month_with_a_gap_is_not_known() -> None:
     known = counted(1000)
     del known[date(2026, 2, 14)]
     found = {each.month.month: each for each in periods.cohorts(each_day(1), known, span(1000))}

@@ -31,17 +31,17 @@ from app.collector.daily import (
     Span,
 )
 from app.collector.names import OTHER
-from app.collector.page import Templates
+from app.collector.rendering import Templates
 from app.collector.rounding import Distribution, Group, about, distribute, fold
 from app.collector.stats import Before, Feature, LiveStats, Numbers, Recount, Stats, feature, show
-from tests.unit.fleets import AS_OF, DAYS, EDITIONS, FLEET, LAST, LISTED, Install, count, told
+from tests.unit.fleets import AS_OF, DAYS, EDITIONS, FLEET, LAST, LISTED, Install, count, stats_of
 
 FILTERS = [
     Filter(version, edition)
     for version in (None, *LISTED, "99.9.9")
     for edition in (None, *EDITIONS)
 ]
-TEMPLATES = Templates("/static/style.css", established_days=30)
+TEMPLATES = Templates(established_days=30)
 SMALL = {1, 2, 3, 4}
 
 INSTALLS = st.builds(
@@ -183,7 +183,7 @@ def test_a_small_number_on_a_page_would_be_seen(said: str) -> None:
 
 
 def test_the_stranger_reads_every_number_of_a_page() -> None:
-    totals, others = of_page(told(FLEET))
+    totals, others = of_page(stats_of(FLEET))
     assert {93, 0} <= totals
     assert {75, 20, 70, 40, 95} <= others
 
@@ -208,7 +208,7 @@ def test_no_number_and_no_difference_of_two_is_from_1_to_4(fleet: list[Install])
     for chosen in FILTERS:
         for until in range(1, 6):
             for since in {0, until - 1, until}:
-                answer = told(fleet, chosen, since=since, until=until)
+                answer = stats_of(fleet, chosen, since=since, until=until)
                 for read in (of_document, of_csv):
                     totals, others = read(answer)
                     assert not totals & SMALL
@@ -223,7 +223,7 @@ def test_no_number_and_no_difference_of_two_is_from_1_to_4(fleet: list[Install])
 def test_each_form_of_an_answer_shows_the_same_numbers(
     fleet: list[Install], chosen: Filter
 ) -> None:
-    answer = told(fleet, chosen)
+    answer = stats_of(fleet, chosen)
     (totals, others), of_lines, (_, on_page) = (read(answer) for read in FORMS)
     assert of_lines[0] == totals
     # The base of versions is that of all fields: only the CSV repeats it.
@@ -252,7 +252,7 @@ def bars(section: str) -> Iterator[tuple[list[tuple[int, float, str]], bool]]:
 def test_every_share_width_and_line_follows_from_the_numbers_beside_it(
     fleet: list[Install], chosen: Filter
 ) -> None:
-    answer = told(fleet, chosen)
+    answer = stats_of(fleet, chosen)
     parts = sections(page(answer))
     for section in parts.values():
         for rows, by_base in bars(section):
@@ -318,7 +318,7 @@ def test_the_order_of_groups_does_not_show_which_of_two_equal_numbers_was_larger
 
 
 def test_one_answer_does_not_show_whether_few_or_none_are_outside_its_groups() -> None:
-    none, one_other = told([Install()] * 9), told([*[Install()] * 8, Install(edition="ee")])
+    none, one_other = stats_of([Install()] * 9), stats_of([*[Install()] * 8, Install(edition="ee")])
     assert none.days[-1].movements[ACTIVE_2D] == one_other.days[-1].movements[ACTIVE_2D] == 9
     assert none.values["edition"] == one_other.values["edition"]
     assert none.values["edition"] == Distribution([Group("ce", 10)], None, 10)
@@ -340,7 +340,7 @@ def test_the_exact_number_of_all_does_not_give_away_how_few_the_others_are(
 
 def test_what_remains_is_to_see_that_a_threshold_was_passed() -> None:
     before, after = ([*[Install()] * 13, *[Install(edition="ee")] * n] for n in (4, 5))
-    assert [told(each).all_editions for each in (before, after)] == [["ce"], ["ce", "ee"]]
+    assert [stats_of(each).all_editions for each in (before, after)] == [["ce"], ["ce", "ee"]]
 
 
 # The rule.
@@ -403,7 +403,7 @@ def test_a_feature_is_used_by_those_that_report_another_value_than_unused(
 def test_who_does_not_use_a_feature_is_not_counted_with_those_that_do() -> None:
     # 16 installs, exactly: if "0" was named, or missing, it would be known how many the others are.
     fleet = [*[Install(bucket="0")] * 4, *[Install(bucket="1-10")] * 12]
-    answer = told(fleet)
+    answer = stats_of(fleet)
     field = "features.tcf_v22_sites"
     assert answer.features[field] == Feature(10, 15)
     assert answer.values[field] == Distribution([Group("1-10", 10)], None, 10)
@@ -416,7 +416,7 @@ def test_a_feature_is_used_by_all_whose_sites_use_it_however_many_they_are() -> 
 
 
 def test_totals_are_exact_without_a_filter_and_all_else_is_rounded() -> None:
-    everyone, some = told(FLEET).days[-1], told(FLEET, Filter(edition="ce")).days[-1]
+    everyone, some = stats_of(FLEET).days[-1], stats_of(FLEET, Filter(edition="ce")).days[-1]
     assert everyone.movements[ACTIVE_2D] == everyone.movements[ACTIVE_30D] == 93
     assert everyone.movements[IN_USE] == 40
     assert some.movements[ACTIVE_2D] == 75  # of 73
@@ -424,23 +424,25 @@ def test_totals_are_exact_without_a_filter_and_all_else_is_rounded() -> None:
 
 
 def test_versions_and_editions_to_filter_by_have_at_least_5_installs_and_a_name() -> None:
-    answer = told([*FLEET, *[Install(OTHER)] * 50])
+    answer = stats_of([*FLEET, *[Install(OTHER)] * 50])
     assert (answer.all_versions, answer.all_editions) == (["7.0.0", "7.1.0"], ["ce", "ee"])
 
 
 @pytest.mark.parametrize("there", ["8.0.0-rc.7", OTHER])
 def test_what_cannot_be_filtered_by_gets_the_answer_of_what_does_not_exist(there: str) -> None:
     fleet = [*FLEET, *[Install(OTHER)] * 50]
-    found, missing = (exports.document(told(fleet, Filter(v))) for v in (there, "99.9.9"))
+    found, missing = (exports.document(stats_of(fleet, Filter(v))) for v in (there, "99.9.9"))
     assert (found.pop("version"), missing.pop("version")) == (there, "99.9.9")
     assert found == missing
     assert (found["days"], found["values"], found["features"]) == ([], {}, {})
 
 
-def test_an_edition_of_few_gets_the_answer_of_one_that_nobody_has() -> None:
+def test_an_edition_of_few_gets_the_answer_of_one_without_installs() -> None:
     only_ce = [Install()] * 60
     none, few = (
-        exports.document(told([*only_ce[n:], *[Install(edition="ee")] * n], Filter(edition="ee")))
+        exports.document(
+            stats_of([*only_ce[n:], *[Install(edition="ee")] * n], Filter(edition="ee"))
+        )
         for n in (0, 3)
     )
     assert none == few
@@ -454,14 +456,14 @@ def test_two_filters_at_once_show_nothing_of_few_that_pass_both() -> None:
         *[Install("7.1.0", "ce")] * 30,
         *[Install("7.1.0", "ee")] * 30,
     ]
-    assert told(fleet, Filter("7.0.0")).days
-    assert told(fleet, Filter(edition="ee")).days
-    assert not told(fleet, Filter("7.0.0", "ee")).days
+    assert stats_of(fleet, Filter("7.0.0")).days
+    assert stats_of(fleet, Filter(edition="ee")).days
+    assert not stats_of(fleet, Filter("7.0.0", "ee")).days
 
 
 def test_live_numbers_are_not_shown_under_a_filter() -> None:
-    assert told(FLEET).live == LiveStats(AS_OF, 93, 0)
-    assert told(FLEET, Filter(edition="ce")).live is None
+    assert stats_of(FLEET).live == LiveStats(AS_OF, 93, 0)
+    assert stats_of(FLEET, Filter(edition="ce")).live is None
     assert stats.nothing(Filter(edition="ce"), live=LiveStats(AS_OF, 93, 0)).live is None
 
 
@@ -506,7 +508,7 @@ def test_every_feature_has_a_value_that_means_unused() -> None:
 
 
 def test_every_day_is_shown_in_its_order_and_a_day_without_numbers_is_zero() -> None:
-    answer = told([])
+    answer = stats_of([])
     assert [each.day for each in answer.days] == DAYS
     nothing = {**dict.fromkeys(STOCKS, 0), IN_USE: None}
     assert all(each.movements == nothing for each in answer.days)
@@ -517,7 +519,7 @@ def test_every_day_is_shown_in_its_order_and_a_day_without_numbers_is_zero() -> 
 
 def test_the_document_has_its_documented_shape() -> None:
     recount = Recount(date(2026, 4, 1), None, LAST)
-    document = exports.document(replace(told(FLEET), recount=recount))
+    document = exports.document(replace(stats_of(FLEET), recount=recount))
     assert [*document] == [
         *("as_of", "since", "until", "version", "edition", "live", "recount", "standby_as_of"),
         *("fold_below", "rounded_to", "days", "a_month_before", "growth", "cohorts", "adoption"),
@@ -553,7 +555,7 @@ def test_the_document_has_its_documented_shape() -> None:
 
 def test_the_csv_says_the_same_as_the_document() -> None:
     silent = [Install("7.1.0", "ce", "docker", "0", ABSENT)] * 6
-    lines = {row[:3]: row[3:] for row in exports.rows(told([*FLEET[:-3], *silent]))}
+    lines = {row[:3]: row[3:] for row in exports.rows(stats_of([*FLEET[:-3], *silent]))}
     assert lines["2026-05-07", "active_2d", ""] == ("96", "")
     assert lines["2026-05-07", "dev_builds", ""] == ("0", "")
     assert lines["2026-05-06", "version", "7.1.0"] == ("55", "95")

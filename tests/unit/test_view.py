@@ -10,13 +10,13 @@ from app.collector import phrases, stats
 from app.collector.adoption import Adoption, Release, Share
 from app.collector.daily import ABSENT, VALUES, Filter
 from app.collector.names import OTHER
-from app.collector.page import Templates
 from app.collector.periods import Cohort, Growth, Period
-from app.collector.stats import Before, LiveStats, Recount, Stats, stands_still
+from app.collector.rendering import Templates
+from app.collector.stats import Before, LiveStats, Recount, Stats, counting_stopped
 from app.collector.tables import LABELS
-from tests.unit.fleets import AS_OF, FLEET, LAST, Install, told
+from tests.unit.fleets import AS_OF, FLEET, LAST, Install, stats_of
 
-TEMPLATES = Templates("/static/style.css", established_days=30)
+TEMPLATES = Templates(established_days=30)
 
 
 def page(answer: Stats) -> str:
@@ -48,7 +48,7 @@ def test_the_page_says_how_many_installs_report_a_field_where_not_all_do() -> No
         *[Install("7.1.0", "ce", ABSENT, "0", ABSENT)] * 300,
         *[Install("7.1.0", "ce", "heroku", ABSENT, "true")] * 3,
     ]
-    html = page(told(fleet))
+    html = page(stats_of(fleet))
     assert "Deployment (of 1,205 installs that report it)" in html
     assert "Rate limit (of 1,205 installs that report it)" in html
     assert "Organisations (of 1,500 installs that report it)" in html
@@ -56,27 +56,27 @@ def test_the_page_says_how_many_installs_report_a_field_where_not_all_do() -> No
 
 
 def test_the_page_says_of_which_moment_its_numbers_are() -> None:
-    said = words(page(told(FLEET)))
+    said = words(page(stats_of(FLEET)))
     assert "93 installs were active at the end of 7 May 2026." in said
     assert "Live, on 8 May 2026 at 00:01 UTC: 93 installs are active, and 0 more" in said
     assert "This is a floor, not a census" in said
 
 
 def test_the_first_figures_are_the_active_ones_those_in_use_and_those_not_established() -> None:
-    said = words(page(told([*FLEET, *[Install(comes=0, leaves=5)] * 9])))
-    assert "active 93 heard from within 48 hours" in said
+    said = words(page(stats_of([*FLEET, *[Install(comes=0, leaves=5)] * 9])))
+    assert "active 93 reported within 48 hours" in said
     assert "in use 42% of the active installs report a consent" in said
-    assert "not established yet 9 live: heard from, on too few days so far" in said
+    assert "not established yet 9 live: reported on too few days so far" in said
 
 
 def test_the_share_in_use_is_of_the_rounded_number_of_active_installs() -> None:
-    said = words(page(told([*[Install(bucket="1-10")] * 7, *[Install()] * 6])))
+    said = words(page(stats_of([*[Install(bucket="1-10")] * 7, *[Install()] * 6])))
     assert "in use 33% of the active installs report a consent" in said
 
 
 def before(active: int | None) -> Stats:
     """A fleet of 93, and how many were active a month before."""
-    return replace(told(FLEET), a_month_before=Before(LAST - timedelta(days=30), active))
+    return replace(stats_of(FLEET), a_month_before=Before(LAST - timedelta(days=30), active))
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_a_change_of_less_than_one_percent_is_no_growth() -> None:
 
 
 def test_without_a_day_30_days_before_the_page_says_that_growth_is_not_known() -> None:
-    said = section(told(FLEET), "active")
+    said = section(stats_of(FLEET), "active")
     assert "not counted 30 days before" in said
-    assert answer_of(told(FLEET), "growth").startswith("That is not known yet")
+    assert answer_of(stats_of(FLEET), "growth").startswith("Not known yet")
 
 
 WEEKS = Growth(
@@ -182,7 +182,7 @@ COHORTS = [
 
 
 def test_the_page_shows_how_many_of_a_month_stay_for_30_and_90_days() -> None:
-    answer = replace(told(FLEET), cohorts=COHORTS)
+    answer = replace(stats_of(FLEET), cohorts=COHORTS)
     assert answer_of(answer, "retention") == (
         "Of the 50 installs established in February 2026, 25 (50%) were active 30 days later; of"
         " the 40 installs established in January 2026, fewer than 5 were active 90 days later."
@@ -199,41 +199,41 @@ def test_the_page_shows_how_many_of_a_month_stay_for_30_and_90_days() -> None:
 
 
 def test_a_month_of_which_hardly_anybody_stayed_is_shown() -> None:
-    answer = replace(told(FLEET), cohorts=[Cohort(date(2026, 2, 1), 40, {"30": None})])
+    answer = replace(stats_of(FLEET), cohorts=[Cohort(date(2026, 2, 1), 40, {"30": None})])
     assert answer_of(answer, "retention") == (
         "Of the 40 installs established in February 2026, fewer than 5 were active 30 days later."
     )
 
 
 def test_what_was_not_counted_of_a_month_is_not_shown_as_zero() -> None:
-    answer = replace(told(FLEET), cohorts=[replace(COHORTS[0], retained={"30": 30})])
+    answer = replace(stats_of(FLEET), cohorts=[replace(COHORTS[0], retained={"30": 30})])
     assert "<td>not counted" in section(answer, "retention")
 
 
 def test_90_days_of_a_month_are_not_over_until_those_of_its_last_day_are() -> None:
     january = [Cohort(date(2026, 1, 1), 50, {"30": 25})]
     for until, said in ((date(2026, 4, 30), "not yet"), (date(2026, 5, 1), "not counted")):
-        answer = replace(told(FLEET), cohorts=january, until=until)
+        answer = replace(stats_of(FLEET), cohorts=january, until=until)
         assert f"<td>{said}" in section(answer, "retention")
 
 
 def test_the_latest_month_is_the_answer() -> None:
     months = [Cohort(date(2026, month, 1), 50, {"30": 25, "90": 20 + month}) for month in (1, 2)]
-    said = answer_of(replace(told(FLEET), cohorts=months), "retention")
+    said = answer_of(replace(stats_of(FLEET), cohorts=months), "retention")
     assert said.count("February 2026") == 2
     assert "22 (44%)" in said
 
 
 def test_retention_is_not_shown_for_a_version() -> None:
-    said = answer_of(told(FLEET, Filter("7.1.0")), "retention")
+    said = answer_of(stats_of(FLEET, Filter("7.1.0")), "retention")
     assert said.startswith("Installs move on to other versions")
-    none = answer_of(told(FLEET), "retention")
+    none = answer_of(stats_of(FLEET), "retention")
     assert none == "No month with 5 or more new installs has been over for 30 days yet."
 
 
 def test_versions_are_listed_with_the_newest_first_and_added_up_to_what_must_be_supported() -> None:
     fleet = [*[Install("7.0.0")] * 10, *[Install("7.1.0")] * 60, *[Install(OTHER)] * 30]
-    html = section(told(fleet), "versions")
+    html = section(stats_of(fleet), "versions")
     rows = re.findall(r'<th scope="row">([^<]*)(?: <span class="when">([^<]*)</span>)?<td', html)
     assert rows == [
         ("7.1.0", "2026-05-03"),
@@ -241,15 +241,15 @@ def test_versions_are_listed_with_the_newest_first_and_added_up_to_what_must_be_
         ("other (not listed, or fewer than 5)", ""),
     ]
     assert re.findall(r'<td class="n">(\d+%)\n', html) == ["60%", "70%"]
-    assert answer_of(told(fleet), "versions") == (
+    assert answer_of(stats_of(fleet), "versions") == (
         "7.0.0 or newer: 70% of the active installs. The version of 30% is not shown."
     )
     few = [*[Install("7.0.0")] * 5, *[Install("7.1.0")] * 95]
-    assert answer_of(told(few), "versions") == "7.1.0 or newer: 95% of the active installs."
+    assert answer_of(stats_of(few), "versions") == "7.1.0 or newer: 95% of the active installs."
 
 
 def test_the_version_that_is_the_answer_is_shown_at_once() -> None:
-    shown = told(FLEET)
+    shown = stats_of(FLEET)
     last = replace(shown.days[-1], versions={f"1.{minor}.0": 10 for minor in range(30)})
     answer = replace(shown, days=[*shown.days[:-1], last])
     assert answer_of(answer, "versions").startswith("1.3.0 or newer: 90%")
@@ -264,7 +264,7 @@ def test_the_version_that_is_the_answer_is_shown_at_once() -> None:
 
 
 def test_a_fall_to_few_is_no_growth() -> None:
-    few = told([Install()] * 3)
+    few = stats_of([Install()] * 3)
     answer = replace(few, a_month_before=Before(LAST - timedelta(days=30), 93))
     said = "No: from 93 active installs to fewer than 5 in 30 days."
     assert answer_of(answer, "growth").startswith(said)
@@ -273,7 +273,7 @@ def test_a_fall_to_few_is_no_growth() -> None:
 
 
 def test_under_a_filter_a_change_that_rounding_can_make_is_no_growth() -> None:
-    filtered = told(FLEET, Filter(edition="ce"))
+    filtered = stats_of(FLEET, Filter(edition="ce"))
     for was, verdict in ((70, "No clear change"), (65, "Yes: +10 (+15%)")):
         answer = replace(filtered, a_month_before=Before(LAST - timedelta(days=30), was))
         assert answer_of(answer, "growth").startswith(verdict)
@@ -282,14 +282,14 @@ def test_under_a_filter_a_change_that_rounding_can_make_is_no_growth() -> None:
 
 def test_of_features_that_few_use_it_is_said_how_many_there_are() -> None:
     fleet = [*[Install(flag="true")] * 20, *[Install(bucket="1-10", flag="true")] * 3]
-    said = answer_of(told(fleet), "features")
+    said = answer_of(stats_of(fleet), "features")
     assert said.endswith("; three features are used by fewer than 5 each.")
 
 
 def test_adoption_is_drawn_by_days_since_each_release() -> None:
     first, second = (Release(version, LAST) for version in ("7.1.0", "7.0.0"))
     answer = replace(
-        told(FLEET),
+        stats_of(FLEET),
         adoption=[
             Adoption(*first, [Share(1, 10, 100), Share(2, 20, 100)]),
             Adoption(*second, [Share(0, 10, 100), Share(2, 60, 100), Share(3, 70, 100)]),
@@ -312,12 +312,12 @@ def test_adoption_is_drawn_by_days_since_each_release() -> None:
 def test_how_fast_half_was_reached_is_not_said_where_counting_began_later() -> None:
     release = Release("7.0.0", LAST)
     began_late = Adoption(*release, [Share(10, 60, 100), Share(11, 60, 100)])
-    said = answer_of(replace(told(FLEET), adoption=[began_late]), "adoption")
+    said = answer_of(replace(stats_of(FLEET), adoption=[began_late]), "adoption")
     assert said == "7.0.0 or newer ran on 60% of the active installs 11 days after its release."
 
 
 def test_an_edition_that_is_chosen_is_no_answer_to_where_it_runs() -> None:
-    everyone, some = told(FLEET), told(FLEET, Filter(edition="ce"))
+    everyone, some = stats_of(FLEET), stats_of(FLEET, Filter(edition="ce"))
     assert "edition" in answer_of(everyone, "where")
     assert "edition" not in answer_of(some, "where")
 
@@ -332,15 +332,15 @@ def test_the_last_tick_below_a_chart_is_never_left_out() -> None:
 
 
 def test_the_page_lists_the_last_notable_days_of_all_installs() -> None:
-    days = told(FLEET).days
+    days = stats_of(FLEET).days
     early, late = ({"7.0.0": 90, "7.1.0": n} for n in (5, 50))
     risen = [
         *(replace(each, versions=early) for each in days[:-1]),
         replace(days[-1], versions=late),
     ]
-    html = section(replace(told(FLEET), days=risen), "active")
+    html = section(replace(stats_of(FLEET), days=risen), "active")
     assert '<time datetime="2026-05-07">2026-05-07</time> 7.1.0 reached 10%' in html
-    assert "Notable days" not in section(told(FLEET, Filter(edition="ce")), "active")
+    assert "Notable days" not in section(stats_of(FLEET, Filter(edition="ce")), "active")
 
 
 def test_what_all_but_few_use_is_the_most_used_feature_under_a_filter() -> None:
@@ -349,18 +349,18 @@ def test_what_all_but_few_use_is_the_most_used_feature_under_a_filter() -> None:
         *[Install(edition="ee", bucket="0", flag="true")] * 3,
         *[Install()] * 30,
     ]
-    html = section(told(fleet, Filter(edition="ee")), "features")
+    html = section(stats_of(fleet, Filter(edition="ee")), "features")
     name, width, installs = re.findall(
         r'<th scope="row">([^<]*)<td.*?([\d.]+)%" height="12" rx="2"/></svg><td class="n">(\d+)',
         html,
     )[0]
     assert (width, installs) == ("100.0", "65")
-    said = answer_of(told(fleet, Filter(edition="ee")), "features")
+    said = answer_of(stats_of(fleet, Filter(edition="ee")), "features")
     assert said.startswith(f"Most used is “{name}” (100%)")
 
 
 def test_more_than_ten_lines_of_a_table_are_shown_only_when_a_reader_asks() -> None:
-    answer = told(FLEET)
+    answer = stats_of(FLEET)
     groups = [replace(answer.values["deployment"].groups[0], value=f"d{n}") for n in range(50)]
     many = replace(answer.values["deployment"], groups=groups, folded_installs=20)
     html = section(replace(answer, values={**answer.values, "deployment": many}), "where")
@@ -372,7 +372,7 @@ def test_more_than_ten_lines_of_a_table_are_shown_only_when_a_reader_asks() -> N
 
 
 def test_of_few_installs_nothing_is_drawn_that_could_be_read_as_zero() -> None:
-    html = page(told([Install()] * 3))
+    html = page(stats_of([Install()] * 3))
     assert 'class="chart"' not in html
     assert "Fewer than 5 installs were active" in html
     assert "Versions, deployments, sizes and features are shown from 5 active installs on." in html
@@ -380,17 +380,17 @@ def test_of_few_installs_nothing_is_drawn_that_could_be_read_as_zero() -> None:
 
 def test_an_axis_of_large_numbers_has_short_words() -> None:
     days = [
-        replace(day, movements=dict.fromkeys(day.movements, 61_234)) for day in told(FLEET).days
+        replace(day, movements=dict.fromkeys(day.movements, 61_234)) for day in stats_of(FLEET).days
     ]
-    html = section(replace(told(FLEET), days=days), "active")
+    html = section(replace(stats_of(FLEET), days=days), "active")
     assert re.findall(r'<text class="y"[^>]*>([^<]*)', html) == ["0", "25k", "50k", "75k"]
 
 
 def test_what_is_not_listed_is_named_so_on_the_page() -> None:
-    said = words(page(told([*FLEET, *[Install(word=OTHER)] * 30])))
+    said = words(page(stats_of([*FLEET, *[Install(word=OTHER)] * 30])))
     assert "other (not listed, or fewer than 5)" in said
     few = [Install(bucket=bucket) for bucket in ("1-10", "10-100", "10k+") for _ in range(3)]
-    assert "others together" in words(page(told([*[Install(bucket="0")] * 40, *few])))
+    assert "all others" in words(page(stats_of([*[Install(bucket="0")] * 40, *few])))
 
 
 @pytest.mark.parametrize(
@@ -402,22 +402,22 @@ def test_what_is_not_listed_is_named_so_on_the_page() -> None:
         ("2026-06-09T00:00", True),
     ],
 )
-def test_counting_stands_still_when_a_day_is_not_counted_an_hour_after_its_end(
+def test_counting_has_stopped_when_a_day_is_not_counted_an_hour_after_its_end(
     now: str,
     still: bool,  # noqa: FBT001 - pytest's parameter
 ) -> None:
-    assert stands_still(LAST, datetime.fromisoformat(f"{now}:00+00:00")) is still
-    said = words(TEMPLATES.page(told(FLEET), stands_still=still))
-    sentence = "Counting stands still: the last day that was counted is 7 May 2026."
+    assert counting_stopped(LAST, datetime.fromisoformat(f"{now}:00+00:00")) is still
+    said = words(TEMPLATES.page(stats_of(FLEET), counting_stopped=still))
+    sentence = "Counting has stopped: the last day that was counted is 7 May 2026."
     assert (sentence in said) is still
 
 
 def test_the_page_says_how_far_a_recount_has_come() -> None:
     recount = Recount(date(2026, 4, 1), date(2026, 3, 24), LAST)
-    said = words(page(replace(told(FLEET), recount=recount)))
-    assert "Earlier days are being counted again: 35% done;" in said
-    assert "the numbers of 1 April to 7 May 2026" in said
-    assert "being counted again" not in words(page(told(FLEET)))
+    said = words(page(replace(stats_of(FLEET), recount=recount)))
+    assert "Earlier days are being counted again: 35% done." in said
+    assert "some numbers of 1 April to 7 May 2026" in said
+    assert "being counted again" not in words(page(stats_of(FLEET)))
 
 
 def test_before_the_first_day_is_counted_the_page_says_what_is_there() -> None:
@@ -427,18 +427,18 @@ def test_before_the_first_day_is_counted_the_page_says_what_is_there() -> None:
     assert "and 12 more are not established yet." in said
     assert "A day is counted after its end" in said
     nobody = words(page(stats.nothing(Filter(), live=LiveStats(AS_OF, 0, 0))))
-    assert "No install has been heard from yet" in nobody
+    assert "No install has reported yet" in nobody
 
 
 @pytest.mark.parametrize(
     ("days", "said"),
     [
-        (1, "An install is established as soon as it is heard from."),
-        (3, "An install is established when it has been heard from on three different days."),
+        (1, "An install is established after its first heartbeat."),
+        (3, "An install is established after heartbeats on three different days."),
     ],
 )
 def test_the_page_says_when_an_install_counts(days: int, said: str) -> None:
-    assert said in Templates("/static/style.css", established_days=days).page(told(FLEET))
+    assert said in Templates(established_days=days).page(stats_of(FLEET))
 
 
 def test_every_field_that_is_counted_has_a_label_on_the_page() -> None:
@@ -448,7 +448,7 @@ def test_every_field_that_is_counted_has_a_label_on_the_page() -> None:
 
 
 def test_each_section_has_a_link_of_its_own() -> None:
-    html = page(told(FLEET))
+    html = page(stats_of(FLEET))
     names = re.findall(r'<section id="(\w+)" aria-labelledby', html)
     assert len(names) == 11
     assert re.findall(r'<a class="permalink" href="#(\w+)">', html) == names

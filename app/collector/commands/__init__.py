@@ -1,6 +1,6 @@
-"""The maintainers' commands: releases, counting again, and invented installs.
+"""The maintainers' commands: releases, recounts, and invented installs.
 
-Each reads and writes the database of COLLECTOR_DATABASE_URL. No web process has to run.
+Each reads and writes the database of COLLECTOR_DATABASE_URL. They need no web process.
 """
 
 import typer

@@ -1,4 +1,4 @@
-"""The command ``recount``, and the recount with which other commands end."""
+"""The command ``recount``, and the recount at the end of other commands."""
 
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ cli = typer.Typer()
 
 
 class NotDoneError(Exception):
-    """A command has not done what it was asked; the message is one sentence."""
+    """A command has not done its work; the message is one sentence."""
 
 
 @contextmanager
@@ -66,8 +66,8 @@ def count_again(
 ) -> None:
     """Count past days again, from the heartbeats that are stored.
 
-    Each day is committed on its own. If this is stopped, run it again: it goes on where it was. A
-    web process goes on as well, within a minute; both may run at the same time.
+    Each day is committed separately. If this is stopped, run it again: it continues where it
+    stopped. A web process also continues it within a minute; both may run at the same time.
     """
     began = time.monotonic()
     with database() as engine:
@@ -85,9 +85,9 @@ def count_again(
 
 
 def _request(connection: Connection, since: date | None) -> tuple[date, date, date]:
-    """Request a recount, unless one that is under way counts these days.
+    """Request a recount, unless a running one includes these days.
 
-    Return the first day that was asked for, the first that is possible, and the last.
+    Return the first requested day, the first possible one, and the last.
 
     Raises:
         NotDoneError: no heartbeat is stored.
@@ -105,7 +105,7 @@ def _request(connection: Connection, since: date | None) -> tuple[date, date, da
 def after_change(engine: Engine, since: date | None, *, later: bool) -> None:
     """Finish the recount that a change has requested, of the days from ``since`` on.
 
-    It is left to a web process if ``later`` is true. None stands for a change that touches no day.
+    If ``later``, leave it to a web process. ``since`` is None if the change affects no day.
     """
     with engine.connect() as connection:
         possible = recount.earliest(connection)
@@ -115,7 +115,7 @@ def after_change(engine: Engine, since: date | None, *, later: bool) -> None:
         return
     typer.echo(_plan(since, possible, last))
     if max(since, possible) > last:
-        recount.step(engine)  # takes the request away
+        recount.step(engine)  # removes the request
         return
     if later:
         typer.echo("A web process begins within a minute.")
@@ -125,7 +125,7 @@ def after_change(engine: Engine, since: date | None, *, later: bool) -> None:
 
 
 def _plan(since: date, possible: date, last: date) -> str:
-    """Say which days are counted again, and why earlier ones are not."""
+    """Return which days are counted again, and why earlier ones are not."""
     first = max(since, possible)
     if first > last:
         plan = "No finished day has to be counted again."
@@ -140,7 +140,7 @@ def _plan(since: date, possible: date, last: date) -> str:
 
 
 def _finish(engine: Engine) -> None:
-    """Count until no recount is under way, and show how far it has come."""
+    """Count until no recount is running, and show the progress."""
     shown: Progress | None = None
     with terminal.progress("recount") as show:
         for come in recount.finish(engine):

@@ -1,4 +1,4 @@
-"""The commands on the list of releases, and on what is not on any list."""
+"""The commands on the list of releases, and on values that are not listed."""
 
 from datetime import date
 from typing import Annotated
@@ -29,8 +29,8 @@ def add(
     """Name a version in the numbers, from the day of its release on.
 
     Anybody can send any version, so the numbers name only those on this list. All others are
-    counted as "other". Past days are counted again, so that they name the version too. For a
-    version that is listed already, the date is changed.
+    counted as "other". Past days are counted again, so that they name the version too. If
+    the version is already listed, its date is changed.
     """
     with database() as engine:
         try:
@@ -78,8 +78,8 @@ def remove(version: Version, *, later: Later = False) -> None:
 def unlisted(*, as_json: AsJson = False) -> None:
     """Show which versions, labels, Pythons and Postgres are counted as "other" now.
 
-    Strangers can write these values. They are shown in your terminal only, and on no page.
-    Established installs are counted that were heard of within 48 hours.
+    Strangers can write these values. They are only shown in your terminal, never on the page.
+    Only established installs that reported within 48 hours are counted.
     """
     with database() as engine, engine.connect() as connection:
         found = releases.unlisted(connection)
@@ -90,7 +90,7 @@ def unlisted(*, as_json: AsJson = False) -> None:
         return
     for field, of in found.items():
         _print_field(field, of)
-    typer.echo(f"Development builds, which are counted apart: {count(dev_builds, 'install')}.")
+    typer.echo(f"Development builds, which are counted separately: {count(dev_builds, 'install')}.")
     if versions := found["version"].values:
         typer.echo("To name a version that you have released, with the day of its release:")
         typer.echo(f"  python -m app.collector releases add {versions[0][0]} --on YYYY-MM-DD")

@@ -34,12 +34,14 @@ Ids = Annotated[
 SeenFrom = Annotated[
     datetime | None,
     typer.Option(
-        "--first-seen-from", parser=_time, metavar="TIME", help="First heard of then or later."
+        "--first-seen-from", parser=_time, metavar="TIME", help="First seen at this time or later."
     ),
 ]
 SeenTo = Annotated[
     datetime | None,
-    typer.Option("--first-seen-to", parser=_time, metavar="TIME", help="First heard of before."),
+    typer.Option(
+        "--first-seen-to", parser=_time, metavar="TIME", help="First seen before this time."
+    ),
 ]
 Version = Annotated[
     str | None,
@@ -53,7 +55,9 @@ Label = Annotated[
 ]
 Body = Annotated[
     str | None,
-    typer.Option("--body", metavar="DIGEST", help="Its digest is this one, printed by `suspects`."),
+    typer.Option(
+        "--body", metavar="DIGEST", help="Sent the body with this digest, as `suspects` prints it."
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be changed, and change nothing.")
@@ -65,15 +69,15 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 def list_suspects(
     *,
     at_least: Annotated[
-        int, typer.Option(min=2, help="How many of a group were first heard of within an hour.")
+        int, typer.Option(min=2, help="How many of a group were first seen within an hour.")
     ] = suspects.LEAST,
     as_json: AsJson = False,
 ) -> None:
     """List groups of installs that look invented, and a line that excludes each.
 
-    The installs of a group send the same heartbeat but for id and time, or at least the same
-    version and label, and many of them were first heard of within an hour. Look at a group before
-    you exclude it: real installs can be alike too, and their first heartbeats often come between
+    The installs of a group send the same heartbeat except for id and time, or at least the same
+    version and label, and many of them were first seen within an hour. Look at a group before you
+    exclude it: real installs can be alike too, and their first heartbeats often arrive between
     02:30 and 02:45 UTC.
     """
     with database() as engine, engine.connect() as connection:
@@ -102,7 +106,7 @@ def _print_groups(rows: list[tuple[Group, int]]) -> None:
     terminal.print_table(
         "Installs that look invented",
         (
-            *("", "installs", "the same", "version", "label", "first heard of from", "to"),
+            *("", "installs", "the same", "version", "label", "first seen from", "to"),
             *("established", "excluded", "line excludes"),
         ),
         [
@@ -119,7 +123,7 @@ def _print_groups(rows: list[tuple[Group, int]]) -> None:
 
 
 def _selector(group: Group) -> Selector:
-    """Return what selects a group, in whole minutes."""
+    """Return the selector of a group, with times in whole minutes."""
     seen = Selector(
         first_seen_from=group.first_seen_from.replace(second=0, microsecond=0),
         first_seen_to=group.first_seen_to.replace(second=0, microsecond=0) + timedelta(minutes=1),
@@ -168,8 +172,8 @@ def exclude(  # noqa: PLR0913 - each is an option
 ) -> None:
     """Take installs out of all numbers: those that match every option.
 
-    The days on which they were counted are counted again. Nothing is deleted, their heartbeats go
-    on being stored, and `include` undoes it.
+    The days on which they were counted are counted again. Nothing is deleted, their heartbeats are
+    still stored, and `include` undoes it.
     """
     if list_reasons:
         _list_reasons(as_json=as_json)
@@ -226,7 +230,7 @@ def _chosen(selector: Selector) -> Selector:
 def _agreed(
     engine: Engine, selector: Selector, *, excluded: bool, dry_run: bool, yes: bool
 ) -> bool:
-    """Show what a change would touch, and ask; return whether to make it."""
+    """Show what a change would affect, and ask; return whether to make it."""
     with engine.connect() as connection:
         match = suspects.look(connection, selector, excluded=excluded)
         already = suspects.look(connection, selector, excluded=not excluded).installs
@@ -254,7 +258,7 @@ def _list_reasons(*, as_json: bool) -> None:
     if as_json:
         terminal.print_json([reason._asdict() for reason in reasons])
     elif reasons:
-        columns = ("why", "installs", "established", "first heard of from", "to")
+        columns = ("why", "installs", "established", "first seen from", "to")
         terminal.print_table("Excluded installs", columns, reasons)
     else:
         typer.echo("No install is excluded.")

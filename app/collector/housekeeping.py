@@ -1,7 +1,7 @@
-"""What the collector does by itself: it makes weeks, counts days, and deletes what is too old.
+"""The collector's background work: it creates partitions, counts days and deletes old data.
 
-It looks once a minute, and goes on at once while there is more to count. How requests ended is
-added to a table then as well, and once more at the end.
+It runs once a minute, and again at once while there are more days to count. Each run also adds the
+outcomes of requests to their table; so does the end of the process.
 """
 
 import logging
@@ -22,16 +22,16 @@ log = logging.getLogger(__package__)
 
 
 @contextmanager
-def keeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator[None]:
-    """Count and delete now and once a minute, in a thread of its own, until the block ends.
+def housekeeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator[None]:
+    """Run now and once a minute, in a separate thread, until the block ends.
 
     Heartbeats and installs older than ``retention_days`` are deleted; 0 keeps all of them. A
-    failure is one line in the log, and tried again a minute later.
+    failure is logged in one line, and the work is retried a minute later.
     """
     ended = Event()
-    # What is under way at the end is rolled back with the process.
+    # The end of the process rolls back an open transaction.
     arguments = (engine, retention_days, outcomes, ended)
-    thread = Thread(target=_keep, args=arguments, name="keeping", daemon=True)
+    thread = Thread(target=_run, args=arguments, name="housekeeping", daemon=True)
     thread.start()
     try:
         yield
@@ -40,32 +40,32 @@ def keeping(engine: Engine, retention_days: int, outcomes: Outcomes) -> Iterator
         thread.join(END_SECONDS)
 
 
-def _keep(engine: Engine, retention_days: int, outcomes: Outcomes, ended: Event) -> None:
+def _run(engine: Engine, retention_days: int, outcomes: Outcomes, ended: Event) -> None:
     while not ended.is_set():
         _attempt("weeks", lambda: weeks.make(engine))
         more = _attempt("count", lambda: recount.step(engine))
         if not more:
             failed = more is None
-            _attempt("prune", lambda: _prune(engine, retention_days, ended, anyhow=failed))  # noqa: B023 - at once
+            _attempt("prune", lambda: _prune(engine, retention_days, ended, even_if_needed=failed))  # noqa: B023 - called at once
             ended.wait(EVERY_SECONDS)
         _attempt("outcomes", lambda: outcomes.write(engine))
 
 
 def _attempt(stage: str, work: Callable[[], bool | None]) -> bool | None:
-    """Return what ``work`` does, or None where it fails."""
+    """Return the result of ``work``, or None if it fails."""
     try:
         return bool(work())
-    except Exception as error:  # noqa: BLE001 - in a minute it may go well
-        # No traceback: its words may be anybody's.
+    except Exception as error:  # noqa: BLE001 - any failure is logged, and retried in a minute
+        # No traceback: it may contain what a stranger sent.
         log.error("collector.failed stage=%s error=%s", stage, store.cause(error))  # noqa: TRY400 - see above
         return None
 
 
-def _prune(engine: Engine, retention_days: int, ended: Event, *, anyhow: bool) -> None:
-    """Delete what is too old; while another process counts earlier days, only ``anyhow``."""
+def _prune(engine: Engine, retention_days: int, ended: Event, *, even_if_needed: bool) -> None:
+    """Delete old data, but not during a recount, which needs it, unless ``even_if_needed``."""
     with engine.begin() as connection:
         store.prune_marks(connection)
-        needed = recount.progress(connection) is not None and not anyhow
+        needed = recount.progress(connection) is not None and not even_if_needed
     if retention_days == 0 or needed:
         return
     cutoff = store.cutoff(engine, timedelta(days=retention_days))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 
-from app.collector import daily, keeping, store, weeks
+from app.collector import daily, housekeeping, store, weeks
 from app.collector.outcomes import Outcomes
 from app.payload import parse
 from tests.support.collector import BODY, Collector, of, query, serving
@@ -24,7 +24,7 @@ def until(what: Callable[[], object], seconds: float = 10) -> None:
 
 
 def heard_of(url: str, numbers: range, days_ago: float) -> None:
-    """Keep a heartbeat of each install as if it had come so many days ago."""
+    """Store a heartbeat of each install as if it had arrived so many days ago."""
     heartbeats = [parse(of(number)) for number in numbers]
     with create_engine(url, poolclass=NullPool).begin() as connection:
         at = datetime.now(UTC) - timedelta(days=days_ago)
@@ -52,9 +52,9 @@ def test_the_days_that_were_missed_are_counted_at_the_start(migrated: str, tmp_p
 
 
 def test_it_looks_again_and_again(migrated: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "EVERY_SECONDS", 0.05)
     engine = store.connect(migrated)
-    with keeping.keeping(engine, 0, Outcomes()):
+    with housekeeping.housekeeping(engine, 0, Outcomes()):
         time.sleep(0.2)
         assert count(migrated, "measured") == 0
         heard_of(migrated, range(5), days_ago=1)
@@ -82,11 +82,11 @@ def test_what_a_recount_needs_is_deleted_when_that_is_over_or_has_failed(migrate
     mine = "SELECT pg_advisory_lock(hashtext('consentos-collector counting'))"
     with create_engine(migrated, poolclass=NullPool).connect() as other:
         other.execute(text(mine))
-        with keeping.keeping(engine, 50, Outcomes()):
+        with housekeeping.housekeeping(engine, 50, Outcomes()):
             time.sleep(1)
         assert count(migrated, "heartbeat") == 10
     query(migrated, "ALTER TABLE measured RENAME TO hidden")
-    with keeping.keeping(engine, 50, Outcomes()):
+    with housekeeping.housekeeping(engine, 50, Outcomes()):
         until(lambda: count(migrated, "heartbeat") == 5)
     engine.dispose()
 
@@ -112,7 +112,7 @@ def test_each_step_deletes_so_many_and_says_whether_there_are_more(engine: Engin
     assert (count(url, "heartbeat"), count(url, "install")) == (0, 0)
 
 
-def test_an_install_that_is_heard_of_while_it_is_deleted_stays(engine: Engine) -> None:
+def test_an_install_that_reports_while_it_is_deleted_stays(engine: Engine) -> None:
     url = engine.url.render_as_string(hide_password=False)
     heard_of(url, range(2), days_ago=3)
     with engine.begin() as writing:
@@ -153,13 +153,13 @@ def test_one_counts_at_a_time_and_no_other_waits_for_it(
             running -= 1
 
     heard_of(migrated, range(5), days_ago=9)
-    monkeypatch.setattr(keeping, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(housekeeping, "EVERY_SECONDS", 0.05)
     monkeypatch.setattr(daily, "count", slow)
     engine = store.connect(migrated)
     with (
-        keeping.keeping(engine, 0, Outcomes()),
-        keeping.keeping(engine, 0, Outcomes()),
-        keeping.keeping(engine, 0, Outcomes()),
+        housekeeping.housekeeping(engine, 0, Outcomes()),
+        housekeeping.housekeeping(engine, 0, Outcomes()),
+        housekeeping.housekeeping(engine, 0, Outcomes()),
     ):
         until(lambda: calls >= 3)
         with engine.connect() as connection:
@@ -177,7 +177,7 @@ def test_the_end_waits_until_what_was_counted_last_is_in_the_table(migrated: str
 
     heard_of(migrated, range(1), days_ago=1)
     engine, outcomes = store.connect(migrated), Slow()
-    with keeping.keeping(engine, 0, outcomes):
+    with housekeeping.housekeeping(engine, 0, outcomes):
         until(lambda: count(migrated, "measured") == 1)
         outcomes.count("accepted")
     assert query(migrated, "SELECT outcome, requests FROM ingest") == [("accepted", 1)]
@@ -185,10 +185,10 @@ def test_the_end_waits_until_what_was_counted_last_is_in_the_table(migrated: str
 
 
 OFTEN = """
-from app.collector import keeping
+from app.collector import housekeeping
 from app.collector.__main__ import main
 
-keeping.EVERY_SECONDS = 0.2
+housekeeping.EVERY_SECONDS = 0.2
 main()
 """
 
