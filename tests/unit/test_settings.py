@@ -1,4 +1,4 @@
-"""Off means off: the gate, and what is told about a value without repeating it."""
+"""Off means off: the gate, and what is reported about a value without repeating it."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.payload import Deployment, Version
 from app.settings import Enabled, Settings
-from tests.unit.environment import MARKER, load, reason, told
+from tests.unit.environment import MARKER, load, reason, reported
 
 SWITCHES = (
     "DO_NOT_TRACK",
@@ -92,11 +92,11 @@ def test_what_a_runner_left_beside_production_is_off(value: str) -> None:
     assert reason(load(ENVIRONMENT=value))
 
 
-def test_every_reason_for_off_is_told_at_once() -> None:
+def test_every_reason_for_off_is_given_at_once() -> None:
     settings = load(TELEMETRY_ENABLED="0", DO_NOT_TRACK="1", ENVIRONMENT="dev", TELEMETRY_X="")
-    told_of = reason(settings) or ""
+    given = reason(settings) or ""
     for variable in ("TELEMETRY_ENABLED", "DO_NOT_TRACK", "ENVIRONMENT", "TELEMETRY_X"):
-        assert variable in told_of
+        assert variable in given
 
 
 WRONG = [
@@ -117,7 +117,7 @@ def test_a_value_that_cannot_be_understood_is_off_and_is_not_repeated(
 ) -> None:
     settings = load(**{variable: value})
     assert (reason(settings) or "").startswith(f"{variable} ")
-    assert MARKER not in told(settings)
+    assert MARKER not in reported(settings)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_name_one_letter_off_is_off_and_the_right_name_is_suggested(name: str)
             assert reason(settings) == (
                 f"{spelt} is not a telemetry variable (did you mean {name}?)"
             )
-            assert MARKER not in told(settings)
+            assert MARKER not in reported(settings)
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -224,7 +224,7 @@ def test_a_wrong_label_earns_a_warning_and_telemetry_stays_on(
     assert getattr(settings, variable.lower()) == instead
     (warning,) = settings.warnings
     assert warning.startswith(f"{variable} must be ")
-    assert MARKER not in told(settings)
+    assert MARKER not in reported(settings)
 
 
 @pytest.mark.parametrize("value", ["ce", "ee", "CE", "Ee"])
