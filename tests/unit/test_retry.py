@@ -160,7 +160,7 @@ def test_a_number_without_end_is_a_very_long_wait(value: str) -> None:
         *("Sat, 02 May 99999999999 03:30:00 GMT", "Sat, 02 May 2026 03:30:00 +99999999", "\0"),
     ],
 )
-def test_what_cannot_be_understood_asks_for_no_wait(value: str) -> None:
+def test_a_header_that_cannot_be_parsed_asks_for_no_wait(value: str) -> None:
     assert parse_retry_after(value, NOW) is None
 
 
