@@ -76,7 +76,7 @@ def command(
 
     \b
     0 * * * *  out=$(python -m app.collector check) || echo "$out"
-    """  # noqa: D301 - \b tells Click not to wrap the lines below
+    """  # noqa: D301 - Click does not wrap the lines below a \b
     settings = CollectorSettings.load()
     settings.refuse_what_is_wrong()
     found = check(settings.require("collector_database_url"))

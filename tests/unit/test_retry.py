@@ -30,11 +30,11 @@ def next_try(drain: int, jitter: float, asked: timedelta | None = None) -> Retry
     return verdict
 
 
-@pytest.mark.parametrize("status", range(100, 600))
-def test_every_status_is_sent_or_retryable_or_rejected(status: int) -> None:
-    retryable = status in {408, 425, 429} or 500 <= status <= 599
-    expected = "sent" if 200 <= status <= 299 else "retryable" if retryable else "rejected"
-    assert result_of(status) == expected
+def test_every_status_is_sent_or_retryable_or_rejected() -> None:
+    for status in range(100, 600):
+        retryable = status in {408, 425, 429} or 500 <= status <= 599
+        expected = "sent" if 200 <= status <= 299 else "retryable" if retryable else "rejected"
+        assert result_of(status) == expected, status
 
 
 @given(drains, jitters, st.none() | waits)
