@@ -55,10 +55,11 @@ def command(
         bool, typer.Option("--json", help='Print {"ok": …, "findings": [{"what", "sentence"}]}.')
     ] = False,
 ) -> None:
-    """Report what a maintainer must look at; exit 0 if all is well, 1 if not.
+    """Report what a maintainer must look at.
 
-    It reads the database of COLLECTOR_DATABASE_URL, changes nothing and takes at most 10 seconds.
-    Each finding is one sentence on stdout:
+    It exits with 1 if there is a finding, with 0 if not, and with 2 if a variable is missing or
+    wrong. It reads the database of COLLECTOR_DATABASE_URL, changes nothing and takes at most 10
+    seconds. Each finding is one sentence on stdout:
 
     \b
     - not ready: the database cannot be used (what /readyz says)
@@ -69,8 +70,6 @@ def command(
     - one client: half of those requests or more came from one address (from 50 requests on)
     - newer schema: installs send a schema that this collector does not support
     - unlisted version: 5 or more installs run a version that is not listed
-
-    Exit 2 means that a variable is missing or wrong.
 
     From cron, which mails what is printed:
 
