@@ -82,7 +82,8 @@ class TestRotate:
         self, administered: dict[str, str], db: Engine, pending: UUID
     ) -> None:
         before = everything(db)
-        refused, unanswered = commands(administered, "rotate", "rotate --json", typed="n\n")
+        refused = command(administered, "rotate", typed="n\n")
+        unanswered = command(administered, "rotate", "--json")
         assert (refused.code, unanswered.code) == (1, 1)
         assert "deletes the instance id" in refused.out + refused.err
         assert everything(db) == before
@@ -195,7 +196,8 @@ class TestForget:
         self, administered: dict[str, str], db: Engine, pending: UUID
     ) -> None:
         before = everything(db)
-        refused, unanswered = commands(administered, "forget", "forget --json", typed="n\n")
+        refused = command(administered, "forget", typed="n\n")
+        unanswered = command(administered, "forget", "--json")
         assert [(each.code, each.out.count(str(pending))) for each in (refused, unanswered)] == [
             (1, 0),
             (1, 0),

@@ -104,4 +104,4 @@ def test_wake_ups_do_not_pile_up_while_there_is_no_worker(
 ) -> None:
     said = python({**environment, "REDIS_URL": redis_url}, SCHEDULE_FOR_LONG)
     assert broker.client.llen(f"{broker.namespace}:{QUEUE}") == MOST_WAITING
-    assert said.count("no worker takes what waits") == 1
+    assert said.count("no worker takes the waiting wake-ups") == 1

@@ -46,16 +46,16 @@ def command(
     return _checked(warm.run(argv, minimal(with_passwords(variables)), typed=typed))
 
 
-def commands(environment: Mapping[str, str], *lines: str, typed: str = "") -> list[Ended]:
+def commands(environment: Mapping[str, str], *lines: str) -> list[Ended]:
     """Run several commands one after the other."""
-    return [command(environment, *line.split(), typed=typed) for line in lines]
+    return [command(environment, *line.split()) for line in lines]
 
 
 def commands_each_in(
-    environment: Mapping[str, str], lines: list[tuple[str, dict[str, str]]], typed: str = ""
+    environment: Mapping[str, str], lines: list[tuple[str, dict[str, str]]]
 ) -> list[Ended]:
     """Run several commands one after the other, each with variables of its own changed."""
-    return [command({**environment, **own}, *line.split(), typed=typed) for line, own in lines]
+    return [command({**environment, **own}, *line.split()) for line, own in lines]
 
 
 def python(environment: Mapping[str, str], code: str) -> str:
