@@ -70,9 +70,7 @@ def list_suspects(
     *,
     at_least: Annotated[
         int,
-        typer.Option(
-            min=2, help="Only groups of which this many or more were first seen within an hour."
-        ),
+        typer.Option(min=2, help="How many installs of a group must be first seen within an hour."),
     ] = suspects.LEAST,
     as_json: AsJson = False,
 ) -> None:
