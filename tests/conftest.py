@@ -18,11 +18,14 @@ from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 import tests.guard.sitecustomize  # noqa: F401 - cuts the tests off from the network
 from app import database, grants, sender
+from app.collector import store
 from app.pipeline import Pipeline
 from app.settings import Settings
 from demo import consentos, servers
 from migrations import migrate
+from tests.support.collector import Collector, serving
 from tests.support.command import with_password
+from tests.support.metrics import free_port
 from tests.support.processes import Processes
 from tests.support.receiver import Receiver, receiving
 
@@ -161,6 +164,35 @@ def collector_template(databases: Databases) -> Iterator[str]:
 def collector_database(empty_database: str) -> str:
     """The URL of a database for a collector, not migrated."""
     return empty_database
+
+
+@pytest.fixture
+def migrated(databases: Databases, collector_template: str) -> Iterator[str]:
+    """The URL of a collector's database, with its tables."""
+    with databases.copy_of(collector_template) as url:
+        yield url
+
+
+@pytest.fixture
+def empty(migrated: str) -> Iterator[Engine]:
+    """A collector's tables, before any day is counted."""
+    engine = store.connect(migrated)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def metrics_port() -> int:
+    """The port of the metrics of ``own``."""
+    return free_port()
+
+
+@pytest.fixture
+def own(migrated: str, tmp_path: Path, metrics_port: int) -> Iterator[Collector]:
+    """A collector for one test, which may break it or read its log."""
+    port = str(metrics_port)
+    with serving(migrated, tmp_path / "log", COLLECTOR_METRICS_PORT=port) as running:
+        yield running
 
 
 @pytest.fixture

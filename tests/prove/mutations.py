@@ -42,18 +42,18 @@ FORGETTING = "integration/test_collector_forgetting.py"
 HEALTH = "integration/test_collector_health.py"
 CHECK = "integration/test_collector_check.py"
 OUTCOMES = "integration/test_collector_outcomes.py"
-CLIENTS = "integration/test_collector_clients.py"
+CLIENTS = "faults/test_collector_clients.py"
 NUMBERS = "integration/test_collector_numbers.py"
 PARSE = "unit/test_payload_parse.py"
 SMUGGLING = "integration/test_collector_smuggling.py"
 COMMANDS = "integration/test_collector_commands.py"
 WEEKS = "integration/test_collector_weeks.py"
-LOAD = "integration/test_collector_load.py"
+LOAD = "faults/test_collector_load.py"
 HOUSEKEEPING = "integration/test_collector_housekeeping.py"
 STATS = "unit/test_stats.py"
 VIEW = "unit/test_view.py"
 PERIODS = "unit/test_periods.py"
-STANDBY = "integration/test_collector_standby.py"
+STANDBY = "faults/test_collector_standby.py"
 PAGE = "integration/test_collector_page.py"
 CITE = "integration/test_collector_cite.py"
 BADGE = "unit/test_badge.py"
@@ -1238,8 +1238,7 @@ MUTATIONS = (
         "        _take_token(request.scope, limiter)\n        instance_id",
         '        if request.method == "DELETE":\n            _take_token(request.scope, limiter)\n'
         "        instance_id",
-        "integration/test_collector_load.py"
-        "::test_who_asks_too_often_is_429_until_its_time_has_come",
+        "faults/test_collector_load.py::test_who_asks_too_often_is_429_until_its_time_has_come",
     ),
     Mutation(
         9,
@@ -1512,7 +1511,7 @@ MUTATIONS = (
         "app/collector/connections.py",
         "            case Stage.HEAD if self.flow.write_paused:\n",
         "            case Stage.HEAD if not self._unread:\n",
-        "integration/test_collector_clients.py::test_those_who_ask_on_and_read_no_answer_make_room",
+        "faults/test_collector_clients.py::test_those_who_ask_on_and_read_no_answer_make_room",
     ),
     Mutation(
         9,

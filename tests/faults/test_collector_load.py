@@ -21,7 +21,6 @@ from app.collector import inbox, store
 from app.collector.inbox import Inbox, RefusedError, UnavailableError
 from app.payload import Heartbeat, parse
 from app.settings.collector import CollectorSettings
-from demo import servers
 from tests.support.breakable import Server
 from tests.support.collector import (
     BODY,
@@ -35,20 +34,6 @@ from tests.support.collector import (
     serving,
 )
 from tests.support.metrics import samples
-
-
-@pytest.fixture(scope="module")
-def postgres(embedded: servers.Servers | None, server_url: str) -> Server:
-    if embedded is None:
-        pytest.skip("servers named by TEST_DATABASE_URL and TEST_REDIS_URL are not broken")
-    engine = create_engine(server_url, poolclass=NullPool)
-
-    def is_up() -> bool:
-        with suppress(OperationalError), engine.connect():
-            return True
-        return False
-
-    return Server(embedded, embedded.postgres_pid, is_up)
 
 
 @contextmanager
