@@ -61,8 +61,8 @@ class OwnStamp:
 class ClaimEnd:
     """How a claim ended.
 
-    ``held`` is whether the lease was still this claim's. ``next_attempt_at`` is set if the row is
-    to be tried again, ``unstamped`` if the instance could not be stamped.
+    ``held`` is whether the lease was still this claim's. ``next_attempt_at`` is set if the row
+    will be tried again, ``unstamped`` if the instance could not be stamped.
     """
 
     held: bool
@@ -112,7 +112,7 @@ class Delivery:
     # Each of these is one transaction, and what is logged after it
 
     def _begin(self) -> Begun | Refusal | None:
-        """Commit the record of an attempt, and return it; None if the process is to stop."""
+        """Commit the record of an attempt, and return it; None if the process must stop."""
         if self.stopping.is_set():
             return None
         with self.link.transaction() as connection:

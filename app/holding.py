@@ -22,7 +22,7 @@ Days = Annotated[int, Field(ge=0, le=1_000_000)]
 class Holding:
     """The bodies that a receiver holds under one id, by their ``sent_at``.
 
-    ``retention_days`` is how long the receiver stores a heartbeat; 0 is for ever.
+    ``retention_days`` is how long the receiver stores a heartbeat; 0 means forever.
     """
 
     retention_days: int

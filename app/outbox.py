@@ -371,9 +371,9 @@ _carried = and_(_row.state == State.DISCARDED, _row.last_error == CARRIED)
 def carry(connection: Connection, day: date) -> tuple[str, UUID | None] | None:
     """End the day's pending row, to be carried by hand; return its body and its id.
 
-    If the row has been carried before, nothing changes, and the id is None. The result is None if
-    the row may not be carried: it is not pending, it belongs to a former instance id, or the day's
-    heartbeat has been sent.
+    If the row has been carried before, nothing changes, and the id is ``None``. The result is
+    ``None`` if the row may not be carried: it is not pending, it belongs to a former instance id,
+    or the day's heartbeat has been sent.
     """
     unsent = and_(_row.expires_at > _now, ~_sent_already, ~_sent_by_us)
     ended = connection.execute(

@@ -411,7 +411,7 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
 def parse_retry_after(value: str | None, now: datetime) -> timedelta | None:
     """Return how long a Retry-After asks to wait (RFC 9110, section 10.2.3).
 
-    The result is None without the header, if it cannot be parsed, or if it asks for no wait.
+    The result is ``None`` without the header, if it cannot be parsed, or if it asks for no wait.
     """
     text = (value or "").strip()
     same = set(re.split(r"\s*,\s*", text))  # a proxy may join two headers

@@ -196,8 +196,8 @@ class There:
 class Here:
     """This side of the comparison with the receiver: the time, and what is no longer stored here.
 
-    ``retention`` is how long a row is stored, None for ever. Heartbeats before ``since`` do not
-    count. ``logged`` has the bodies of a log, if one is given.
+    ``retention`` is how long a row is stored, ``None`` means forever. Heartbeats before ``since``
+    do not count. ``logged`` has the bodies of a log, if one is given.
     """
 
     now: datetime

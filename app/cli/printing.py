@@ -32,7 +32,7 @@ def _json(value: object) -> str:
 
 
 def time(value: datetime | None) -> str:
-    """Return a time for a person to read, or an empty string if there is none."""
+    """Return a time for a person to read, or an empty string without one."""
     return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z" if value else ""
 
 

@@ -22,8 +22,8 @@ from app.settings import SettingsError
 from app.settings.collector import CollectorSettings
 
 cli = typer.Typer(
-    help="Run a collector of heartbeats and maintain its numbers. Exit codes: 0 done, 1 not done,"
-    " 2 wrong arguments or settings.",
+    help="Run a collector of heartbeats and maintain its numbers. Exit codes: 0 success; 1 failed,"
+    " or `check` found a problem; 2 wrong arguments or settings.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

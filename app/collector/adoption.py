@@ -16,7 +16,7 @@ DAYS = 90
 
 
 class Share(NamedTuple):
-    """How many of the active installs ran it, so many days after the release."""
+    """How many of the active installs ran it, ``after`` days after the release."""
 
     after: int
     installs: int

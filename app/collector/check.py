@@ -55,10 +55,11 @@ def command(
         bool, typer.Option("--json", help='Print {"ok": …, "findings": [{"what", "sentence"}]}.')
     ] = False,
 ) -> None:
-    """Report what a maintainer must look at; exit 0 if all is well, 1 if not.
+    """Report what a maintainer must look at.
 
-    It reads the database of COLLECTOR_DATABASE_URL, changes nothing and takes at most 10 seconds.
-    Each finding is one sentence on stdout:
+    It exits with 1 if there is a finding, with 0 if not, and with 2 if a variable is missing or
+    wrong. It reads the database of COLLECTOR_DATABASE_URL, changes nothing and takes at most 10
+    seconds. Each finding is one sentence on stdout:
 
     \b
     - not ready: the database cannot be used (what /readyz says)
@@ -70,13 +71,11 @@ def command(
     - newer schema: installs send a schema that this collector does not support
     - unlisted version: 5 or more installs run a version that is not listed
 
-    Exit 2 means that a variable is missing or wrong.
-
     From cron, which mails what is printed:
 
     \b
     0 * * * *  out=$(python -m app.collector check) || echo "$out"
-    """  # noqa: D301 - \b tells Click not to wrap the lines below
+    """  # noqa: D301 - Click does not wrap the lines below a \b
     settings = CollectorSettings.load()
     settings.refuse_what_is_wrong()
     found = check(settings.require("collector_database_url"))

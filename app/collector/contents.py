@@ -17,7 +17,7 @@ FOR_AN_HOUR = {**HEADERS, "Cache-Control": "public, max-age=3600"}
 def routes(templates: Templates, retention_days: int) -> list[Route]:
     """Return the routes of both. They need no token, because they contain no number of installs.
 
-    Heartbeats are stored for ``retention_days``; 0 means for ever.
+    Heartbeats are stored for ``retention_days``; 0 means forever.
     """
     # The text between back quotes is code: every second part.
     purposes = {name: (field.description or "").split("`") for name, field in all_fields().items()}

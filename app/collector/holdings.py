@@ -29,7 +29,7 @@ class HeldHeartbeat(TypedDict):
 class Held(TypedDict):
     """What is held of an install; all times are ISO 8601 in UTC.
 
-    ``retention_days`` is how long a heartbeat is stored, 0 means for ever; ``more`` says whether
+    ``retention_days`` is how long a heartbeat is stored, 0 means forever; ``more`` says whether
     there are heartbeats after these.
     """
 

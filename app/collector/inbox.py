@@ -146,7 +146,7 @@ class Inbox:
         return self._unsettled >= CAPACITY
 
     def failed_within(self, seconds: float) -> bool:
-        """Return whether the last commit failed within so many seconds because of the database."""
+        """Return whether the last commit failed within ``seconds`` because of the database."""
         failed_at = self._failed_at
         return failed_at is not None and time.monotonic() < failed_at + seconds
 

@@ -36,7 +36,7 @@ RENDERING_AT_ONCE = 1
 """At most so many threads read and render answers. The other threads of the pool stay free for
 requests that read what is stored under an id."""
 MOST_A_SECOND = 1_000
-"""One process sends at most so many of these answers a second; a request beyond that waits. The
+"""One process sends at most this many of these answers a second; a request beyond that waits. The
 rest of the process's time is for heartbeats."""
 BURST_SECONDS = 0.02
 """Answers that were not requested within this time may be sent at once."""

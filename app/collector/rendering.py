@@ -81,8 +81,7 @@ class Templates:
         """Return the page that lists the fields of a heartbeat, each with its purpose.
 
         A purpose is a list of parts; every second part is code. The JSON Schema of a heartbeat is
-        at the path ``schema``. Heartbeats are stored for ``retention_days``, or for ever if it is
-        0.
+        at the path ``schema``. Heartbeats are stored for ``retention_days``, or forever if it is 0.
         """
         return self._templates.get_template("heartbeat.html").render(
             purposes=purposes, retention_days=retention_days, schema=schema

@@ -183,7 +183,7 @@ class Numbers:
 
 
 def since(span: Span, days: int) -> date:
-    """Return the first of the last so many days, or the first that was counted."""
+    """Return the first of the last ``days`` days, or the first that was counted."""
     return max(span.first, span.last - (days - 1) * DAY)
 
 

@@ -27,7 +27,7 @@ _BOUNDS = (
     # statement_timeout does not bound the statement that sets it; this does, since it is read when
     # a wait for a lock begins.
     " set_config('lock_timeout', '4s', true),"
-    # A process that is suspended in a transaction must not hold its locks for ever.
+    # A process that is suspended in a transaction must not hold its locks forever.
     " set_config('idle_in_transaction_session_timeout', '10s', true),"
     # What is acknowledged must survive a crash of the server, also if its default is 'off'.
     " set_config('synchronous_commit', coalesce("
@@ -221,7 +221,7 @@ def _leave_the_read_only(context: ExceptionContext) -> None:
 class Fate(NamedTuple):
     """The result for a heartbeat: ``new`` is false if it was stored before.
 
-    If ``wait`` is not 0, its id was deleted, and nothing is stored under it for so many seconds.
+    If ``wait`` is not 0, its id was deleted, and nothing is stored under it for ``wait`` seconds.
     """
 
     new: bool
@@ -233,7 +233,7 @@ class DeletedMeanwhileError(Exception):
 
 
 ESTABLISHED_DAYS = 3
-"""After heartbeats on so many days an install is established, by default."""
+"""After heartbeats on this many days an install is established, by default."""
 
 
 def insert(

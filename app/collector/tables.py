@@ -73,7 +73,7 @@ class Table:
     names: str = "Value"
     """The title of the column with the names."""
     added_up: str = ""
-    """The title of the column that adds up the shares; empty if there is none."""
+    """The title of the column that adds up the shares; empty without that column."""
 
 
 def table(caption: str, rows: Sequence[Row], *, names: str = "Value", at_once: str = "") -> Table:

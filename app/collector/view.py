@@ -198,7 +198,7 @@ def _filtered(stats: Stats) -> str:
 
 
 def _events(stats: Stats, *, counting_stopped: bool) -> list[Event]:
-    """Return the last events; with a filter there are none, since events are of all installs."""
+    """Return the last events; with a filter, no event, since each is about all installs."""
     if stats.version or stats.edition:
         return []
     return events.of(stats, counting_stopped=counting_stopped)[:EVENTS]

@@ -73,7 +73,7 @@ def test_no_text_of_consentos_or_of_its_operator_ever_leaves(
 
 
 @pytest.mark.usefixtures("due")
-def test_a_failure_to_count_tells_no_text_of_consentos(processes: Processes, db: Engine) -> None:
+def test_a_failure_to_count_shows_no_text_of_consentos(processes: Processes, db: Engine) -> None:
     with db.begin() as connection:
         consentos.mark(connection, MARKER)
         connection.exec_driver_sql("ALTER TABLE site_configs ALTER tcf_enabled TYPE text")

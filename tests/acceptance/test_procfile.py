@@ -57,7 +57,7 @@ class TestUnderHoncho:
 @pytest.mark.usefixtures("due")
 class TestOneByOne:
     @either_way
-    def test_the_log_stands_on_stdout_with_the_event_first(
+    def test_the_log_is_on_stdout_with_the_event_first(
         self, processes: Processes, receiver: Receiver, way: str
     ) -> None:
         name, *others = way.split()

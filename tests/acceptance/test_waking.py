@@ -90,7 +90,7 @@ def test_a_wake_up_wakes_all_that_wait_and_one_of_them_works_it_off(
 
 
 @workers
-def test_nobody_waits_for_delayed_messages_as_there_are_none(
+def test_a_worker_has_no_consumer_for_delayed_messages(
     processes: Processes, admin: Redis, name: str
 ) -> None:
     worker = idle(processes, name)

@@ -397,7 +397,9 @@ def visible(rows: Iterable[Any]) -> list[str]:
     return [row.inner_text() for row in rows if row.is_visible()]
 
 
-def test_all_80_versions_can_be_read(chromium: Browser, collectors: dict[str, Collector]) -> None:
+def test_all_of_many_versions_can_be_read(
+    chromium: Browser, collectors: dict[str, Collector]
+) -> None:
     with looking(chromium, collectors["80 versions"]) as page:
         page.locator("#versions summary").click()
         rows = visible(page.locator("#versions tbody tr").all())

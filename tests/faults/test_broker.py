@@ -369,7 +369,7 @@ def test_a_wake_up_that_is_lost_on_its_way_to_the_worker_is_followed_by_the_next
 
 
 @pytest.mark.usefixtures("pending")
-def test_lost_wake_ups_do_not_count_as_waiting_for_ever(
+def test_lost_wake_ups_soon_stop_counting_as_waiting(
     processes: Processes, relayed_redis: Relay, admin: Admin, receiver: Receiver, db: Engine
 ) -> None:
     for _ in range(MOST_WAITING):

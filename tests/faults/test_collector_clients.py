@@ -178,7 +178,9 @@ def closed_after(connection: socket.socket, words: bytes, began: float) -> float
     return time.monotonic() - began
 
 
-def test_two_hundred_heads_that_drip_are_cut_off_after_five_seconds(own: Collector) -> None:
+def test_heads_that_drip_are_cut_off_after_five_seconds_however_many_they_are(
+    own: Collector,
+) -> None:
     with ThreadPoolExecutor(200) as pool:
         began = [time.monotonic()]
         dripping = []

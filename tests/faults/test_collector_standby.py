@@ -400,7 +400,9 @@ def test_of_a_standby_that_says_nothing_it_is_not_known_as_of_when_it_is() -> No
 
 
 @pytest.mark.parametrize("url", ["", "mysql://someone:opensesame@host/x", "opensesame"])
-def test_a_url_that_is_none_is_one_sentence_without_it(counted: str, url: str) -> None:
+def test_an_invalid_url_is_refused_in_one_sentence_that_does_not_repeat_it(
+    counted: str, url: str
+) -> None:
     ended = run("web", COLLECTOR_DATABASE_URL=counted, COLLECTOR_READ_DATABASE_URL=url)
     assert ended.returncode == 2
     assert ended.stdout == ""

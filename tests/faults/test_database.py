@@ -712,7 +712,7 @@ def lock_for(db: Engine, table: str, seconds: float) -> Callable[[], None]:
 
 
 @pytest.mark.usefixtures("pending")
-def test_a_row_that_is_deleted_during_its_post_is_not_written_anew(
+def test_a_row_that_is_deleted_during_its_post_is_not_written_again(
     pipeline: Pipeline, receiver: Receiver, db: Engine
 ) -> None:
     receiver.during = lambda: run(db, "DELETE FROM telemetry_outbox")

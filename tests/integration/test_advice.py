@@ -60,7 +60,7 @@ class TestWhatIsMissing:
         message = 'relation "telemetry_of_another_program" does not exist'
         assert log.cause(failure.value) == message
 
-    def test_a_consentos_that_was_downgraded_is_to_be_upgraded(
+    def test_after_a_downgrade_of_consentos_the_advice_is_to_upgrade_it(
         self, pipeline: Pipeline, environment: dict[str, str], db: Engine
     ) -> None:
         run(db, "DROP TABLE instance")

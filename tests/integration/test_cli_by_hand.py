@@ -170,7 +170,7 @@ ELSEWHERE = "another program has sent it: see instance.last_telemetry_at"
     ],
     ids=["sent", "sent before", "elsewhere", "found", "rejected", "expired", "off", "no row"],
 )
-def test_what_is_not_to_be_carried_is_not_printed(
+def test_a_heartbeat_that_may_not_be_carried_is_not_printed(
     environment: dict[str, str], db: Engine, changes: list[str], why: str
 ) -> None:
     for change in changes:

@@ -67,7 +67,7 @@ def of_consentos(db: Engine) -> dict[str, str | None]:
 
 @pytest.mark.usefixtures("pending")
 @pytest.mark.parametrize("line", ["rotate --yes", "forget --yes"])
-def test_the_pipelines_own_role_may_not_and_the_sentence_says_who_may(
+def test_the_pipelines_own_role_is_refused_and_the_sentence_says_which_role_is_needed(
     environment: dict[str, str], db: Engine, line: str
 ) -> None:
     before = everything(db)

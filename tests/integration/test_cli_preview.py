@@ -56,7 +56,7 @@ def test_a_new_install_reads_one_valid_line_under_the_nil_id_and_nothing_is_stor
 
 
 @pytest.mark.usefixtures("only_readers")
-def test_it_works_while_telemetry_is_off_and_says_so_beside_the_body(
+def test_it_works_while_telemetry_is_off_and_says_so_on_stderr(
     environment: dict[str, str], db: Engine, receiver: Receiver
 ) -> None:
     known = "0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99"

@@ -48,7 +48,7 @@ def test_the_day_is_written_and_sent_at_once_and_only_once(
 
 
 @pytest.mark.usefixtures("waiting")
-def test_a_backoff_is_not_waited_for_and_the_log_tells_what_leaves(
+def test_a_backoff_is_not_waited_for_and_the_log_shows_what_leaves(
     environment: dict[str, str], db: Engine, receiver: Receiver
 ) -> None:
     run(db, "UPDATE telemetry_outbox SET next_attempt_at = now() + interval '5 h', drains = 7")
@@ -138,7 +138,7 @@ def test_what_a_worker_is_sending_is_left_to_it(
 
 
 @pytest.mark.usefixtures("waiting")
-def test_yesterdays_heartbeat_expires_and_is_not_sent_beside_todays(
+def test_yesterdays_heartbeat_expires_and_only_todays_is_sent(
     environment: dict[str, str], clock: Clock, db: Engine, receiver: Receiver
 ) -> None:
     clock("2026-05-03T02:30:00Z")

@@ -294,7 +294,7 @@ class TestTheTriggerThatFreezesARow:
     def test_is_missed_where_it_is_weaker_in_any_way(self, db: Engine) -> None:
         assert [how for how, statement in WEAKER.items() if stands_after(db, statement)] == []
 
-    def test_is_recognised_where_it_stands(self, db: Engine) -> None:
+    def test_is_recognised_in_every_form_that_works(self, db: Engine) -> None:
         always = "ALTER TABLE telemetry_outbox ENABLE ALWAYS TRIGGER telemetry_outbox_frozen"
         assert stands_after(db, always)
         assert stands_after(db, ANEW.format(TRIGGER))

@@ -207,7 +207,7 @@ def test_whoever_deletes_has_the_row_of_the_install_whoever_else_deletes_it(migr
     engine.dispose()
 
 
-def test_a_collector_that_stands_still_in_its_transaction_holds_up_a_deletion_for_seconds_only(
+def test_a_collector_that_hangs_in_its_transaction_delays_a_deletion_for_seconds_only(
     two: tuple[Collector, Collector],
 ) -> None:
     a, b = two

@@ -695,7 +695,7 @@ def known(collector: Engine) -> Row[Any]:
         return connection.execute(text("SELECT * FROM install")).one()
 
 
-def test_an_upgrade_from_the_first_tables_knows_each_install_as_it_told_last(
+def test_an_upgrade_from_the_first_tables_has_each_install_as_it_last_reported(
     collector_database: str,
 ) -> None:
     engine = create_engine(collector_database, poolclass=NullPool)

@@ -386,7 +386,7 @@ def test_no_more_answers_are_kept_than_there_is_room_for(
     assert [query.days for query in cache.queries] == ["365", "90"]
 
 
-def test_the_style_is_kept_for_ever_under_a_name_of_its_content(fleet: Engine) -> None:
+def test_the_style_may_be_cached_without_end_under_a_name_of_its_content(fleet: Engine) -> None:
     (path,) = re.findall(r'<link rel="stylesheet" href="([^"]*)">', get(fleet, "/").text)
     style = get(fleet, path)
     assert style.status_code == 200

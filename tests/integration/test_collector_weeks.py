@@ -190,7 +190,7 @@ def test_what_is_new_of_the_same_install_is_not_deleted_with_what_is_old(engine:
     ]
 
 
-def test_of_three_hundred_fresh_heartbeats_none_is_deleted_with_the_old_ones(
+def test_no_fresh_heartbeat_is_deleted_with_the_old_ones(
     engine: Engine,
 ) -> None:
     old = made_long_ago(engine, MONDAY - 20 * weeks.WEEK)

@@ -59,7 +59,7 @@ def tables_in(cost: Cost, db: Engine) -> list[set[str]]:
     return [tables & set(re.findall(r"\w+", statement)) for statement in cost.statements]
 
 
-def test_a_heartbeat_is_written_by_twelve_statements_in_one_transaction_on_one_connection(
+def test_a_heartbeat_is_written_in_one_transaction_on_one_connection_by_few_statements(
     pipeline: Pipeline, clock: Clock
 ) -> None:
     clock(TOMORROW_BEGINS)
@@ -81,7 +81,7 @@ def test_all_facts_are_counted_by_one_statement_after_a_look_at_whose_tables_the
     assert len(counted_tables) == 8
 
 
-def test_a_sweep_with_nothing_to_do_is_fourteen_statements_in_three_transactions_on_one_connection(
+def test_a_sweep_with_nothing_to_do_uses_one_connection_and_few_statements(
     pipeline: Pipeline,
 ) -> None:
     with counted() as cost:
@@ -90,7 +90,7 @@ def test_a_sweep_with_nothing_to_do_is_fourteen_statements_in_three_transactions
     assert (cost.connections, cost.commits) == (1, 3)
 
 
-def test_a_drain_with_nothing_to_do_is_three_statements_in_one_transaction(
+def test_a_drain_with_nothing_to_do_is_one_transaction_of_few_statements(
     pipeline: Pipeline,
 ) -> None:
     with counted() as cost:
@@ -112,7 +112,7 @@ def test_a_delivery_is_a_claim_a_beginning_a_settling_and_a_last_look_each_with_
     assert one(db, "SELECT count(*) FROM telemetry_outbox WHERE state = 'sent'") == 2
 
 
-def test_off_a_sweep_is_five_statements_on_the_outbox_and_on_no_other_table(
+def test_off_a_sweep_uses_the_outbox_and_no_other_table_and_few_statements(
     off: Pipeline, db: Engine
 ) -> None:
     with counted() as cost:

@@ -87,7 +87,7 @@ class TestANoticeInTheFuture:
     def noticed(self, db: Engine) -> None:
         run(db, NOTICE, at=NEXT_YEAR)
 
-    def test_is_given_anew_and_counts_from_then_on(
+    def test_is_given_again_and_counts_from_then_on(
         self, pipeline: Pipeline, clock: Clock, db: Engine, logged: pytest.LogCaptureFixture
     ) -> None:
         pipeline.sweep()

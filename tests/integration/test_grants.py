@@ -468,7 +468,7 @@ class TestTheStatus:
             ),
         ],
     )
-    def test_tells_each_right_that_is_not_needed(
+    def test_lists_each_right_that_is_not_needed(
         self, pipeline: Pipeline, db: Engine, statement: str, reported: str
     ) -> None:
         assert report.status(pipeline).excess_rights == []
@@ -476,7 +476,7 @@ class TestTheStatus:
             run(db, statement.format(role=ROLE))
             assert reported in report.status(pipeline).excess_rights
 
-    def test_tells_nothing_of_what_an_extension_shows_to_everybody(
+    def test_does_not_list_what_an_extension_shows_to_everybody(
         self, pipeline: Pipeline, db: Engine
     ) -> None:
         run(db, "CREATE VIEW statistics AS SELECT 1 AS x; GRANT SELECT ON statistics TO PUBLIC")
@@ -484,7 +484,7 @@ class TestTheStatus:
         run(db, "ALTER EXTENSION plpgsql ADD VIEW statistics")
         assert report.status(pipeline).excess_rights == []
 
-    def test_tells_a_superuser_so_and_where_a_smaller_role_is_to_be_had(
+    def test_says_that_a_role_is_a_superuser_and_which_command_makes_a_smaller_one(
         self, environment: dict[str, str], database_url: str
     ) -> None:
         shown = command({**environment, "DATABASE_URL": database_url}, "status")
@@ -493,7 +493,9 @@ class TestTheStatus:
             "more than needed: the role is a superuser and may do anything. See `grants`"
         )
 
-    def test_tells_a_small_role_so(self, environment: dict[str, str]) -> None:
+    def test_says_that_a_small_role_has_only_the_rights_that_are_needed(
+        self, environment: dict[str, str]
+    ) -> None:
         shown = command(environment, "status")
         assert re.search(
             r"^rights +only those needed: the database refuses", shown.out, re.MULTILINE

@@ -33,7 +33,7 @@ def at_once(times: int, what: Callable[[], Result]) -> list[Result]:
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
-def test_sixteen_first_boots_make_one_instance(db: Engine, isolation: str) -> None:
+def test_first_boots_at_once_make_one_instance(db: Engine, isolation: str) -> None:
     name = one(db, "SELECT current_database()")
     run(db, f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = '{isolation}'")
 
@@ -45,7 +45,7 @@ def test_sixteen_first_boots_make_one_instance(db: Engine, isolation: str) -> No
     assert count(db, "instance") == 1
 
 
-def test_sixteen_workers_write_one_heartbeat(environment: dict[str, str], db: Engine) -> None:
+def test_workers_at_once_write_one_heartbeat(environment: dict[str, str], db: Engine) -> None:
     assert environment
     run(db, "INSERT INTO telemetry_notice VALUES (1, now() - interval '2 days')")
     wrote = at_once(16, lambda: Pipeline(Settings.load()).write_heartbeat())
@@ -53,13 +53,13 @@ def test_sixteen_workers_write_one_heartbeat(environment: dict[str, str], db: En
     assert count(db, "telemetry_outbox") == count(db, "instance") == 1
 
 
-def test_sixteen_workers_give_the_notice_once(environment: dict[str, str], db: Engine) -> None:
+def test_workers_at_once_give_the_notice_once(environment: dict[str, str], db: Engine) -> None:
     assert environment
     at_once(16, lambda: Pipeline(Settings.load()).sweep())
     assert count(db, "telemetry_notice") == 1
 
 
-def test_eight_workers_claim_five_hundred_rows_each_once(db: Engine) -> None:
+def test_workers_at_once_claim_each_row_once(db: Engine) -> None:
     run(db, "INSERT INTO instance VALUES (gen_random_uuid(), now(), now(), NULL)")
     run(
         db,
@@ -83,7 +83,7 @@ def test_eight_workers_claim_five_hundred_rows_each_once(db: Engine) -> None:
     assert set(claims.values()) == {1}
 
 
-def test_eight_senders_send_a_heartbeat_once(
+def test_senders_at_once_send_a_heartbeat_once(
     environment: dict[str, str], db: Engine, receiver: Receiver
 ) -> None:
     assert environment

@@ -52,7 +52,7 @@ class TestDelivered:
         assert lines(logged, "payload") == [f"telemetry.payload {stored}"]
         assert outbox_row(db)["payload"] == stored
 
-    def test_nothing_but_the_seven_headers_is_sent(
+    def test_nothing_but_the_listed_headers_is_sent(
         self, pipeline: Pipeline, receiver: Receiver
     ) -> None:
         pipeline.drain()

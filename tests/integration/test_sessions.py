@@ -69,7 +69,7 @@ def test_rotate_and_forget_wait_for_the_outbox_longer_than_a_write_may_hold_it(
     assert write < lock < statement < timedelta(seconds=database.PATIENCE_OF_AN_OWNER)
 
 
-def test_a_migration_waits_for_a_lock_but_not_for_ever(db: Engine) -> None:
+def test_a_migration_waits_for_a_lock_but_not_without_end(db: Engine) -> None:
     note_timeouts(db, "DELETE ON telemetry_alembic_version")
     with db.connect() as connection:
         migrate(connection, "telemetry", "base")

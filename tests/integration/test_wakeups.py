@@ -47,7 +47,7 @@ def trouble(url: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
 
 @pytest.mark.usefixtures("environment")
 class TestTrouble:
-    def test_is_none_where_redis_answers(
+    def test_is_absent_if_redis_answers(
         self, redis_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert trouble(redis_url, monkeypatch) is None

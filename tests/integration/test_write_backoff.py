@@ -63,7 +63,7 @@ def test_the_wait_doubles_from_a_minute_to_an_hour(
         fail_after(60 * minutes, pipeline, stopwatch)
 
 
-def test_the_wait_starts_anew_after_a_write_that_did_not_fail(
+def test_the_wait_starts_again_at_a_minute_after_a_write_that_did_not_fail(
     pipeline: Pipeline, stopwatch: Stopwatch, clock: Clock, db: Engine
 ) -> None:
     with pytest.raises(CollectError):

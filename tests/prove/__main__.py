@@ -124,10 +124,28 @@ def judge(mutation: Mutation, copies: SimpleQueue[Copy]) -> Verdict:
     return Verdict(mutation, bool(FAILED.search(said)), time.monotonic() - started, said)
 
 
+def require_passed(tests: set[str], copies: SimpleQueue[Copy], console: Console) -> None:
+    """Run tests on the unchanged code, and exit with 1 if one fails."""
+    with console.status(f"{len(tests)} tests on the unchanged code"):
+        copy = copies.get()
+        before, said = run(copy.path, *tests, options=f"--numprocesses={COPIES}")
+        if before != ALL_PASSED:  # alone, as each test is when something is broken
+            before, said = run(copy.path, *tests, options="--numprocesses=0 --last-failed")
+        copies.put(copy)
+    if before != ALL_PASSED:
+        console.print(f"The tests fail without any mutation:\n{said}")
+        raise typer.Exit(1)
+
+
 def prove(
     words: Annotated[
         str, typer.Argument(help="Run only mutations whose description contains these words.")
     ] = "",
+    *,
+    passed: Annotated[
+        bool,
+        typer.Option("--passed", help="The tests have just passed: do not run them unchanged."),
+    ] = False,
 ) -> None:
     """Break each promise on purpose, in a copy of the project, and check that a test fails.
 
@@ -146,16 +164,8 @@ def prove(
         copies: SimpleQueue[Copy] = SimpleQueue()
         for number in range(COPIES):
             copies.put(started.enter_context(copied(Path(directory, str(number)))))
-        tests = {mutation.noticed_by for mutation in chosen}
-        with console.status(f"{len(tests)} tests on the unchanged code"):
-            copy = copies.get()
-            before, said = run(copy.path, *tests, options=f"--numprocesses={COPIES}")
-            if before != ALL_PASSED:  # alone, as each test is when something is broken
-                before, said = run(copy.path, *tests, options="--numprocesses=0 --last-failed")
-            copies.put(copy)
-        if before != ALL_PASSED:
-            console.print(f"The tests fail without any mutation:\n{said}")
-            raise typer.Exit(1)
+        if not passed:
+            require_passed({mutation.noticed_by for mutation in chosen}, copies, console)
         missed = 0
         with ThreadPoolExecutor(COPIES) as threads:
             for verdict in threads.map(lambda mutation: judge(mutation, copies), chosen):

@@ -350,7 +350,7 @@ MUTATIONS = (
         .with_for_update(skip_locked=True)
 """,
         "        .limit(1)\n",
-        f"{RACES}::test_eight_workers_claim_five_hundred_rows_each_once",
+        f"{RACES}::test_workers_at_once_claim_each_row_once",
     ),
     Mutation(
         3,
@@ -429,7 +429,7 @@ MUTATIONS = (
         "app/notice.py",
         "            where=NOTICE.c.noticed_at > func.now() + CLOCKS_DIFFER,\n",
         "            where=NOTICE.c.noticed_at < func.now() - CLOCKS_DIFFER,\n",
-        f"{FUTURE}::test_is_given_anew_and_counts_from_then_on",
+        f"{FUTURE}::test_is_given_again_and_counts_from_then_on",
     ),
     Mutation(
         3,
@@ -453,7 +453,7 @@ MUTATIONS = (
         "app/database.py",
         '        isolation_level="READ COMMITTED",\n',
         "",
-        f"{RACES}::test_sixteen_first_boots_make_one_instance",
+        f"{RACES}::test_first_boots_at_once_make_one_instance",
     ),
     Mutation(
         3,
@@ -543,7 +543,7 @@ MUTATIONS = (
         "app/outbox.py",
         "    unsent = and_(_row.expires_at > _now, ~_sent_already, ~_sent_by_us)\n",
         "    unsent = _row.expires_at > _now\n",
-        f"{BY_HAND}::test_what_is_not_to_be_carried_is_not_printed",
+        f"{BY_HAND}::test_a_heartbeat_that_may_not_be_carried_is_not_printed",
     ),
     Mutation(
         3,
@@ -568,7 +568,7 @@ MUTATIONS = (
         "app/sender.py",
         '        "Accept": "*/*",\n',
         '        "Accept": "*/*",\n        "X-Host": socket.gethostname(),\n',
-        f"{SENDING}::test_nothing_but_the_seven_headers_is_sent",
+        f"{SENDING}::test_nothing_but_the_listed_headers_is_sent",
     ),
     Mutation(
         4,
@@ -980,7 +980,7 @@ MUTATIONS = (
         "        yield from self._proxy.warnings\n",
         "",
         "unit/test_settings_proxy.py"
-        "::test_a_proxy_that_cannot_be_understood_is_named_and_ignored_and_not_repeated",
+        "::test_a_proxy_that_cannot_be_parsed_is_named_and_ignored_and_not_repeated",
     ),
     Mutation(
         6,
@@ -1118,7 +1118,7 @@ MUTATIONS = (
         "app/grants.py",
         "elif needed is None or (needed and column not in needed):",
         "elif needed is None:",
-        f"{GRANTS}::test_tells_each_right_that_is_not_needed",
+        f"{GRANTS}::test_lists_each_right_that_is_not_needed",
     ),
     Mutation(
         6,
@@ -1246,7 +1246,7 @@ MUTATIONS = (
         "app/collector/connections.py",
         "    Stage.HEAD: 5.0,",
         "    Stage.HEAD: 3_600.0,",
-        f"{CLIENTS}::test_two_hundred_heads_that_drip_are_cut_off_after_five_seconds",
+        f"{CLIENTS}::test_heads_that_drip_are_cut_off_after_five_seconds_however_many_they_are",
     ),
     Mutation(
         9,
@@ -1528,7 +1528,7 @@ MUTATIONS = (
         """    " set_config('idle_in_transaction_session_timeout', '10s', true),"\n""",
         "",
         f"{FORGETTING}"
-        "::test_a_collector_that_stands_still_in_its_transaction_holds_up_a_deletion_for_seconds_only",
+        "::test_a_collector_that_hangs_in_its_transaction_delays_a_deletion_for_seconds_only",
     ),
     Mutation(
         9,
@@ -1738,7 +1738,7 @@ MUTATIONS = (
         "deploy/collector/nginx.conf",
         "error_log stderr emerg;",
         "error_log stderr error;",
-        f"{DEPLOYED}::test_names_nobody_in_a_log",
+        f"{DEPLOYED}::test_logs_no_client",
     ),
     Mutation(
         9,
@@ -1955,7 +1955,7 @@ MUTATIONS = (
         "migrations/collector/0002_daily.py",
         "ORDER BY instance_id, received_at DESC, sent_at DESC\n",
         "ORDER BY instance_id, received_at, sent_at\n",
-        f"{NUMBERS}::test_an_upgrade_from_the_first_tables_knows_each_install_as_it_told_last",
+        f"{NUMBERS}::test_an_upgrade_from_the_first_tables_has_each_install_as_it_last_reported",
     ),
     Mutation(
         9,
@@ -1963,7 +1963,7 @@ MUTATIONS = (
         "migrations/collector/0004_counting.py",
         "        SELECT DISTINCT instance_id, (",
         "        SELECT instance_id, (",
-        f"{NUMBERS}::test_an_upgrade_from_the_first_tables_knows_each_install_as_it_told_last",
+        f"{NUMBERS}::test_an_upgrade_from_the_first_tables_has_each_install_as_it_last_reported",
     ),
     Mutation(
         9,

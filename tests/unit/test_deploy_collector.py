@@ -81,7 +81,7 @@ class TestCompose:
         )
         assert checked.returncode == 0, checked.stdout
 
-    def test_starts_two_web_processes_after_the_migration(self, services: dict[str, Any]) -> None:
+    def test_starts_the_web_processes_after_the_migration(self, services: dict[str, Any]) -> None:
         assert services["release"]["command"] == procfile("release")
         assert services["release"]["restart"] == "no"
         assert services["release"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
@@ -197,7 +197,7 @@ class TestTheProxy:
         assert forwarded == ["X-Forwarded-For $remote_addr"]
         assert "real_ip_header" not in directives()
 
-    def test_names_nobody_in_a_log(self) -> None:
+    def test_logs_no_client(self) -> None:
         assert directives()["access_log"] == ["off"]
         assert directives()["error_log"] == ["stderr emerg"]
 

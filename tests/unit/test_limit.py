@@ -30,7 +30,9 @@ def test_the_seconds_to_wait_are_rounded_up_and_enough() -> None:
 
 
 @given(st.integers(1, 1000), st.lists(st.floats(0, 30, allow_nan=False), min_size=1, max_size=100))
-def test_no_minute_has_more_than_was_saved_and_came_anew(rate: int, gaps: list[float]) -> None:
+def test_no_time_allows_more_than_the_saved_tokens_and_the_new_ones(
+    rate: int, gaps: list[float]
+) -> None:
     limiter, now, taken = Limiter(rate), 1e6, 0
     for gap in gaps:
         now += gap

@@ -139,7 +139,7 @@ def test_an_event_below_info_is_reported_at_debug_only() -> None:
 @pytest.mark.parametrize(
     "library", ["sqlalchemy.engine", "sqlalchemy.engine.Engine", "httpx", "httpcore", "asyncio"]
 )
-def test_what_libraries_tell_below_a_warning_is_hidden_at_every_level(
+def test_what_libraries_log_below_a_warning_is_hidden_at_every_level(
     library: str, level: str
 ) -> None:
     def say() -> None:

@@ -1,7 +1,7 @@
 """The payload is a closed schema: unknown fields, raw numbers and free text cannot be built."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -36,11 +36,18 @@ anything = st.one_of(
 )
 
 
-def assert_refused(tree: Mapping[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        NEWEST.model_validate(tree)
-    with pytest.raises(NotAHeartbeatError):
-        parse(json.dumps(tree, default=str))
+def assert_refused(tree: Mapping[str, Any], what: str = "") -> None:
+    """Assert that a body is refused; ``what`` names it if that fails."""
+    assert refuses(NEWEST.model_validate, tree, ValidationError), what
+    assert refuses(parse, json.dumps(tree, default=str), NotAHeartbeatError), what
+
+
+def refuses(read: Callable[[Any], object], what: object, error: type[Exception]) -> bool:
+    try:
+        read(what)
+    except error:
+        return True
+    return False
 
 
 def test_every_field_is_a_bucket_a_boolean_a_text_or_a_constant() -> None:
@@ -73,9 +80,9 @@ def test_a_field_cannot_be_left_out(name: str) -> None:
     "value",
     [0, 7, 12_345, 1.5, True, None, "7", "12345", "1-9", " 0", "0 ", "0\n", "10K+", ARABIC_TWO],
 )
-@pytest.mark.parametrize("name", COUNTED)
-def test_a_raw_number_or_another_spelling_is_no_bucket(name: str, value: object) -> None:
-    assert_refused(with_value(name, value))
+def test_a_raw_number_or_another_spelling_is_no_bucket(value: object) -> None:
+    for name in COUNTED:
+        assert_refused(with_value(name, value), name)
 
 
 @pytest.mark.parametrize("value", [0, 1, 1.0, "true", "false", "", None])
@@ -99,12 +106,12 @@ def test_a_constant_has_one_type(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("form", ["{}\n", "\n{}", " {}", "{} ", "{}\0", "{};drop", "é{}"])
-@pytest.mark.parametrize("name", [*COUNTED, *TEXTS])
-def test_nothing_can_be_added_to_a_good_text(name: str, form: str) -> None:
-    good: Any = json.loads(EXAMPLE)
-    for part in name.split("."):
-        good = good[part]
-    assert_refused(with_value(name, form.format(good)))
+def test_nothing_can_be_added_to_a_good_text(form: str) -> None:
+    for name in [*COUNTED, *TEXTS]:
+        good: Any = json.loads(EXAMPLE)
+        for part in name.split("."):
+            good = good[part]
+        assert_refused(with_value(name, form.format(good)), name)
 
 
 @pytest.mark.parametrize(

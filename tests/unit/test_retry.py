@@ -30,11 +30,11 @@ def next_try(drain: int, jitter: float, asked: timedelta | None = None) -> Retry
     return verdict
 
 
-@pytest.mark.parametrize("status", range(100, 600))
-def test_every_status_is_sent_or_retryable_or_rejected(status: int) -> None:
-    retryable = status in {408, 425, 429} or 500 <= status <= 599
-    expected = "sent" if 200 <= status <= 299 else "retryable" if retryable else "rejected"
-    assert result_of(status) == expected
+def test_every_status_is_sent_or_retryable_or_rejected() -> None:
+    for status in range(100, 600):
+        retryable = status in {408, 425, 429} or 500 <= status <= 599
+        expected = "sent" if 200 <= status <= 299 else "retryable" if retryable else "rejected"
+        assert result_of(status) == expected, status
 
 
 @given(drains, jitters, st.none() | waits)
@@ -160,7 +160,7 @@ def test_a_number_without_end_is_a_very_long_wait(value: str) -> None:
         *("Sat, 02 May 99999999999 03:30:00 GMT", "Sat, 02 May 2026 03:30:00 +99999999", "\0"),
     ],
 )
-def test_what_cannot_be_understood_asks_for_no_wait(value: str) -> None:
+def test_a_header_that_cannot_be_parsed_asks_for_no_wait(value: str) -> None:
     assert parse_retry_after(value, NOW) is None
 
 

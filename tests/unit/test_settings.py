@@ -28,12 +28,12 @@ def test_telemetry_is_on_in_production_with_nothing_else_set() -> None:
 
 
 @pytest.mark.parametrize("value", ["true", "1", "yes", "on", "t", "y", "True", "TRUE", "ON", "Y"])
-def test_telemetry_enabled_says_on_in_six_words_of_any_case(value: str) -> None:
+def test_telemetry_enabled_is_on_with_any_word_for_true_in_any_case(value: str) -> None:
     assert reason(load(TELEMETRY_ENABLED=value)) is None
 
 
 @pytest.mark.parametrize("value", ["false", "0", "no", "off", "f", "n", "False", "OFF", "F", "N"])
-def test_telemetry_enabled_says_off_in_six_words_of_any_case(value: str) -> None:
+def test_telemetry_enabled_is_off_with_any_word_for_false_in_any_case(value: str) -> None:
     assert reason(load(TELEMETRY_ENABLED=value)) == "TELEMETRY_ENABLED is false"
 
 
@@ -88,7 +88,9 @@ def test_an_environment_that_is_not_one_plain_word_is_off_and_is_not_repeated(va
 
 
 @pytest.mark.parametrize("value", ['"production"', "production # live", "production "])
-def test_what_a_runner_left_beside_production_is_off(value: str) -> None:
+def test_quotes_a_comment_or_a_space_that_a_runner_left_around_production_is_off(
+    value: str,
+) -> None:
     assert reason(load(ENVIRONMENT=value))
 
 
@@ -112,7 +114,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("variable", "value"), WRONG)
-def test_a_value_that_cannot_be_understood_is_off_and_is_not_repeated(
+def test_a_value_that_cannot_be_parsed_is_off_and_is_not_repeated(
     variable: str, value: str
 ) -> None:
     settings = load(**{variable: value})

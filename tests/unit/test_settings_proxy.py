@@ -71,7 +71,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("value", BROKEN)
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
-def test_a_proxy_that_cannot_be_understood_is_named_and_ignored_and_not_repeated(
+def test_a_proxy_that_cannot_be_parsed_is_named_and_ignored_and_not_repeated(
     variable: str, value: str
 ) -> None:
     settings = load(**{variable: value})
@@ -82,7 +82,7 @@ def test_a_proxy_that_cannot_be_understood_is_named_and_ignored_and_not_repeated
     assert MARKER not in reported(settings)
 
 
-def test_a_proxy_for_all_stands_in_for_one_that_cannot_be_understood() -> None:
+def test_a_proxy_for_all_replaces_one_that_cannot_be_parsed() -> None:
     found = choose({"HTTPS_PROXY": "ftp://h", "ALL_PROXY": PROXY}, ENDPOINT)
     assert found.url == PROXY
     assert len(found.warnings) == 1
@@ -156,7 +156,7 @@ def test_no_proxy_exempts_nothing_else(entry: str, endpoint: str) -> None:
         ),
     ],
 )
-def test_an_entry_that_cannot_be_understood_is_ignored_with_a_warning_and_not_repeated(
+def test_an_entry_that_cannot_be_parsed_is_ignored_with_a_warning_and_not_repeated(
     entry: str,
 ) -> None:
     settings = load(HTTPS_PROXY=PROXY, NO_PROXY=f"a.com,{entry}")

@@ -305,7 +305,7 @@ def test_a_redis_is_named_with_or_without_tls(url: str) -> None:
         ),
     ],
 )
-def test_a_connection_that_is_none_is_refused_by_name_and_is_not_repeated(
+def test_an_invalid_connection_url_is_refused_by_name_and_is_not_repeated(
     variable: str, value: str
 ) -> None:
     settings = load(**{variable: value})

@@ -249,7 +249,7 @@ def bars(section: str) -> Iterator[tuple[list[tuple[int, float, str]], bool]]:
 
 @given(FLEETS, st.sampled_from(FILTERS))
 @example(ONE_BY_ONE, Filter())
-def test_every_share_width_and_line_follows_from_the_numbers_beside_it(
+def test_every_share_width_and_line_follows_from_the_numbers_next_to_it(
     fleet: list[Install], chosen: Filter
 ) -> None:
     answer = stats_of(fleet, chosen)
@@ -415,7 +415,7 @@ def test_a_feature_is_used_by_all_whose_sites_use_it_however_many_they_are() -> 
     assert feature({"0": 6, "1-10": 50, "10-100": 3, "10k+": 4}, "0") == Feature(55, 65)
 
 
-def test_totals_are_exact_without_a_filter_and_all_else_is_rounded() -> None:
+def test_totals_are_exact_without_a_filter_and_everything_else_is_rounded() -> None:
     everyone, some = stats_of(FLEET).days[-1], stats_of(FLEET, Filter(edition="ce")).days[-1]
     assert everyone.movements[ACTIVE_2D] == everyone.movements[ACTIVE_30D] == 93
     assert everyone.movements[IN_USE] == 40

@@ -196,7 +196,7 @@ class TestTheOutboxBesideTheReceiver:
         ],
         ids=["no log", "with the row", "with the receiver", "with neither", "with both"],
     )
-    def test_tells_which_of_the_three_stands_alone(
+    def test_says_which_of_the_three_differs_from_the_other_two(
         self, logged: set[str] | None, ending: str
     ) -> None:
         found = compared([stored()], there({SENT_AT: CHANGED}), Here(NOW, logged=logged))

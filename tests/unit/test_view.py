@@ -465,5 +465,7 @@ def test_each_section_has_a_link_of_its_own() -> None:
         (0, 0, "0%"),
     ],
 )
-def test_a_share_is_none_or_all_only_where_it_is(part: int, whole_of_it: int, said: str) -> None:
+def test_only_a_share_of_nothing_is_0_percent_and_only_all_is_100_percent(
+    part: int, whole_of_it: int, said: str
+) -> None:
     assert phrases.percent(part, whole_of_it) == said

@@ -105,7 +105,7 @@ def _request(connection: Connection, since: date | None) -> tuple[date, date, da
 def after_change(engine: Engine, since: date | None, *, later: bool) -> None:
     """Finish the recount that a change has requested, of the days from ``since`` on.
 
-    If ``later``, leave it to a web process. ``since`` is None if the change affects no day.
+    If ``later``, leave it to a web process. ``since`` is ``None`` if the change affects no day.
     """
     with engine.connect() as connection:
         possible = recount.earliest(connection)

@@ -12,7 +12,7 @@ from app.collector.terminal import AsJson, count
 
 cli = typer.Typer()
 list_cli = typer.Typer(no_args_is_help=True)
-cli.add_typer(list_cli, name="releases", help="The versions that the numbers name.")
+cli.add_typer(list_cli, name="releases", help="Add, list or remove versions that the numbers name.")
 
 Version = Annotated[str, typer.Argument(help="As heartbeats report it, such as 0.9.0.")]
 
@@ -62,7 +62,10 @@ def list_releases(*, as_json: AsJson = False) -> None:
 
 @list_cli.command()
 def remove(version: Version, *, later: Later = False) -> None:
-    """Take a version off the list: it is counted as "other", on past days too."""
+    """Take a version off the list.
+
+    It is then counted as "other". Past days are counted again, so it is no longer named there.
+    """
     with database() as engine:
         with engine.begin() as connection:
             since = releases.remove(connection, version)
@@ -76,9 +79,10 @@ def remove(version: Version, *, later: Later = False) -> None:
 
 @cli.command()
 def unlisted(*, as_json: AsJson = False) -> None:
-    """Show which versions, labels, Pythons and Postgres are counted as "other" now.
+    """Show which values are counted as "other" now.
 
-    Strangers can write these values. They are only shown in your terminal, never on the page.
+    These are versions, deployment labels, and versions of Python and Postgres that are not listed.
+    Strangers can write them, so they are only shown in your terminal, never on the page.
     Only established installs that reported within 48 hours are counted.
     """
     with database() as engine, engine.connect() as connection:

@@ -69,16 +69,17 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 def list_suspects(
     *,
     at_least: Annotated[
-        int, typer.Option(min=2, help="How many of a group were first seen within an hour.")
+        int,
+        typer.Option(min=2, help="How many installs of a group must be first seen within an hour."),
     ] = suspects.LEAST,
     as_json: AsJson = False,
 ) -> None:
-    """List groups of installs that look invented, and a line that excludes each.
+    """List groups of installs that look invented.
 
-    The installs of a group send the same heartbeat except for id and time, or at least the same
-    version and label, and many of them were first seen within an hour. Look at a group before you
-    exclude it: real installs can be alike too, and their first heartbeats often arrive between
-    02:30 and 02:45 UTC.
+    Each comes with the command that excludes it. The installs of a group send the same heartbeat
+    except for id and time, or at least the same version and label, and many of them were first
+    seen within an hour. Look at a group before you exclude it: real installs can be alike too, and
+    their first heartbeats often arrive between 02:30 and 02:45 UTC.
     """
     with database() as engine, engine.connect() as connection:
         groups = suspects.groups(connection, at_least)
