@@ -27,8 +27,8 @@ from app.settings import Settings
 LEASE_BEYOND_TIMEOUT = timedelta(seconds=30)
 
 PATIENCE_WITH_DATABASE = (0.5, 1.0, 2.0)
-"""Seconds between the tries to commit an outcome. With 6 seconds for each answer of the database,
-all tries together take 27.5 seconds at most."""
+"""Seconds between the tries to commit an outcome. All four take 27.5 seconds if the database gives
+no answer for 6 seconds each time; a URL with several silent hosts takes longer."""
 
 SENT_ELSEWHERE = (
     "this day's heartbeat has already been sent, and not from this outbox: either ConsentOS's own"

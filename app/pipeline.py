@@ -1,4 +1,4 @@
-"""What the actors and the operator's commands do, and where transactions are opened.
+"""What the actors and the operator's commands do; ``app.delivery`` has the sending of one row.
 
 No transaction is open during a POST. Nothing here swallows an exception: the actors do that.
 """

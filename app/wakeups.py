@@ -97,7 +97,7 @@ _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (redis.AuthenticationError, _ANSWERS["WRONGPASS"]),
     (redis.MaxConnectionsError, "Redis has no connection left"),
     (ssl.SSLCertVerificationError, "the certificate of Redis cannot be verified"),
-    (ssl.SSLError, "REDIS_URL begins with rediss://, but Redis does not use TLS"),
+    (ssl.SSLError, "the TLS handshake with Redis failed, or Redis does not use TLS"),
     (socket.gaierror, "the host in REDIS_URL is unknown"),
     (ConnectionRefusedError, "nothing listens at the address in REDIS_URL"),
     (TimeoutError, "Redis does not answer"),

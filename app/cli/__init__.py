@@ -3,14 +3,8 @@
 import sys
 
 try:
-    from app.cli import (  # noqa: F401 - each module registers its commands on import
-        audit,
-        identity,
-        preview,
-        send,
-        status,
-        tables,
-    )
+    # Each module registers its commands on import; `--help` lists them in this order.
+    from app.cli import status, audit, preview, send, identity, tables  # noqa: F401, I001 - as above
     from app.cli.entry import main
 except KeyboardInterrupt:  # the libraries take a second to load
     sys.stderr.write("consentos-telemetry: Interrupted.\n")

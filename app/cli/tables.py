@@ -67,9 +67,9 @@ def grants(
 ) -> None:
     """Print the SQL for a login role with only the rights that the pipeline needs.
 
-    With --apply, run it: a missing role is created with the password from DATABASE_URL; an existing
-    role keeps its password. Never revokes: lists any extra rights of the role, its own or those of
-    PUBLIC.
+    With --apply, run it: a missing role is created, with the password from DATABASE_URL if that
+    names the role; an existing role keeps its password. Never revokes: lists any extra rights of
+    the role, its own or those of PUBLIC.
     """
     settings = Settings.load()
     with explained():

@@ -168,7 +168,7 @@ class Inbox:
         self._unsettled -= len(entries)
         each = [results] * len(entries) if isinstance(results, Exception) else results
         for entry, result in zip(entries, each, strict=True):
-            if entry.settled.done():  # its sender has its 503 already
+            if entry.settled.done():  # its sender has a 503 already, or has hung up
                 continue
             if isinstance(result, Exception):
                 entry.settled.set_exception(result)

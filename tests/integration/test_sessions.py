@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
+from threading import Event
 
 import pytest
 from sqlalchemy import Connection, Engine, make_url, text
@@ -10,10 +11,12 @@ from sqlalchemy.exc import DBAPIError
 
 from app import control, database
 from app.pipeline import Pipeline
+from app.settings import Settings
 from demo.servers import Servers
 from migrations import migrate
-from tests.conftest import Clock
-from tests.support.database import run
+from tests.conftest import ROLE, Clock
+from tests.support.database import one, run
+from tests.support.receiver import Receiver, answer
 from tests.support.relay import relaying
 from tests.support.steps import DAY_BEGINS
 
@@ -51,6 +54,36 @@ def test_a_session_of_the_pipeline_is_ended_when_it_is_idle_in_a_transaction(
     assert pipeline.write_heartbeat()
     lock, statement, idle = noted(db)
     assert timedelta() < lock < statement < idle <= timedelta(minutes=1)
+
+
+class CountingEvent(Event):
+    """A request to stop that never comes; each wait for it counts the pipeline's sessions."""
+
+    def __init__(self, db: Engine) -> None:
+        super().__init__()
+        self.sessions: list[int] = []
+        self._db = db
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout
+        ours = "datname = current_database() AND usename = :role"
+        statement = f"SELECT count(*) FROM pg_stat_activity WHERE {ours}"
+        self.sessions.append(one(self._db, statement, role=ROLE))
+        return False
+
+
+@pytest.mark.usefixtures("environment")
+def test_no_session_is_open_during_the_wait_for_another_try(
+    receiver: Receiver, clock: Clock, db: Engine
+) -> None:
+    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    clock(DAY_BEGINS)
+    stopping = CountingEvent(db)
+    pipeline = Pipeline(Settings.load(), stopping)
+    assert pipeline.write_heartbeat()
+    receiver.answers = [answer(503), answer(503), answer(202)]
+    pipeline.drain()
+    assert stopping.sessions == [0, 0]
 
 
 @pytest.mark.parametrize("change", ["rotate", "forget"])

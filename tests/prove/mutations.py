@@ -755,6 +755,14 @@ MUTATIONS = (
     ),
     Mutation(
         5,
+        "a session stays open during the wait for another try",
+        "app/delivery.py",
+        "try:\n                with closing(self.link), self.link.transaction() as connection:\n",
+        "try:\n                with self.link.transaction() as connection:\n",
+        "integration/test_sessions.py::test_no_session_is_open_during_the_wait_for_another_try",
+    ),
+    Mutation(
+        5,
         "a second signal kills a running actor",
         "workers/broker.py",
         "        _stop_once()\n",
