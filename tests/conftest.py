@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -45,6 +46,12 @@ settings.load_profile("any machine")
 
 Clock = Callable[[str], None]
 """Moves the database's clock to an ISO time, from where it goes on running."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c() -> None:
+    """Have the tests' processes end on SIGINT, which a shell's background job would ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -63,6 +63,16 @@ def waits_for_the_table(onlooker: Connection) -> bool:
         return onlooker.scalar(text(waiting)) is not None
 
 
+def holds_its_rows(onlooker: Connection) -> bool:
+    """Whether a collector's INSERT has ended, in a transaction that is still open."""
+    idle = (
+        "SELECT 1 FROM pg_stat_activity"
+        " WHERE datname = current_database() AND state = 'idle in transaction'"
+    )
+    with onlooker.begin():
+        return onlooker.scalar(text(idle)) is not None
+
+
 def id_of(number: int) -> str:
     return parse(of(number)).instance_id
 
@@ -219,6 +229,7 @@ def test_a_collector_that_hangs_in_its_transaction_delays_a_deletion_for_seconds
             until(lambda: waits_for_the_table(onlooker))
             held_up.enter_context(stopped(a))
             holder.rollback()
+            until(lambda: holds_its_rows(onlooker))
             refused = b.forget(INSTANCE)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
             until(lambda: b.forget(INSTANCE).status_code == 204, seconds=15)
