@@ -56,21 +56,24 @@ def stopped(collector: Collector) -> Iterator[None]:
         collector.process.send_signal(signal.SIGCONT)
 
 
+def insert_is(onlooker: Connection, state: str) -> bool:
+    """Whether a collector's session is in a state with its INSERT; it prunes too, as it starts."""
+    sessions = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+        f" AND pid <> pg_backend_pid() AND query ILIKE '%INSERT INTO heartbeat%' AND {state}"
+    )
+    with onlooker.begin():
+        return onlooker.scalar(text(sessions)) is not None
+
+
 def waits_for_the_table(onlooker: Connection) -> bool:
     """Whether a collector's INSERT has begun, and waits."""
-    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
-    with onlooker.begin():
-        return onlooker.scalar(text(waiting)) is not None
+    return insert_is(onlooker, "wait_event_type = 'Lock'")
 
 
 def holds_its_rows(onlooker: Connection) -> bool:
     """Whether a collector's INSERT has ended, in a transaction that is still open."""
-    idle = (
-        "SELECT 1 FROM pg_stat_activity"
-        " WHERE datname = current_database() AND state = 'idle in transaction'"
-    )
-    with onlooker.begin():
-        return onlooker.scalar(text(idle)) is not None
+    return insert_is(onlooker, "state = 'idle in transaction'")
 
 
 def id_of(number: int) -> str:
