@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 from uuid import UUID
 
 import pytest
@@ -22,6 +23,8 @@ from app.payload import parse
 from migrations import migrate
 from tests.support.collector import BODY, INSTANCE, Collector, changed, of, query, serving
 
+T = TypeVar("T")
+
 ROUNDS = 100
 SENT_AT = parse(BODY).sent_at
 
@@ -33,11 +36,13 @@ def two(migrated: str, tmp_path: Path) -> Iterator[tuple[Collector, Collector]]:
         yield a, b
 
 
-def until(what: Callable[[], object], seconds: float = 10) -> None:
+def until(what: Callable[[], T], seconds: float = 10) -> T:
+    """Wait until something is true, and return it."""
     deadline = time.monotonic() + seconds
-    while not what():
+    while not (found := what()):
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    return found
 
 
 @contextmanager
@@ -56,24 +61,22 @@ def stopped(collector: Collector) -> Iterator[None]:
         collector.process.send_signal(signal.SIGCONT)
 
 
-def insert_is(onlooker: Connection, state: str) -> bool:
-    """Whether a collector's session is in a state with its INSERT; it prunes too, as it starts."""
-    sessions = (
-        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
-        f" AND pid <> pg_backend_pid() AND query ILIKE '%INSERT INTO heartbeat%' AND {state}"
+def waits_for_the_table(onlooker: Connection) -> int | None:
+    """Return the session whose INSERT waits. Collectors also prune as they start, and wait too."""
+    waiting = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event_type = 'Lock' AND query ILIKE '%INSERT INTO heartbeat%'"
     )
     with onlooker.begin():
-        return onlooker.scalar(text(sessions)) is not None
+        session: int | None = onlooker.scalar(text(waiting))
+    return session
 
 
-def waits_for_the_table(onlooker: Connection) -> bool:
-    """Whether a collector's INSERT has begun, and waits."""
-    return insert_is(onlooker, "wait_event_type = 'Lock'")
-
-
-def holds_its_rows(onlooker: Connection) -> bool:
-    """Whether a collector's INSERT has ended, in a transaction that is still open."""
-    return insert_is(onlooker, "state = 'idle in transaction'")
+def holds_its_rows(onlooker: Connection, session: int | None) -> bool:
+    """Whether a session has executed its statements, in a transaction that is still open."""
+    state = text("SELECT state FROM pg_stat_activity WHERE pid = :pid")
+    with onlooker.begin():
+        return bool(onlooker.scalar(state, {"pid": session}) == "idle in transaction")
 
 
 def id_of(number: int) -> str:
@@ -229,10 +232,10 @@ def test_a_collector_that_hangs_in_its_transaction_delays_a_deletion_for_seconds
         with ExitStack() as held_up:
             held_up.enter_context(table_held(holder))
             posted = pool.submit(a.post, BODY)
-            until(lambda: waits_for_the_table(onlooker))
+            session = until(lambda: waits_for_the_table(onlooker))
             held_up.enter_context(stopped(a))
             holder.rollback()
-            until(lambda: holds_its_rows(onlooker))
+            until(lambda: holds_its_rows(onlooker, session))
             refused = b.forget(INSTANCE)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
             until(lambda: b.forget(INSTANCE).status_code == 204, seconds=15)
