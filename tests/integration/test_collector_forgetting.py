@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +30,20 @@ ROUNDS = 100
 SENT_AT = parse(BODY).sent_at
 
 
+WITHOUT_HOUSEKEEPING = """
+from app.collector import housekeeping
+housekeeping._run = print
+from app.collector.__main__ import main
+main()
+"""
+"""Housekeeping takes locks as well, soon after the start, at a moment that no test can choose."""
+
+
 @pytest.fixture
 def two(migrated: str, tmp_path: Path) -> Iterator[tuple[Collector, Collector]]:
-    """Two collectors on one database."""
-    with serving(migrated, tmp_path / "a") as a, serving(migrated, tmp_path / "b") as b:
+    """Two collectors on one database, which do nothing but what they are asked to do."""
+    argv = [sys.executable, "-c", WITHOUT_HOUSEKEEPING, "serve"]
+    with serving(migrated, tmp_path / "a", argv) as a, serving(migrated, tmp_path / "b", argv) as b:
         yield a, b
 
 
@@ -62,7 +73,7 @@ def stopped(collector: Collector) -> Iterator[None]:
 
 
 def waits_for_the_table(onlooker: Connection) -> int | None:
-    """Return the session whose INSERT waits. Collectors also prune as they start, and wait too."""
+    """Return the session of a collector whose INSERT waits, or None."""
     waiting = (
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
         " AND wait_event_type = 'Lock' AND query ILIKE '%INSERT INTO heartbeat%'"
