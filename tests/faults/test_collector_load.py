@@ -33,6 +33,7 @@ from tests.support.collector import (
     query,
     serving,
 )
+from tests.support.freezing import frozen
 from tests.support.metrics import samples
 
 
@@ -186,9 +187,9 @@ def test_what_is_acknowledged_outlives_a_server_that_does_not_wait_for_its_disk(
     with serving(migrated, tmp_path / "log") as own, witness:
         # It alone writes what nobody waits for; without it, such a commit is in memory only.
         writer = postgres.child("walwriter")
-        writer.suspend()
-        assert own.post(BODY).status_code == 202
-        writer.kill()  # upon which Postgres drops its memory and starts anew
+        with frozen(writer.pid):
+            assert own.post(BODY).status_code == 202
+            writer.kill()  # upon which Postgres drops its memory and starts anew
         until(lambda: not answers(witness))
         until(lambda: reachable(own.url))
         assert len(own.rows()) == 1

@@ -6,6 +6,7 @@ from sqlalchemy import Engine
 from app.pipeline import Pipeline
 from tests.support.breakable import Server
 from tests.support.database import one, outbox_row, run
+from tests.support.freezing import frozen
 from tests.support.receiver import Receiver
 from tests.support.steps import outcomes
 
@@ -18,9 +19,9 @@ def test_an_attempt_outlives_a_server_that_does_not_wait_for_its_disk(
     run(db, f'ALTER DATABASE "{name}" SET synchronous_commit = off')
     # Only this process writes the commits that no session waits for; frozen, it writes none.
     writer = postgres.child("walwriter")
-    writer.suspend()
-    receiver.during = writer.kill  # Postgres then drops its memory and restarts
-    pipeline.drain()
+    with frozen(writer.pid):
+        receiver.during = writer.kill  # Postgres then drops its memory and restarts
+        pipeline.drain()
     assert outcomes(db) == ["sent"]
     assert outbox_row(db)["state"] == "sent"
     assert len(receiver.requests) == 1

@@ -1,15 +1,11 @@
 """Processes that race for the same work do it once, and a process that is late changes nothing."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from signal import SIGCONT, SIGSTOP
-
-import psutil
 import pytest
 from sqlalchemy import Engine
 
 from tests.conftest import Clock
 from tests.support.database import attempts, count, one, outbox_row, waiting_for_locks
+from tests.support.freezing import frozen
 from tests.support.processes import Process, Processes, Stopped
 from tests.support.receiver import Receiver, answer, late
 from tests.support.steps import (
@@ -26,21 +22,9 @@ from tests.support.steps import (
 )
 
 
-@contextmanager
-def frozen(process: Process) -> Iterator[None]:
-    """Freeze a process and its children until the block ends."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children()]
-    process.signal(SIGSTOP, group=True)
-    eventually(lambda: all(each.status() == psutil.STATUS_STOPPED for each in family))
-    try:
-        yield
-    finally:
-        process.signal(SIGCONT, group=True)
-
-
 def go_on_together(first: Stopped, actor: str, processes: Processes, db: Engine) -> Process:
     """Let another worker wait for a lock of the first one, and then let both go on."""
-    with frozen(first.process):
+    with frozen(first.process.pid):
         second = processes.start("worker")
         processes.wake(actor)
         eventually(lambda: waiting_for_locks(db))
@@ -115,7 +99,7 @@ class TestALeaseThatLapsesInMidPost:
         first = processes.start("worker")
         processes.wake("drain")
         receiver.wait_for(1)
-        with frozen(first):
+        with frozen(first.pid):
             recover_by_another(processes, clock, db)
         row, (_, second), stamp = outbox_row(db), attempts(db), last_sent(db)
         wanted.set()
@@ -139,7 +123,7 @@ class TestASettleAndAReclaimAtOnce:
     ) -> None:
         settling = standing_at("app.outbox:settle:return", processes)
         clock(MORE_THAN_A_LEASE)
-        with frozen(settling.process):
+        with frozen(settling.process.pid):
             sweeping = processes.start("worker", LOG_LEVEL="DEBUG")
             processes.wake("sweep")
             sweeping.wait_for("Acknowledging message")
@@ -158,7 +142,7 @@ class TestASettleAndAReclaimAtOnce:
     ) -> None:
         settling = standing_at("app.delivery:_settle:call", processes)
         clock(MORE_THAN_A_LEASE)
-        with frozen(settling.process):
+        with frozen(settling.process.pid):
             reclaiming = standing_at("app.outbox:reclaim:return", processes, "sweep")
         settling.go_on()
         eventually(lambda: waiting_for_locks(db))

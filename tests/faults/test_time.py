@@ -2,10 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from signal import SIGCONT, SIGSTOP
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
 from tests.support.database import attempts, count, one, outbox_row, run
+from tests.support.freezing import frozen
 from tests.support.processes import Process, Processes
 from tests.support.receiver import Receiver, answer, late
 from tests.support.steps import (
@@ -50,17 +51,18 @@ def waiting(processes: Processes) -> set[tuple[str, str]]:
     return {(each["actor_name"], at) for each, at in zip(messages, minutes, strict=True)}
 
 
-def scheduler_asleep(processes: Processes, moment: str) -> tuple[Process, float]:
-    """Start a scheduler just before its tick of ``moment`` and stop it after its first wake-ups.
+@contextmanager
+def scheduler_asleep(processes: Processes, moment: str) -> Iterator[tuple[Process, float]]:
+    """Start a scheduler just before its tick of ``moment``; freeze it after its first wake-ups.
 
-    Return it, and the time at which that tick has passed.
+    Give it, and the time at which that tick has passed. It goes on when the block ends.
     """
     scheduler = processes.start("scheduler", GUARD_CLOCK=ahead(moment, -BEFORE_THE_TICK))
     tick = time.monotonic() + BEFORE_THE_TICK.total_seconds()
     eventually(lambda: not worked_off(processes))
-    scheduler.signal(SIGSTOP)
-    assert time.monotonic() < tick, "it came before the scheduler could be stopped"
-    return scheduler, tick + 1
+    with frozen(scheduler.pid):
+        assert time.monotonic() < tick, "it came before the scheduler could be stopped"
+        yield scheduler, tick + 1
 
 
 @pytest.mark.usefixtures("noticed")
@@ -73,13 +75,12 @@ class TestAsleep:
         run(db, "UPDATE telemetry_notice SET noticed_at = '2026-05-01T12:00:00Z'")
         clock("2026-05-02T02:29:30Z")
         waking = "2026-05-02T02:45:00Z"
-        scheduler, tick_is_over = scheduler_asleep(processes, waking)
-        worker = processes.start("worker", LOG_LEVEL="DEBUG", GUARD_CLOCK=ahead(waking))
-        worker.wait_for("Received message sweep()")
-        eventually(lambda: time.monotonic() > tick_is_over)
-        assert (count(db, "telemetry_outbox"), receiver.connections) == (0, 0)
-        clock(waking)
-        scheduler.signal(SIGCONT)
+        with scheduler_asleep(processes, waking) as (scheduler, tick_is_over):
+            worker = processes.start("worker", LOG_LEVEL="DEBUG", GUARD_CLOCK=ahead(waking))
+            worker.wait_for("Received message sweep()")
+            eventually(lambda: time.monotonic() > tick_is_over)
+            assert (count(db, "telemetry_outbox"), receiver.connections) == (0, 0)
+            clock(waking)
         worker.wait_for("telemetry.attempt")
         assert days(db) == {"2026-05-02": "sent"}
         assert left(receiver, db, times=1)
@@ -90,14 +91,12 @@ class TestAsleep:
         self, processes: Processes, clock: Clock, receiver: Receiver, db: Engine
     ) -> None:
         clock(DAY_BEGINS)
-        scheduler, tick_is_over = scheduler_asleep(processes, THREE_DAYS_LATER)
-        worker = processes.start("worker", GUARD_CLOCK=ahead(THREE_DAYS_LATER))
-        worker.wait_for("telemetry.attempt")
-        worker.signal(SIGSTOP, group=True)
-        eventually(lambda: time.monotonic() > tick_is_over)
-        clock(THREE_DAYS_LATER)
-        for process in (worker, scheduler):
-            process.signal(SIGCONT, group=True)
+        with scheduler_asleep(processes, THREE_DAYS_LATER) as (scheduler, tick_is_over):
+            worker = processes.start("worker", GUARD_CLOCK=ahead(THREE_DAYS_LATER))
+            worker.wait_for("telemetry.attempt")
+            with frozen(worker.pid):
+                eventually(lambda: time.monotonic() > tick_is_over)
+                clock(THREE_DAYS_LATER)
         worker.wait_for("telemetry.attempt", 2)
         do(processes, "heartbeat", "sweep", "drain")
         assert days(db) == {"2026-05-02": "sent", "2026-05-05": "sent"}
@@ -130,10 +129,9 @@ class TestAsleep:
         worker = processes.start("worker")
         processes.wake("drain")
         receiver.wait_for(1)
-        worker.signal(SIGSTOP, group=True)
-        clock(THREE_DAYS_LATER)
-        wanted.set()
-        worker.signal(SIGCONT, group=True)
+        with frozen(worker.pid):
+            clock(THREE_DAYS_LATER)
+            wanted.set()
         worker.wait_for("telemetry.attempt")
         do(processes, "sweep")
         assert days(db) == {"2026-05-02": "expired", "2026-05-05": "sent"}

@@ -1,7 +1,6 @@
 """A deletion is final, whichever of several collectors on one database has answered it."""
 
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from app.collector.outcomes import Outcomes
 from app.payload import parse
 from migrations import migrate
 from tests.support.collector import BODY, INSTANCE, Collector, changed, of, query, serving
+from tests.support.freezing import frozen
 
 T = TypeVar("T")
 
@@ -61,15 +61,6 @@ def table_held(connection: Connection) -> Iterator[None]:
     with connection.begin():
         connection.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))
         yield
-
-
-@contextmanager
-def stopped(collector: Collector) -> Iterator[None]:
-    collector.process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        collector.process.send_signal(signal.SIGCONT)
 
 
 def waits_for_the_table(onlooker: Connection) -> int | None:
@@ -147,7 +138,7 @@ def test_deletions_at_one_collector_are_final_for_what_another_holds_up(
         for number, way in zip(range(ROUNDS), ways, strict=False):
             with ExitStack() as until_later, ExitStack() as held_up:
                 if way == "late":
-                    until_later.enter_context(stopped(a))
+                    until_later.enter_context(frozen(a.process.pid))
                     posted = pool.submit(a.post, of(number))
                 else:
                     held_up.enter_context(table_held(holder))
@@ -158,7 +149,7 @@ def test_deletions_at_one_collector_are_final_for_what_another_holds_up(
                     until(lambda: waits_for_the_table(onlooker))
                     time.sleep(0.02)  # to arrive where nothing shows that it has
                     if way.startswith("stopped"):
-                        until_later.enter_context(stopped(a))
+                        until_later.enter_context(frozen(a.process.pid))
                 deleted = pool.submit(b.forget, id_of(number))
                 time.sleep(0.02)
                 held_up.close()
@@ -244,7 +235,7 @@ def test_a_collector_that_hangs_in_its_transaction_delays_a_deletion_for_seconds
             held_up.enter_context(table_held(holder))
             posted = pool.submit(a.post, BODY)
             session = until(lambda: waits_for_the_table(onlooker))
-            held_up.enter_context(stopped(a))
+            held_up.enter_context(frozen(a.process.pid))
             holder.rollback()
             until(lambda: holds_its_rows(onlooker, session))
             refused = b.forget(INSTANCE)

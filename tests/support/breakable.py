@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGCONT, SIGKILL, SIGQUIT, SIGSTOP
+from signal import SIGKILL, SIGQUIT
 
 import psutil
 
 from demo import servers
+from tests.support.freezing import frozen
 
 SECONDS = 20
 
@@ -40,7 +41,7 @@ class Server:
 
     def kill(self) -> None:
         """Kill it without a clean shutdown, and wait until it is gone."""
-        family = self._family()
+        family = [self._process, *self._process.children(recursive=True)]
         # At SIGQUIT, Postgres and its children end at once and free their shared memory.
         self._process.send_signal(SIGQUIT if self._process.name() == "postgres" else SIGKILL)
         psutil.wait_procs(family, SECONDS)
@@ -75,14 +76,5 @@ class Server:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Freeze it and its children, with open sockets, until the block ends."""
-        family = self._family()
-        for process in family:
-            process.send_signal(SIGSTOP)
-        try:
+        with frozen(self._process.pid):
             yield
-        finally:
-            for process in family:
-                process.send_signal(SIGCONT)
-
-    def _family(self) -> list[psutil.Process]:
-        return [self._process, *self._process.children(recursive=True)]

@@ -16,6 +16,7 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from demo import servers
+from tests.support.freezing import frozen
 
 PORT = 5433
 SECONDS = 30.0
@@ -56,20 +57,14 @@ class Replica:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Freeze it and its children, with open sockets, until the block ends."""
-        family = self._family()
-        for each in family:
-            each.send_signal(signal.SIGSTOP)
-        try:
+        with frozen(self.process.pid):
             yield
-        finally:
-            for each in family:
-                with suppress(psutil.NoSuchProcess):
-                    each.send_signal(signal.SIGCONT)
 
     @contextmanager
     def down(self) -> Iterator[None]:
         """Kill it with ``kill -9``, and start it again when the block ends."""
-        family = self._family()
+        parent = psutil.Process(self.process.pid)
+        family = [parent, *parent.children(recursive=True)]
         for each in family:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
@@ -95,10 +90,6 @@ class Replica:
         with suppress(OperationalError):
             return self.run("SELECT pg_is_in_recovery()") is True
         return False
-
-    def _family(self) -> list[psutil.Process]:
-        parent = psutil.Process(self.process.pid)
-        return [parent, *parent.children(recursive=True)]
 
 
 @contextmanager
