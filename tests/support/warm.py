@@ -9,6 +9,7 @@ Each test runner has one such process. It ends with its runner.
 """
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -231,6 +232,7 @@ def main() -> None:
     """Import what the programs import, and serve."""
     for module in ("app.cli", "app.collector.web", "app.collector.commands", "uvicorn.server"):
         import_module(module)
+    gc.freeze()  # a fork whose collector visits these objects copies each page of them
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         serve(requests)
 
