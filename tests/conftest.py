@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import redis
 import trustme
 from hypothesis import HealthCheck, settings
-from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+from sqlalchemy import Engine, NullPool, QueuePool, create_engine, make_url, text
 
 import tests.guard.sitecustomize  # noqa: F401 - cuts the tests off from the network
 from app import database, grants, sender
@@ -26,7 +27,7 @@ from demo import consentos, servers
 from migrations import migrate
 from tests.support.collector import Collector, serving
 from tests.support.command import with_password
-from tests.support.metrics import free_port
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.receiver import Receiver, receiving
 
@@ -84,12 +85,31 @@ def server_url(embedded: servers.Servers | None) -> str:
     return make_url(url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
+def pooled(url: str) -> Engine:
+    """Return an engine for a test that looks at a database often: it keeps its sessions.
+
+    A session that has died is replaced. To end all sessions, dispose of the engine.
+    """
+    unprepared = {"prepare_threshold": None}  # a test may change the columns of a result
+    return create_engine(url, pool_pre_ping=True, connect_args=unprepared)
+
+
+def _end_sessions(engine: Engine) -> None:
+    pool = engine.pool
+    assert isinstance(pool, QueuePool)
+    deadline = time.monotonic() + 10
+    while pool.checkedout():  # by a thread of the receiver
+        assert time.monotonic() < deadline, "a session is still in use"
+        time.sleep(0.01)
+    engine.dispose()
+
+
 class Databases:
     """Makes databases from templates; one that is dropped at once hardly reaches the disk."""
 
     def __init__(self, url: str) -> None:
         self._url = make_url(url)
-        self._server = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        self._server = pooled(url).execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def copy_of(self, template: str) -> Iterator[str]:
@@ -110,11 +130,16 @@ class Databases:
         with self._server.connect() as server:
             server.execute(text(f"DROP ROLE {name}"))
 
+    def close(self) -> None:
+        self._server.dispose()
+
 
 @pytest.fixture(scope="session")
-def databases(server_url: str) -> Databases:
+def databases(server_url: str) -> Iterator[Databases]:
     """The maker of databases."""
-    return Databases(server_url)
+    maker = Databases(server_url)
+    yield maker
+    maker.close()
 
 
 @pytest.fixture(scope="session")
@@ -212,9 +237,11 @@ def database_url(
 
 
 @pytest.fixture
-def db(database_url: str) -> Engine:
+def db(database_url: str) -> Iterator[Engine]:
     """The ConsentOS database, looked at from outside."""
-    return database.engine(database_url)
+    engine = pooled(database_url)
+    yield engine
+    _end_sessions(engine)
 
 
 @pytest.fixture
@@ -268,6 +295,7 @@ def clock(db: Engine) -> Clock:
                 "clock.shift": f"'{shift}'",
             }.items():
                 connection.execute(text(f'ALTER DATABASE "{name}" SET {setting} = {value}'))
+        _end_sessions(db)
 
     return travel
 

@@ -9,7 +9,6 @@ arguments are pytest's. The tests of the collector's proxy use Debian's nginx.
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from urllib.parse import quote
 import psycopg
 from redis import Redis
 
+from tests.support.ports import free_port
 from tests.support.processes import ROOT
 
 SUBSET = (
@@ -101,8 +101,7 @@ def postgres(programs: Path, directory: Path) -> Iterator[str]:
 def redis(program: Path, directory: Path) -> Iterator[str]:
     """Run a fresh Redis; yield its URL."""
     log = directory / "redis.log"
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {"port": port, "bind": "127.0.0.1", "save": "", "dir": directory}
     options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     with running([program, *options], log, None):

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 from sqlalchemy import Connection, NullPool, create_engine, event, text
 from sqlalchemy.exc import OperationalError
@@ -203,7 +204,7 @@ def answers(connection: Connection) -> bool:
 
 
 def reachable(url: str) -> bool:
-    with suppress(OperationalError):
+    with suppress(psycopg.OperationalError):
         return query(url, "SELECT true") == [(True,)]
     return False
 

@@ -13,6 +13,7 @@ from app import database
 from tests.conftest import Clock
 from tests.support.command import command
 from tests.support.database import count, one, outbox_row
+from tests.support.ports import free_port
 from tests.support.processes import HONCHO, WAYS, Process, Processes, Stopped
 from tests.support.receiver import Receiver, answer, stay_silent
 from tests.support.steps import (
@@ -50,8 +51,7 @@ def kill(stopped: Stopped, db: Engine) -> None:
 @pytest.fixture
 def collector(processes: Processes, collector_database: str, receiver: Receiver) -> Engine:
     """The database of a collector, to which the receiver forwards every request."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {"COLLECTOR_DATABASE_URL": collector_database, "PORT": str(port)}
     assert processes.start("release", "Procfile.collector", **settings).wait(30) == 0
     processes.start("web", "Procfile.collector", **settings).wait_for("collector.ready")

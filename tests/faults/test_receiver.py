@@ -21,6 +21,7 @@ from app.pipeline import Pipeline
 from app.retry import Outcome
 from tests.conftest import Clock
 from tests.support.database import attempts, one, outbox_row, run
+from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.receiver import Receiver, answer, receiving, stay_silent
 from tests.support.steps import (
@@ -155,8 +156,7 @@ def test_no_cookie_comes_back(receiver: Receiver) -> None:
 
 
 def test_a_port_without_a_listener_refuses_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     outcome, _ = post(f"http://127.0.0.1:{port}/")
     assert (outcome.result, outcome.error) == ("retryable", "refused")
 

@@ -20,6 +20,7 @@ from tests.support.command import command, commands, commands_each_in
 from tests.support.database import count, one, outbox_row, run
 from tests.support.processes import ROOT, Processes, minimal
 from tests.support.receiver import Receiver
+from tests.support.steps import until_worked_off
 
 DAY = "2026-05-02"
 STATE = "SELECT state FROM telemetry_outbox"
@@ -95,6 +96,7 @@ def test_no_worker_sends_it_after_that_and_the_day_is_used_up(
     processes.wake("sweep")
     processes.wake("drain")
     worker.wait_for("telemetry.enabled")
+    until_worked_off(processes)
     pipeline.sweep()
     assert not pipeline.write_heartbeat()
     pipeline.drain()

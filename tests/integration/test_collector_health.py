@@ -29,7 +29,8 @@ from tests.support.collector import (
     run,
     serving,
 )
-from tests.support.metrics import free_port, samples
+from tests.support.metrics import samples
+from tests.support.ports import free_port
 
 QUICK = """
 from app.collector import health, inbox, housekeeping

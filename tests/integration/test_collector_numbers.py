@@ -8,6 +8,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -20,7 +21,7 @@ from app.collector.daily import Filter
 from app.payload import NEWEST, Heartbeat, parse
 from demo.fleet import Batch, Fleet, by_minute
 from migrations import migrate
-from tests.conftest import Databases
+from tests.conftest import Databases, pooled
 from tests.support.database import one
 from tests.support.published import EXAMPLE
 
@@ -128,18 +129,19 @@ def heartbeat(install: int = 1, sent_at: str = "2026-03-01T02:30:00", **said: An
 
 
 @pytest.fixture
-def collector(collector_database: str) -> Engine:
-    return migrated(collector_database)
+def collector(migrated: str) -> Iterator[Engine]:
+    with listing_releases(migrated) as engine:
+        yield engine
 
 
-def migrated(url: str) -> Engine:
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.connect() as connection:
-        migrate(connection, "collector")
+@contextmanager
+def listing_releases(url: str) -> Iterator[Engine]:
+    engine = pooled(url)
     with engine.begin() as connection:
         for version in RELEASES:
             connection.execute(text(f"INSERT INTO release VALUES ('{version}', '2026-01-01')"))
-    return engine
+    yield engine
+    engine.dispose()
 
 
 def take(collector: Engine, at: str, *heartbeats: Heartbeat, established_days: int = 1) -> None:
@@ -214,11 +216,13 @@ def truths(days: Sequence[tuple[date, list[Batch]]]) -> dict[date, Truth]:
 
 @pytest.fixture(scope="module")
 def counted_daily(
-    databases: Databases, days: Sequence[tuple[date, list[Batch]]], truths: dict[date, Truth]
+    databases: Databases,
+    collector_template: str,
+    days: Sequence[tuple[date, list[Batch]]],
+    truths: dict[date, Truth],
 ) -> Iterator[Engine]:
     """A collector that has taken the fleet's heartbeats, and has counted each day in its time."""
-    with databases.copy_of("template1") as url:
-        engine = migrated(url)
+    with databases.copy_of(collector_template) as url, listing_releases(url) as engine:
         for day, batches in days:
             with engine.begin() as connection:
                 for batch in batches:

@@ -17,6 +17,7 @@ from app.collector.outcomes import BUSIEST, OUTCOMES, Outcomes
 from app.payload import NEWEST, SCHEMA_VERSION
 from tests.support import metrics
 from tests.support.collector import BODY, INSTANCE, Collector, changed, head, of, query, serving
+from tests.support.ports import free_port
 
 NEWER = changed(telemetry_schema=SCHEMA_VERSION + 1, invented="opensesame")
 
@@ -126,6 +127,7 @@ def test_every_way_in_which_a_request_can_end_is_counted_when_the_process_ends(
 
 OFTEN = """
 from app.collector import housekeeping
+from tests.support.ports import free_port
 from app.collector.__main__ import main
 
 housekeeping.EVERY_SECONDS = 0.1
@@ -203,7 +205,7 @@ def test_a_table_of_outcomes_that_is_held_keeps_no_heartbeat_waiting_and_not_the
 def test_a_heartbeat_that_comes_twice_at_once_is_one_accepted_and_one_duplicate(
     migrated: str, tmp_path: Path
 ) -> None:
-    port = metrics.free_port()
+    port = free_port()
     with serving(migrated, tmp_path / "log", COLLECTOR_METRICS_PORT=str(port)) as own:
         with create_engine(own.url, poolclass=NullPool).begin() as holder:
             holder.execute(text("LOCK TABLE heartbeat IN EXCLUSIVE MODE"))

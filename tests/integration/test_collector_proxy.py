@@ -20,6 +20,7 @@ import pytest
 import trustme
 
 from tests.support.collector import BODY, JSON, Collector, answer, head, of, query, serving
+from tests.support.ports import free_port
 from tests.support.processes import ROOT
 
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -27,12 +28,6 @@ CONFIGURATION = ROOT / "deploy" / "collector" / "nginx.conf"
 FORGED = {"X-Forwarded-For": "198.51.100.7, 127.0.0.1", "Forwarded": "for=198.51.100.7"}
 
 pytestmark = pytest.mark.skipif(not NGINX, reason="apt install nginx; `make test-versions` has it")
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        opened = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in opened]
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ def configured(proxy: Proxy) -> str:
 
 @pytest.fixture
 def proxy(tmp_path: Path, authority: trustme.CA) -> Iterator[Proxy]:
-    port, plain, *behind = free_ports(4)
+    port, plain, *behind = (free_port() for _ in range(4))
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
     found = Proxy(port, plain, (behind[0], behind[1]), trust, tmp_path)

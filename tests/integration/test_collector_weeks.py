@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -393,6 +394,6 @@ def test_a_release_before_that_still_runs_deletes_nothing_new(collector_database
         " WHERE received_at < now() - interval '100 days' ORDER BY received_at LIMIT 1000"
         " FOR UPDATE SKIP LOCKED))"
     )
-    with pytest.raises(DBAPIError, match="ctid repeats"):
+    with pytest.raises(psycopg.errors.RaiseException, match="ctid repeats"):
         query(collector_database, as_it_did)
     assert query(collector_database, "SELECT count(*) FROM heartbeat") == [(BY_HOUR + 1,)]

@@ -1,6 +1,5 @@
 """Each accepted spelling of a database's URL connects to that database."""
 
-import socket
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -12,6 +11,7 @@ from app.settings import Settings
 from demo.servers import Servers
 from tests.conftest import ROLE
 from tests.support.database import one
+from tests.support.ports import free_port
 from tests.support.relay import relaying
 
 
@@ -22,8 +22,7 @@ def words(embedded: Servers | None, database_url: str) -> Iterator[dict[str, obj
         pytest.skip("the server that TEST_DATABASE_URL names has an address of its own")
     url = make_url(database_url)
     directory, port = str(url.query["host"]), url.query["port"]
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        dead = probe.getsockname()[1]
+    dead = free_port()
     with relaying(f"{directory}/.s.PGSQL.{port}") as relay:
         yield {
             "user": ROLE,

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine
 
-from app import instance, outbox
+from app import database, instance, outbox
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.support.database import count, one, run
@@ -33,12 +33,16 @@ def at_once(times: int, what: Callable[[], Result]) -> list[Result]:
 
 
 @pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
-def test_first_boots_at_once_make_one_instance(db: Engine, isolation: str) -> None:
+def test_first_boots_at_once_make_one_instance(
+    db: Engine, database_url: str, isolation: str
+) -> None:
     name = one(db, "SELECT current_database()")
     run(db, f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = '{isolation}'")
 
+    own = database.engine(database_url)
+
     def boot() -> UUID:
-        with db.begin() as connection:
+        with own.begin() as connection:
             return instance.ensure(connection)
 
     assert len(set(at_once(16, boot))) == 1
@@ -55,7 +59,7 @@ def test_workers_at_once_write_one_heartbeat(environment: dict[str, str], db: En
 
 def test_workers_at_once_give_the_notice_once(environment: dict[str, str], db: Engine) -> None:
     assert environment
-    at_once(16, lambda: Pipeline(Settings.load()).sweep())
+    at_once(6, lambda: Pipeline(Settings.load()).sweep())  # each waits for a lock for 1 s at most
     assert count(db, "telemetry_notice") == 1
 
 

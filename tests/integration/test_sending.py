@@ -2,7 +2,6 @@
 
 import logging
 import re
-import socket
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from app import database
 from app.outbox import claim
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
 from tests.support.database import attempts, count, one, outbox_row, run
+from tests.support.ports import free_port
 from tests.support.receiver import Receiver, answer
 from tests.support.steps import eventually
 
@@ -81,9 +82,10 @@ class TestDelivered:
         clock: Clock,
         receiver: Receiver,
         db: Engine,
+        database_url: str,
         logged: pytest.LogCaptureFixture,
     ) -> None:
-        with db.connect() as operator:
+        with database.engine(database_url).connect() as operator:
             operator.execute(text("DELETE FROM instance"))  # and does not commit
             pipeline.drain()
             clock("2026-05-02T04:00:00Z")
@@ -202,8 +204,7 @@ class TestRetried:
     def test_a_port_without_a_listener_is_recorded_as_refused(
         self, db: Engine, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
     ) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         monkeypatch.setenv("TELEMETRY_ENDPOINT", f"http://127.0.0.1:{port}/?token=secret")
         Pipeline(Settings.load()).drain()
         assert [(a["outcome"], a["http_status"], a["error"]) for a in attempts(db)] == [

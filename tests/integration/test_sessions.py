@@ -147,7 +147,8 @@ def test_no_statement_is_prepared_because_a_pooler_changes_sessions_between_tran
     assert prepared == 0
 
 
-def test_an_error_of_the_database_repeats_no_parameter(db: Engine) -> None:
-    with db.connect() as connection, pytest.raises(DBAPIError) as failure:
+def test_an_error_of_the_database_repeats_no_parameter(database_url: str) -> None:
+    own = database.engine(database_url)
+    with own.connect() as connection, pytest.raises(DBAPIError) as failure:
         connection.execute(text("SELECT nothing, :secret"), {"secret": "correct horse"})
     assert "correct horse" not in str(failure.value)

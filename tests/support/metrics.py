@@ -1,16 +1,7 @@
-"""A collector's metrics, and a port for them."""
-
-import socket
+"""A collector's metrics."""
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
-
-
-def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    return port
 
 
 def samples(port: int) -> dict[str, float]:
