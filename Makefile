@@ -43,7 +43,7 @@ test-versions: .venv-debian/.made ## Run the tests that depend on a version, on 
 	@.venv-debian/bin/python -m tests.versions
 
 test-faults: setup ## Run the tests that kill, freeze and disconnect the real processes
-	@$(BIN)/pytest --numprocesses 6 --maxprocesses 6 tests/faults
+	@$(BIN)/pytest --numprocesses 6 --maxprocesses 6 --dist loadgroup tests/faults
 
 test-browser: .venv-browser/.made ## Test the collector's page in a real browser
 	@command -v chromium > /dev/null || { echo "A browser is required. Run: apt install chromium"; exit 1; }
@@ -93,4 +93,5 @@ lock: setup ## Lock the newest versions that pyproject.toml allows
 	@$(LOCK) --upgrade --group browser --constraint requirements/dev.txt --output-file requirements/browser.txt
 
 clean: ## Delete everything that these targets create
+	@rm -rf /dev/shm/consentos-telemetry-$$(printf %s "$(CURDIR)" | sha256sum | cut -c 1-16)
 	@rm -rf .venv .venv-bench .venv-browser .venv-debian .data .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

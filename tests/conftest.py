@@ -8,10 +8,12 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from threading import Thread
 from uuid import uuid4
 
+import psutil
 import pytest
 import redis
 import trustme
@@ -37,6 +39,9 @@ RUNNER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
 
 ROLE = f"telemetry_test_{RUNNER}"
 """The role of the pipeline under test, which may do what `consentos-telemetry grants` lists."""
+
+MEMORY_BYTES = 4 * 2**30
+"""Memory that is free when the servers' files are kept in it. They take less than 1 GiB."""
 
 # A busy machine makes an example slow, which is no fault of the code. Without a parent the profile
 # extends the active one: Hypothesis's own "ci", whose examples are the same in every run, in CI.
@@ -65,14 +70,29 @@ def only_what_a_test_sets() -> None:
             del os.environ[name]
 
 
+def room() -> Path:
+    """Return the directory for the files of servers: in memory, where there is plenty of it.
+
+    Hundreds of databases are made and dropped. That takes a quarter longer in a disk's file system.
+    The name is the same each time, so that what a killed run leaves is wiped by the next one.
+    """
+    directory, memory = ROOT / ".data", Path("/dev/shm")  # noqa: S108 - the owner is checked below
+    if memory.is_dir():
+        free = min(shutil.disk_usage(memory).free, psutil.virtual_memory().available)
+        if free > MEMORY_BYTES:
+            directory = memory / f"consentos-telemetry-{sha256(bytes(ROOT)).hexdigest()[:16]}"
+    directory.mkdir(exist_ok=True)
+    assert directory.stat().st_uid == os.getuid(), f"{directory} belongs to another user"
+    return directory
+
+
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[servers.Servers | None]:
     """The embedded servers, or None where TEST_DATABASE_URL and TEST_REDIS_URL name others."""
     if os.environ.get("TEST_DATABASE_URL") and os.environ.get("TEST_REDIS_URL"):
         yield None
         return
-    directory = ROOT / ".data" / f"test-{RUNNER}"
-    directory.parent.mkdir(exist_ok=True)
+    directory = room() / f"test-{RUNNER}"
     with servers.running(directory) as running:
         yield running
     shutil.rmtree(directory)  # hundreds of databases

@@ -127,7 +127,7 @@ class Readers:
         return _read(self._primary, what, None)
 
     def _failed(self, standby: Engine, error: SQLAlchemyError) -> None:
-        if _sqlstate(error) == CONFLICT:
+        if _conflicts(error):
             return  # the standby works; only this statement was cancelled
         self._found = _Look(_cause(error))
         standby.dispose()  # otherwise the next request would wait on another connection to it
@@ -189,7 +189,7 @@ class Readers:
         except LookupError:
             return _Look("it does not report how far it has replayed")
         except SQLAlchemyError as error:
-            return _Look(_cause(error))
+            return self._found if _conflicts(error) else _Look(_cause(error))
 
 
 def _read(
@@ -215,6 +215,14 @@ def _outdated(connection: Connection) -> str | None:
 def _sqlstate(error: Exception) -> str | None:
     state: str | None = getattr(getattr(error, "orig", None), "sqlstate", None)
     return state
+
+
+def _conflicts(error: Exception) -> bool:
+    """Return whether the replay has cancelled a statement, or a connection that was being made.
+
+    An error of a connection that is being made has no SQLSTATE.
+    """
+    return _sqlstate(error) == CONFLICT or "conflict with recovery" in str(error)
 
 
 def _cause(error: Exception) -> str:

@@ -17,11 +17,14 @@ from app.collector.phrases import long_date, moment
 from app.collector.reading import BEHIND, Mark, Reached, behind
 from demo import servers
 from tests.browser.collector import seed
-from tests.conftest import ROOT, RUNNER
+from tests.conftest import RUNNER, room
 from tests.support import replica
 from tests.support.breakable import Server
 from tests.support.collector import BODY, INSTANCE, Collector, query, run, serving
 from tests.support.replica import Replica
+
+pytestmark = pytest.mark.xdist_group("standby")
+"""One runner has a standby, which is enough for a machine."""
 
 QUICK = """
 from datetime import timedelta
@@ -60,7 +63,7 @@ def standby(embedded: servers.Servers | None) -> Iterator[Replica]:
     """A standby of the server that this runner's databases are on."""
     if embedded is None:
         pytest.skip("a server named by TEST_DATABASE_URL has no standby")
-    with replica.running(embedded, ROOT / ".data" / f"standby-{RUNNER}") as running:
+    with replica.running(embedded, room() / f"standby-{RUNNER}") as running:
         yield running
 
 
@@ -280,8 +283,16 @@ def test_a_standby_that_has_not_replayed_a_migration_is_not_read(
             until(lambda: "collector.standby_back" in own.log())
 
 
-def test_a_statement_that_conflicts_with_what_is_replayed_is_asked_of_the_primary(
-    counted: str, standby: Replica, tmp_path: Path
+@pytest.mark.parametrize(
+    ("meanwhile", "state"),
+    [
+        ("connection.execute(text('SELECT pg_sleep(4)'))", "active"),
+        ("time.sleep(4)", "idle in transaction"),
+    ],
+    ids=["in a statement", "between two statements"],
+)
+def test_what_conflicts_with_the_replay_is_asked_of_the_primary(
+    counted: str, standby: Replica, tmp_path: Path, meanwhile: str, state: str
 ) -> None:
     # A lock of the primary's is replayed while the page is read at the standby.
     slow = (
@@ -290,8 +301,8 @@ def test_a_statement_that_conflicts_with_what_is_replayed_is_asked_of_the_primar
         "span = daily.span",
         "def slowly(connection):",
         "    found = span(connection)",
-        "    if connection.scalar(text('SELECT pg_is_in_recovery()')):",
-        "        connection.execute(text('SELECT pg_sleep(1.5)'))",
+        "    if connection.scalar(text('SELECT pg_is_in_recovery() /* slowly */')):",
+        f"        {meanwhile}",
         "    return found",
         "from sqlalchemy import text",
         "daily.span = slowly",
@@ -300,7 +311,11 @@ def test_a_statement_that_conflicts_with_what_is_replayed_is_asked_of_the_primar
         engine = create_engine(counted)
         with ThreadPoolExecutor(1) as asked:
             answer = asked.submit(own.client.get, "/v1/stats.json?edition=ce")
-            time.sleep(0.5)
+            reads = (
+                f"SELECT count(*) FROM pg_stat_activity WHERE state = '{state}'"
+                " AND query ~ 'pg_sleep|slowly' AND pid <> pg_backend_pid()"
+            )
+            until(lambda: standby.run(reads) == 1)
             with engine.begin() as connection:
                 connection.execute(text("ALTER TABLE measured ADD COLUMN more integer"))
             assert answer.result().status_code == 200
@@ -310,6 +325,34 @@ def test_a_statement_that_conflicts_with_what_is_replayed_is_asked_of_the_primar
         until(lambda: standby.run(conflicts) == 1)
         assert gone(own) == []
         assert own.failures("stage=page") == []
+
+
+def test_a_check_whose_connection_conflicts_with_the_replay_leaves_the_standby_in_use(
+    counted: str, standby: Replica, tmp_path: Path
+) -> None:
+    # The words of a hot standby's Postgres to who was about to connect.
+    cancelled = (
+        "from threading import current_thread",
+        "from psycopg import OperationalError",
+        "connect = reading.bounded._Bounded.connect",
+        "def connecting(*given, **named):",
+        "    if current_thread().name == 'reading' and 'standby' in str(named):",
+        "        checks.append(1)",
+        "        if len(checks) > 1:",
+        "            print('conflict', flush=True)",
+        "            raise OperationalError('connection failed: FATAL:  canceling statement'",
+        "                                   ' due to conflict with recovery')",
+        "    return connect(*given, **named)",
+        "checks = []",
+        "reading.bounded._Bounded.connect = connecting",
+    )
+    with served(counted, standby, tmp_path / "log", *cancelled) as own:
+        with standby.paused():
+            query(counted, "DELETE FROM install")
+            checks = own.log().count("conflict")
+            until(lambda: own.log().count("conflict") > checks + 2)
+            assert active(own) != 0  # the primary has none
+        assert gone(own) == []
 
 
 @pytest.mark.parametrize(

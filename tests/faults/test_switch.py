@@ -8,6 +8,7 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
+from app import database
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
@@ -104,6 +105,7 @@ class TestOff:
         clock: Clock,
         receiver: Receiver,
         db: Engine,
+        database_url: str,
         switch: dict[str, str],
     ) -> None:
         receiver.answers = [stay_silent]
@@ -111,7 +113,7 @@ class TestOff:
         processes.wake("drain")
         receiver.wait_for(1)
         off = restart(processes, worker, **switch)
-        with nothing_of_consentos_readable(db):
+        with nothing_of_consentos_readable(database.engine(database_url)):
             do(processes, "drain", "sweep")
             assert days(db) == {TODAY: "sending"}
             clock(MORE_THAN_A_LEASE)
