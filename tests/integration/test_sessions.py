@@ -138,9 +138,9 @@ def test_a_server_that_vanished_is_noticed_within_half_a_minute(over_tcp: Connec
 
 
 def test_no_statement_is_prepared_because_a_pooler_changes_sessions_between_transactions(
-    db: Engine,
+    database_url: str,
 ) -> None:
-    with db.connect() as connection:
+    with database.engine(database_url).connect() as connection:
         for _ in range(10):
             connection.execute(text("SELECT :number"), {"number": 1})
         prepared = connection.scalar(text("SELECT count(*) FROM pg_prepared_statements"))
