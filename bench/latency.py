@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 
 import psycopg
 from matplotlib.figure import Figure
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 
 from app import database
-from bench.rig import DATA, Rig, make_it_the_past
+from app.database import Link
+from bench.rig import DATA, Rig, RigError, make_it_the_past
 
 HEARTBEATS = 200
 WARM_UP = 5
@@ -48,6 +49,8 @@ def measure(rig: Rig, say: Say) -> dict[str, Any]:
     say(f"{HEARTBEATS} heartbeats of made-up days, and the bare operations")
     process = rig.start(f"exec {sys.executable} -m bench.latency {found}", install.env)
     rig.wait(process, seconds=180)
+    if not found.exists():
+        raise RigError("The worker of the bench failed; see .data/bench/processes.log.")
     samples: dict[str, dict[str, list[float]]] = json.loads(found.read_text())
     bare = {name: statistics.median(values) for name, values in samples["bare"].items()}
     stages = {
@@ -75,20 +78,26 @@ class Watch:
     """Notes when a worker of this process begins and ends the stages of a heartbeat."""
 
     def __init__(self) -> None:
-        """Watch the pipeline's transactions, its drains and the POST."""
+        """Watch the pipeline's connections, transactions and drains, and the POST."""
         from app import sender  # noqa: PLC0415 - as a worker does, with its first actor
         from app.pipeline import Pipeline  # noqa: PLC0415
 
+        self.links: list[float] = []
         self.transactions: list[tuple[float, float]] = []
         self.drains: list[float] = []
         self.posts: list[tuple[float, float]] = []
         self._idle: SimpleQueue[None] = SimpleQueue()
-        transaction, drain, post = Pipeline.transaction, Pipeline.drain, sender.post
+        connect, transaction = Link.__init__, Link.transaction
+        drain, post = Pipeline.drain, sender.post
+
+        def watched_connect(link: Link, engine: Engine) -> None:
+            self.links.append(time.perf_counter())
+            connect(link, engine)
 
         @contextmanager
-        def watched_transaction(pipeline: Pipeline, **options: Any) -> Iterator[Connection]:
+        def watched_transaction(link: Link, **options: Any) -> Iterator[Connection]:
             started = time.perf_counter()
-            with transaction(pipeline, **options) as connection:
+            with transaction(link, **options) as connection:
                 yield connection
             self.transactions.append((started, time.perf_counter()))
 
@@ -103,22 +112,25 @@ class Watch:
             self.posts.append((started, time.perf_counter()))
             return outcome
 
-        setattr(Pipeline, "transaction", watched_transaction)  # noqa: B010 - see above
-        setattr(Pipeline, "drain", watched_drain)  # noqa: B010 - it is no attribute of ours
+        for owner, name, watched in (
+            (Link, "__init__", watched_connect),
+            (Link, "transaction", watched_transaction),
+            (Pipeline, "drain", watched_drain),
+        ):
+            setattr(owner, name, watched)
         sender.post = watched_post
 
     def heartbeat(self, tick: Callable[[], object]) -> dict[str, float]:
         """Return the milliseconds of each stage of one heartbeat, and of the whole."""
-        for noted in (self.transactions, self.drains, self.posts):
+        for noted in (self.links, self.transactions, self.drains, self.posts):
             noted.clear()
         started = time.perf_counter()
         tick()
         self._idle.get(timeout=10)
         took = dict(zip(TRANSACTIONS, self.transactions, strict=False))
-        took["claim"] = (
-            self.drains[0],
-            took["claim"][1],
-        )  # it connects first
+        # Both connect first.
+        took["write"] = (self.links[0], took["write"][1])
+        took["claim"] = (self.drains[0], took["claim"][1])
         took["wake-up"] = (started, took["write"][0])
         took["wake-up again"] = (took["write"][1], self.drains[0])
         took["POST"] = self.posts[0]
