@@ -68,7 +68,7 @@ class Install:
     @property
     def engine(self) -> Engine:
         """Its database, for a look from outside."""
-        return database.engine(with_driver(self.url))
+        return database.engine(with_driver(self.url), patience=300)
 
     def wake(self, actor: str) -> None:
         """Send an actor its message, as the scheduler does at a tick."""
