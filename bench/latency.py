@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from sqlalchemy import Connection, Engine, text
 
 from app import database
-from app.database import Link
 from bench.rig import DATA, Rig, RigError, make_it_the_past
 
 HEARTBEATS = 200
@@ -87,15 +86,15 @@ class Watch:
         self.drains: list[float] = []
         self.posts: list[tuple[float, float]] = []
         self._idle: SimpleQueue[None] = SimpleQueue()
-        connect, transaction = Link.__init__, Link.transaction
+        connect, transaction = database.Link.__init__, database.Link.transaction
         drain, post = Pipeline.drain, sender.post
 
-        def watched_connect(link: Link, engine: Engine) -> None:
+        def watched_connect(link: database.Link, engine: Engine) -> None:
             self.links.append(time.perf_counter())
             connect(link, engine)
 
         @contextmanager
-        def watched_transaction(link: Link, **options: Any) -> Iterator[Connection]:
+        def watched_transaction(link: database.Link, **options: Any) -> Iterator[Connection]:
             started = time.perf_counter()
             with transaction(link, **options) as connection:
                 yield connection
@@ -113,8 +112,8 @@ class Watch:
             return outcome
 
         for owner, name, watched in (
-            (Link, "__init__", watched_connect),
-            (Link, "transaction", watched_transaction),
+            (database.Link, "__init__", watched_connect),
+            (database.Link, "transaction", watched_transaction),
             (Pipeline, "drain", watched_drain),
         ):
             setattr(owner, name, watched)

@@ -67,7 +67,7 @@ class Install:
 
     @property
     def engine(self) -> Engine:
-        """Its database, for a look from outside."""
+        """Its database, to look at it and to fill it with millions of rows in one statement."""
         return database.engine(with_driver(self.url), patience=300)
 
     def wake(self, actor: str) -> None:

@@ -70,17 +70,17 @@ def only_what_a_test_sets() -> None:
             del os.environ[name]
 
 
-def room() -> Path:
+def room(project: Path = ROOT) -> Path:
     """Return the directory for the files of servers: in memory, where there is plenty of it.
 
-    Hundreds of databases are made and dropped. That takes a quarter longer in a disk's file system.
-    The name is the same each time, so that what a killed run leaves is wiped by the next one.
+    Hundreds of databases are made and dropped. The tests take a fifth longer where that reaches a
+    disk's file system. What a killed run leaves is wiped by the next one, or by ``make clean``.
     """
-    directory, memory = ROOT / ".data", Path("/dev/shm")  # noqa: S108 - the owner is checked below
+    directory, memory = project / ".data", Path("/dev/shm")  # noqa: S108 - the owner is checked below
     if memory.is_dir():
         free = min(shutil.disk_usage(memory).free, psutil.virtual_memory().available)
         if free > MEMORY_BYTES:
-            directory = memory / f"consentos-telemetry-{sha256(bytes(ROOT)).hexdigest()[:16]}"
+            directory = memory / f"consentos-telemetry-{sha256(bytes(project)).hexdigest()[:16]}"
     directory.mkdir(exist_ok=True)
     assert directory.stat().st_uid == os.getuid(), f"{directory} belongs to another user"
     return directory

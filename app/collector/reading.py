@@ -24,6 +24,8 @@ from app.collector import bounded
 
 EVERY_SECONDS = 5.0
 """The time between two checks."""
+AGAIN_SECONDS = 0.5
+"""The time until a check is repeated that conflicted with the replay, and so has no result."""
 STALE_SECONDS = 20.0
 """The result of a check is ignored after so long."""
 BEHIND = timedelta(minutes=1)
@@ -128,7 +130,7 @@ class Readers:
 
     def _failed(self, standby: Engine, error: SQLAlchemyError) -> None:
         if _conflicts(error):
-            return  # the standby works; only this statement was cancelled
+            return  # the standby works; only this statement or connection was cancelled
         self._found = _Look(_cause(error))
         standby.dispose()  # otherwise the next request would wait on another connection to it
         self._log.write(self._found.trouble, time.monotonic())
@@ -158,8 +160,12 @@ class Readers:
         standby, primary = self._looks
         while not ended.is_set():
             self._mark(primary)
-            self._found = self._look(standby)
-            self._log.write(self._found.trouble, time.monotonic())
+            found = self._look(standby)
+            if found is None:
+                ended.wait(AGAIN_SECONDS)
+                continue
+            self._found = found
+            self._log.write(found.trouble, time.monotonic())
             looked.set()
             ended.wait(EVERY_SECONDS)
 
@@ -174,7 +180,8 @@ class Readers:
             return  # /readyz reports it
         self._marks.append(Mark(int(lsn), at, seen))
 
-    def _look(self, standby: Engine) -> _Look:
+    def _look(self, standby: Engine) -> _Look | None:
+        """Check the standby; return None if the check itself conflicted with the replay."""
         try:
             with standby.connect() as connection:
                 connection.execute(_BOUND)
@@ -189,7 +196,7 @@ class Readers:
         except LookupError:
             return _Look("it does not report how far it has replayed")
         except SQLAlchemyError as error:
-            return self._found if _conflicts(error) else _Look(_cause(error))
+            return None if _conflicts(error) else _Look(_cause(error))
 
 
 def _read(
@@ -220,7 +227,7 @@ def _sqlstate(error: Exception) -> str | None:
 def _conflicts(error: Exception) -> bool:
     """Return whether the replay has cancelled a statement, or a connection that was being made.
 
-    An error of a connection that is being made has no SQLSTATE.
+    An error of a connection that is being made has no SQLSTATE, so that only its words show it.
     """
     return _sqlstate(error) == CONFLICT or "conflict with recovery" in str(error)
 

@@ -22,7 +22,6 @@ from app.collector import daily, recount, store, suspects
 from app.collector.__main__ import cli, main
 from app.collector.suspects import Selector
 from app.payload import parse
-from migrations import migrate
 from tests.conftest import Databases
 from tests.guard import __path__ as guard
 from tests.support import attack, warm
@@ -59,18 +58,9 @@ def named(url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def empty_fleet(databases: Databases) -> Iterator[str]:
-    """The name of a collector's database without a heartbeat, to copy."""
-    with databases.copy_of("template1") as url:
-        with opened(url).connect() as connection:
-            migrate(connection, "collector")
-        yield named(url)
-
-
-@pytest.fixture(scope="module")
-def small_fleet(databases: Databases, empty_fleet: str) -> Iterator[str]:
+def small_fleet(databases: Databases, collector_template: str) -> Iterator[str]:
     """The name of a database with the heartbeats of a small fleet, whose days are counted."""
-    with databases.copy_of(empty_fleet) as url:
+    with databases.copy_of(collector_template) as url:
         attack.store_fleet(opened(url), installs=60, days=attack.DAYS, until=YESTERDAY)
         with databases.copy_of(named(url)) as counted:
             attack.set_clock(opened(counted), TODAY)
@@ -87,9 +77,9 @@ def url(databases: Databases, small_fleet: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def empty(databases: Databases, empty_fleet: str) -> Iterator[str]:
+def empty(databases: Databases, collector_template: str) -> Iterator[str]:
     """A collector without a heartbeat, at TODAY."""
-    with databases.copy_of(empty_fleet) as copy:
+    with databases.copy_of(collector_template) as copy:
         attack.set_clock(opened(copy), TODAY)
         yield copy
 
@@ -671,9 +661,9 @@ def as_shown(url: str, line: str) -> str:
 
 
 def test_after_an_attack_the_commands_of_the_page_bring_the_true_numbers_back(
-    databases: Databases, empty_fleet: str, run: Command
+    databases: Databases, collector_template: str, run: Command
 ) -> None:
-    with databases.copy_of(empty_fleet) as true:
+    with databases.copy_of(collector_template) as true:
         attack.store_fleet(
             opened(true), installs=attack.INSTALLS, days=attack.DAYS, until=YESTERDAY
         )

@@ -127,7 +127,6 @@ def test_every_way_in_which_a_request_can_end_is_counted_when_the_process_ends(
 
 OFTEN = """
 from app.collector import housekeeping
-from tests.support.ports import free_port
 from app.collector.__main__ import main
 
 housekeeping.EVERY_SECONDS = 0.1

@@ -2226,7 +2226,7 @@ MUTATIONS = (
         9,
         "a check that conflicts with the replay counts as a standby that is gone",
         "app/collector/reading.py",
-        "            return self._found if _conflicts(error) else _Look(_cause(error))\n",
+        "            return None if _conflicts(error) else _Look(_cause(error))\n",
         "            return _Look(_cause(error))\n",
         f"{STANDBY}::test_a_check_whose_connection_conflicts_with_the_replay_leaves_the_standby_in_use",
     ),

@@ -214,6 +214,10 @@ def _report_ended(running: dict[int, int]) -> None:
         os.close(status)
 
 
+_codes: list[object] = []
+"""What the program that a fork has become has given to ``sys.exit``."""
+
+
 def _become(argv: list[str], env: dict[str, str]) -> NoReturn:
     """Run a program as ``python`` would run it, and end."""
     os.environ.clear()
@@ -230,10 +234,6 @@ def _become(argv: list[str], env: dict[str, str]) -> NoReturn:
     except SystemExit as ended:
         _codes.append(ended.code)
         raise
-
-
-_codes: list[object] = []
-"""What the program that a fork has become has given to ``sys.exit``."""
 
 
 def _end_without_taking_down_the_modules() -> None:
