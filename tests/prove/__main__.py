@@ -7,7 +7,6 @@ must pass before the change and fail after it.
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Annotated
@@ -24,6 +25,7 @@ from rich.console import Console
 
 from demo import servers
 from tests.prove.mutations import MUTATIONS, Mutation
+from tests.support import warm
 
 ROOT = Path(__file__).parents[2]
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__")
@@ -32,6 +34,17 @@ COPIES = 4
 
 ALL_PASSED = 0
 """Pytest's exit code."""
+
+LIBRARIES = (
+    *("alembic.command", "anyio", "dramatiq.brokers.redis", "httpx", "hypothesis.strategies"),
+    *("jinja2", "pendulum", "periodiq", "prometheus_client", "psycopg", "pydantic_settings"),
+    *("pytest", "rich.table", "sqlalchemy.dialects.postgresql.psycopg", "starlette.applications"),
+    *("tenacity", "trustme", "typer", "uvicorn.server", "valkey"),
+)
+"""What the tests and the project import, but no module of the project's own: that may change."""
+
+SECONDS = count(1)
+"""Times of files, none of which is given twice."""
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 """Modules are compiled once for each copy, and not once for each mutation."""
@@ -67,6 +80,12 @@ def copied(path: Path) -> Iterator[Copy]:
         yield Copy(path, lent)
 
 
+@cache
+def libraries() -> warm.Parent:
+    """Return a process that forks for each run of pytest, which then need not import much."""
+    return warm.Parent(LIBRARIES)
+
+
 def run(
     copy: Path, *tests: str, options: str, lent: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
@@ -77,15 +96,26 @@ def run(
     pairs = [test.split("::") for test in tests]
     files = sorted({f"tests/{file}" for file, _ in pairs})
     names = " or ".join(name for _, name in pairs)
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--tb=line", *options.split(), *files, "-k", names],
-        cwd=copy,
-        env={**ENVIRONMENT, **(lent or {})},
-        capture_output=True,
-        text=True,
-        check=False,
+    known = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that are in LIBRARIES
+    words = ["-q", "--tb=line", "-W", known, *options.split(), *files, "-k", names]
+    ended = warm.run(
+        [sys.executable, "-m", "pytest", *words],
+        {**ENVIRONMENT, **(lent or {})},
+        directory=copy,
+        timeout=None,
+        parent=libraries(),
     )
     return ended.returncode, ended.stdout[-2000:]
+
+
+def write(file: Path, code: str) -> None:
+    """Write code with a time of its own.
+
+    Python takes what it compiled of a file for that of another one of the same second and size.
+    """
+    file.write_text(code)
+    second = next(SECONDS)
+    os.utime(file, (second, second))
 
 
 @contextmanager
@@ -95,11 +125,11 @@ def mutated(copy: Path, mutation: Mutation) -> Iterator[None]:
     code = file.read_text()
     if code.count(mutation.old) != 1:
         raise LookupError(f"{mutation.file} does not have exactly once: {mutation.old.strip()}")
-    file.write_text(code.replace(mutation.old, mutation.new))
+    write(file, code.replace(mutation.old, mutation.new))
     try:
         yield
     finally:
-        file.write_text(code)
+        write(file, code)
 
 
 SKIPPED = re.compile(r"\d skipped")

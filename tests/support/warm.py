@@ -5,7 +5,7 @@ death of its own. It only saves the second that Python needs to import SQLAlchem
 Starlette, which the tests would spend a thousand times. The lines of the Procfile that a test
 watches are started without it, by their own words: see ``tests.support.processes``.
 
-Each test runner has one such process. It ends with its runner.
+A process like that ends with the one that started it. Each test runner has one.
 """
 
 import atexit
@@ -30,6 +30,9 @@ from typing import IO, NoReturn
 
 ROOT = Path(__file__).parents[2]
 GUARD = ROOT / "tests" / "guard"
+PROGRAMS = ("app.cli", "app.collector.web", "app.collector.commands", "uvicorn.server")
+"""What the project's programs import."""
+
 LONGEST_REQUEST = 200_000
 """Bytes of a program's arguments and environment; a message is received whole or not at all."""
 
@@ -37,25 +40,10 @@ LONGEST_REQUEST = 200_000
 class Fork:
     """A program that was started by a fork, with the part of ``Popen`` that the tests use."""
 
-    def __init__(
-        self,
-        argv: Sequence[str],
-        env: Mapping[str, str],
-        *,
-        stdin: IO[bytes] | None = None,
-        stdout: IO[bytes],
-        stderr: IO[bytes],
-    ) -> None:
-        """Start ``python -m MODULE …`` or ``python -c CODE …`` in the project's directory."""
+    def __init__(self, status: int) -> None:
+        """Read the fork's number from a pipe, from which its exit code comes at its end."""
         self.returncode: int | None = None
-        self._status, other = os.pipe()
-        with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a device, opened for its number
-            streams = [(stream or nothing).fileno() for stream in (stdin, stdout, stderr)]
-            request = json.dumps({"argv": [*argv[1:]], "env": {**env}}).encode()
-            assert len(request) < LONGEST_REQUEST
-            with _SENDING:
-                socket.send_fds(_parent(), [request], [*streams, other])
-        os.close(other)
+        self._status = status
         self.pid = int(self._read())
 
     def _read(self) -> bytes:
@@ -100,15 +88,66 @@ class Fork:
 Program = Fork | subprocess.Popen[bytes]
 
 
+class Parent:
+    """A process that has imported modules, and forks for each program."""
+
+    def __init__(self, modules: Sequence[str], *path: Path) -> None:
+        """Start it. Modules are looked for in ``path``, then where Python always looks."""
+        self._asked, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sending = threading.Lock()
+        for end in (self._asked, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * LONGEST_REQUEST)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(theirs.fileno()), *modules],
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(map(str, path))},
+                pass_fds=[theirs.fileno()],
+            )
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._asked.close()
+        self._process.wait()
+
+    def start(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        directory: Path = ROOT,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+    ) -> Fork:
+        """Start ``python -m MODULE …`` or ``python -c CODE …`` in a directory."""
+        status, other = os.pipe()
+        with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a device, opened for its number
+            streams = [(stream or nothing).fileno() for stream in (stdin, stdout, stderr)]
+            words = {"argv": [*argv[1:]], "env": {**env}, "directory": str(directory)}
+            request = json.dumps(words).encode()
+            assert len(request) < LONGEST_REQUEST
+            with self._sending:
+                socket.send_fds(self._asked, [request], [*streams, other])
+        os.close(other)
+        return Fork(status)
+
+
+@cache
+def programs() -> Parent:
+    """Return the test runner's own process that forks."""
+    return Parent(PROGRAMS, GUARD, ROOT)
+
+
 def start(
     argv: Sequence[str],
     env: Mapping[str, str],
     *,
+    directory: Path = ROOT,
     stdin: IO[bytes] | None = None,
     stdout: IO[bytes],
     stderr: IO[bytes],
 ) -> Program:
-    """Start a Python program in the project's directory, by a fork if nothing prevents it.
+    """Start a Python program in a directory, by a fork if nothing prevents it.
 
     What Python reads before it imports anything has to be read by a Python of its own.
     """
@@ -116,23 +155,32 @@ def start(
     if asked or argv[0] != sys.executable or argv[1] not in {"-m", "-c"}:
         return subprocess.Popen(
             argv,
-            cwd=ROOT,
+            cwd=directory,
             env=env,
             stdin=stdin or subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
         )
-    return Fork(argv, env, stdin=stdin, stdout=stdout, stderr=stderr)
+    return programs().start(
+        argv, env, directory=directory, stdin=stdin, stdout=stdout, stderr=stderr
+    )
 
 
 def run(
-    argv: Sequence[str], env: Mapping[str, str], *, typed: str = "", timeout: float = 100
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    directory: Path = ROOT,
+    typed: str = "",
+    timeout: float | None = 100,
+    parent: Parent | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program to its end, ``typed`` being its input; return what it printed."""
+    begin = parent.start if parent else start
     with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
         given.write(typed.encode())
         given.seek(0)
-        program = start(argv, env, stdin=given, stdout=out, stderr=err)
+        program = begin(argv, env, directory=directory, stdin=given, stdout=out, stderr=err)
         try:
             code = program.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -143,31 +191,6 @@ def run(
             stream.seek(0)
             printed.append(stream.read().decode())
     return subprocess.CompletedProcess(argv, code, *printed)
-
-
-_SENDING = threading.Lock()
-
-
-@cache
-def _parent() -> socket.socket:
-    """Start the process that forks, once for each test runner; return the way to ask it."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for end in (ours, theirs):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * LONGEST_REQUEST)
-    with theirs:
-        parent = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.warm", str(theirs.fileno())],
-            cwd=ROOT,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(GUARD)},
-            pass_fds=[theirs.fileno()],
-        )
-
-    def finish() -> None:
-        ours.close()
-        parent.wait()
-
-    atexit.register(finish)
-    return ours
 
 
 def serve(requests: socket.socket) -> None:
@@ -218,12 +241,14 @@ _codes: list[object] = []
 """What the program that a fork has become has given to ``sys.exit``."""
 
 
-def _become(argv: list[str], env: dict[str, str]) -> NoReturn:
+def _become(argv: list[str], env: dict[str, str], directory: str) -> NoReturn:
     """Run a program as ``python`` would run it, and end."""
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
+    os.chdir(directory)
     what, named, *arguments = argv
+    sys.path.insert(0, directory if what == "-m" else "")
     sys.argv = [what, *arguments]
     try:
         if what == "-c":
@@ -249,12 +274,13 @@ def _end_without_taking_down_the_modules() -> None:
 
 
 def main() -> None:
-    """Import what the programs import, and serve."""
+    """Import modules, and serve."""
+    number, *modules = sys.argv[1:]
     atexit.register(_end_without_taking_down_the_modules)  # the first one is the last to be called
-    for module in ("app.cli", "app.collector.web", "app.collector.commands", "uvicorn.server"):
+    for module in modules:
         import_module(module)
     gc.freeze()  # a fork whose collector visits these objects copies each page of them
-    with socket.socket(fileno=int(sys.argv[1])) as requests:
+    with socket.socket(fileno=int(number)) as requests:
         serve(requests)
 
 

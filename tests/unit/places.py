@@ -7,7 +7,6 @@ honcho. On Heroku and Dokku a config variable is the environment, so nothing has
 import json
 import re
 import shutil
-import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ import yaml
 
 from app.settings import Disabled, Settings
 from deploy import generate
+from tests.support import warm
 from tests.support.processes import ROOT, minimal
 
 DEPLOY = ROOT / "deploy"
@@ -150,13 +150,8 @@ def containers(
     stub.chmod(0o755)
     variables = minimal({"CALLS": str(calls), **(around or {})})
     variables["PATH"] = f"{stub.parent}:{variables['PATH']}"
-    subprocess.run(
-        ["podman-compose", "up", "--detach", "--no-build"],
-        cwd=there,
-        env=variables,
-        capture_output=True,
-        check=True,
-    )
+    compose = [sys.executable, "-m", "podman_compose", "up", "--detach", "--no-build"]
+    warm.run(compose, variables, directory=there).check_returncode()
     for call in calls.read_text().split("\0\0"):
         words = call.split("\0")
         if words[0] == "create":
@@ -327,14 +322,10 @@ class Honcho(Place):
     def _run(self, directory: Path, around: Mapping[str, str]) -> dict[str, str]:
         """Return what a command gets that is started with these variables before it."""
         show = "import json, os; print(json.dumps(dict(os.environ)))"
-        run = subprocess.run(
-            [sys.executable, "-m", "honcho", "run", sys.executable, "-c", show],
-            cwd=directory,
-            env=minimal(around),
-            capture_output=True,
-            check=True,
-        )
-        found: dict[str, str] = json.loads(run.stdout)
+        honcho = [sys.executable, "-m", "honcho", "run", sys.executable, "-c", show]
+        ran = warm.run(honcho, minimal(around), directory=directory)
+        ran.check_returncode()
+        found: dict[str, str] = json.loads(ran.stdout)
         return found
 
 
