@@ -29,7 +29,7 @@ from tests.support import warm
 
 ROOT = Path(__file__).parents[2]
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__")
-COPIES = 4
+COPIES = 6
 """Copies that are tested at the same time, each with servers of its own."""
 
 ALL_PASSED = 0
