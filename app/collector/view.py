@@ -32,14 +32,6 @@ from app.collector.trends import TOO_FEW, Figure, Listing
 RANGES = (30, 90, 365)
 EVENTS = 5
 """The page shows at most so many events; the feed has more."""
-CELLS = (
-    ("active",),
-    ("growth", "retention"),
-    ("versions", "adoption"),
-    ("where", "runtimes"),
-    ("sizes", "features"),
-)
-"""The questions that share a column on a wide screen."""
 
 _MOSTLY = {
     "deployment": "deployed as {} ({})",
@@ -101,7 +93,7 @@ def of(stats: Stats, *, counting_stopped: bool, established_days: int) -> View:
         few=state == "numbers" and not stats.days[-1].movements[ACTIVE_2D],
         versions=_choices(stats.all_versions, stats.version, age)[::-1],
         editions=_choices(stats.all_editions, stats.edition, str),
-        cells=_cells(_questions(stats)) if state == "numbers" else [],
+        cells=_cells(stats) if state == "numbers" else [],
         events=_events(stats, counting_stopped=counting_stopped) if state == "numbers" else [],
         live=_live(stats.live) if stats.live else "",
         state=state,
@@ -204,24 +196,16 @@ def _events(stats: Stats, *, counting_stopped: bool) -> list[Event]:
     return events.of(stats, counting_stopped=counting_stopped)[:EVENTS]
 
 
-def _cells(questions: Sequence[Question]) -> list[list[Question]]:
-    found = ([each for each in questions if each.name in names] for names in CELLS)
-    return [cell for cell in found if cell]
-
-
-def _questions(stats: Stats) -> list[Question]:
-    over_time = [_active(stats), *_growth(stats)]
-    if not stats.days[-1].movements[ACTIVE_2D]:
-        return over_time  # too few installs are active for anything else
-    return [
-        *over_time,
-        _versions(stats),
-        _adoption(stats),
-        _where(stats),
-        _runtimes(stats),
-        _sizes(stats),
-        _features(stats),
-    ]
+def _cells(stats: Stats) -> list[list[Question]]:
+    """Return the questions in their order; those of one list share a column on a wide screen."""
+    cells = [[_active(stats)], _growth(stats)]
+    if stats.days[-1].movements[ACTIVE_2D]:  # or too few installs are active for anything else
+        cells += [
+            [_versions(stats), _adoption(stats)],
+            [_where(stats), _runtimes(stats)],
+            [_sizes(stats), _features(stats)],
+        ]
+    return [cell for cell in cells if cell]
 
 
 def _active(stats: Stats) -> Question:
