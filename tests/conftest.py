@@ -1,5 +1,6 @@
 """Real Postgres, real Valkey and a real HTTP receiver for every test that needs one."""
 
+import gc
 import os
 import shutil
 import signal
@@ -8,12 +9,10 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from threading import Thread
 from uuid import uuid4
 
-import psutil
 import pytest
 import redis
 import trustme
@@ -32,16 +31,13 @@ from tests.support.command import with_password
 from tests.support.ports import free_port
 from tests.support.processes import Processes
 from tests.support.receiver import Receiver, receiving
+from tests.support.room import room
 
-ROOT = Path(__file__).parents[1]
 RUNNER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
 """Which of the parallel runners this is: each has servers of its own."""
 
 ROLE = f"telemetry_test_{RUNNER}"
 """The role of the pipeline under test, which may do what `consentos-telemetry grants` lists."""
-
-MEMORY_BYTES = 4 * 2**30
-"""Memory that is free when the servers' files are kept in it. They take less than 1 GiB."""
 
 # A busy machine makes an example slow, which is no fault of the code. Without a parent the profile
 # extends the active one: Hypothesis's own "ci", whose examples are the same in every run, in CI.
@@ -52,6 +48,12 @@ settings.load_profile("any machine")
 
 Clock = Callable[[str], None]
 """Moves the database's clock to an ISO time, from where it goes on running."""
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector leave alone what lasts until the end: modules and tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,22 +70,6 @@ def only_what_a_test_sets() -> None:
     for name in os.environ:
         if name in names or name.startswith("TELEMETRY_") or name.lower().endswith("_proxy"):
             del os.environ[name]
-
-
-def room(project: Path = ROOT) -> Path:
-    """Return the directory for the files of servers: in memory, where there is plenty of it.
-
-    Hundreds of databases are made and dropped. The tests take a fifth longer where that reaches a
-    disk's file system. What a killed run leaves is wiped by the next one, or by ``make clean``.
-    """
-    directory, memory = project / ".data", Path("/dev/shm")  # noqa: S108 - the owner is checked below
-    if memory.is_dir():
-        free = min(shutil.disk_usage(memory).free, psutil.virtual_memory().available)
-        if free > MEMORY_BYTES:
-            directory = memory / f"consentos-telemetry-{sha256(bytes(project)).hexdigest()[:16]}"
-    directory.mkdir(exist_ok=True)
-    assert directory.stat().st_uid == os.getuid(), f"{directory} belongs to another user"
-    return directory
 
 
 @pytest.fixture(scope="session")

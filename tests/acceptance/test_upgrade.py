@@ -22,6 +22,7 @@ import pytest
 from sqlalchemy import Engine
 
 from tests.conftest import ROLE, Clock
+from tests.support import warm
 from tests.support.collector import Collector, query, run, serving
 from tests.support.database import count, one
 from tests.support.database import run as change
@@ -108,14 +109,14 @@ def python(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def failing(project: Path) -> set[str]:
     """Return the tests of the project's pages that fail, without their parameters."""
-    ended = python(project, "-m", "pytest", "-q", "--numprocesses", "0", *TESTS)
+    words = ["-q", "--numprocesses", "0", *TESTS]
+    ended = warm.pytest(words, minimal({"PYTHONPATH": str(project)}), directory=project)
     assert ended.returncode in {0, 1}, ended.stdout
     return set(re.findall(r"^FAILED \S+::(\w+)", ended.stdout, re.MULTILINE))
 
 
 def copied(project: Path, to: Path) -> Path:
-    unwanted = shutil.ignore_patterns(".*", "__pycache__")
-    shutil.copytree(project, to, ignore=unwanted)
+    shutil.copytree(project, to, ignore=shutil.ignore_patterns(".*"))
     return to
 
 

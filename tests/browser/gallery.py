@@ -25,8 +25,9 @@ from demo import servers
 from tests.browser.chromium import launch
 from tests.browser.fleet import make
 from tests.browser.scenarios import SCENARIOS
-from tests.conftest import ROOT, Databases
+from tests.conftest import Databases
 from tests.support.collector import Collector, serving
+from tests.support.processes import ROOT
 
 PATHS: Mapping[str, Sequence[str]] = {
     "600 installs": ("/", "/?days=30", "/?days=365", "/?edition=ee", "/nothing"),

@@ -12,8 +12,8 @@ from demo import servers
 from tests.browser.chromium import launch
 from tests.browser.fleet import make
 from tests.browser.scenarios import SCENARIOS
-from tests.conftest import ROOT
 from tests.support.collector import serving
+from tests.support.processes import ROOT
 
 WIDE: ViewportSize = {"width": 1440, "height": 900}
 LAST = "#retention"

@@ -17,11 +17,12 @@ from app.collector.phrases import long_date, moment
 from app.collector.reading import BEHIND, Mark, Reached, behind
 from demo import servers
 from tests.browser.collector import seed
-from tests.conftest import RUNNER, room
+from tests.conftest import RUNNER
 from tests.support import replica
 from tests.support.breakable import Server
 from tests.support.collector import BODY, INSTANCE, Collector, query, run, serving
 from tests.support.replica import Replica
+from tests.support.room import room
 
 pytestmark = pytest.mark.xdist_group("standby")
 """One runner has a standby, which is enough for a machine."""

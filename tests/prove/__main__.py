@@ -7,14 +7,12 @@ must pass before the change and fail after it.
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,22 +24,15 @@ from rich.console import Console
 from demo import servers
 from tests.prove.mutations import MUTATIONS, Mutation
 from tests.support import warm
+from tests.support.room import room
 
 ROOT = Path(__file__).parents[2]
-NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__")
+NOT_COPIED = shutil.ignore_patterns(".*")
 COPIES = 6
 """Copies that are tested at the same time, each with servers of its own."""
 
 ALL_PASSED = 0
 """Pytest's exit code."""
-
-LIBRARIES = (
-    *("alembic.command", "anyio", "dramatiq.brokers.redis", "httpx", "hypothesis.strategies"),
-    *("jinja2", "pendulum", "periodiq", "prometheus_client", "psycopg", "pydantic_settings"),
-    *("pytest", "rich.table", "sqlalchemy.dialects.postgresql.psycopg", "starlette.applications"),
-    *("tenacity", "trustme", "typer", "uvicorn.server", "valkey"),
-)
-"""What the tests and the project import, but no module of the project's own: that may change."""
 
 SECONDS = count(1)
 """Times of files, none of which is given twice."""
@@ -80,12 +71,6 @@ def copied(path: Path) -> Iterator[Copy]:
         yield Copy(path, lent)
 
 
-@cache
-def libraries() -> warm.Parent:
-    """Return a process that forks for each run of pytest, which then need not import much."""
-    return warm.Parent(LIBRARIES)
-
-
 def run(
     copy: Path, *tests: str, options: str, lent: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
@@ -96,14 +81,10 @@ def run(
     pairs = [test.split("::") for test in tests]
     files = sorted({f"tests/{file}" for file, _ in pairs})
     names = " or ".join(name for _, name in pairs)
-    known = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that are in LIBRARIES
-    words = ["-q", "--tb=line", "-W", known, *options.split(), *files, "-k", names]
-    ended = warm.run(
-        [sys.executable, "-m", "pytest", *words],
+    ended = warm.pytest(
+        ["-q", "--tb=line", *options.split(), *files, "-k", names],
         {**ENVIRONMENT, **(lent or {})},
         directory=copy,
-        timeout=None,
-        parent=libraries(),
     )
     return ended.returncode, ended.stdout[-2000:]
 
@@ -187,7 +168,7 @@ def prove(
         console.print(f"No mutation's description contains {words!r}.")
         raise typer.Exit(2)
     with (
-        tempfile.TemporaryDirectory(prefix="consentos-prove-") as directory,
+        tempfile.TemporaryDirectory(prefix="prove-", dir=room()) as directory,
         ExitStack() as started,
     ):
         Path(directory).chmod(0o755)  # as root, Postgres runs as a user of its own

@@ -33,6 +33,14 @@ GUARD = ROOT / "tests" / "guard"
 PROGRAMS = ("app.cli", "app.collector.web", "app.collector.commands", "uvicorn.server")
 """What the project's programs import."""
 
+LIBRARIES = (
+    *("alembic.command", "anyio", "dramatiq.brokers.redis", "httpx", "hypothesis.strategies"),
+    *("jinja2", "pendulum", "periodiq", "prometheus_client", "psycopg", "pydantic_settings"),
+    *("pytest", "rich.table", "sqlalchemy.dialects.postgresql.psycopg", "starlette.applications"),
+    *("tenacity", "trustme", "typer", "uvicorn.server", "valkey"),
+)
+"""What the tests and the project import, but no module of the project's own: that may change."""
+
 LONGEST_REQUEST = 200_000
 """Bytes of a program's arguments and environment; a message is received whole or not at all."""
 
@@ -235,6 +243,21 @@ def _report_ended(running: dict[int, int]) -> None:
         with suppress(BrokenPipeError):  # a test that has given up on its program reads nothing
             os.write(status, b"%d\n" % os.waitstatus_to_exitcode(ended))
         os.close(status)
+
+
+@cache
+def libraries() -> Parent:
+    """Return a process that forks for each run of pytest on a copy of the project."""
+    return Parent(LIBRARIES)
+
+
+def pytest(
+    words: Sequence[str], env: Mapping[str, str], *, directory: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run pytest in a copy of the project, which may differ from the project itself."""
+    known = "ignore::pytest.PytestAssertRewriteWarning"  # plugins that are in LIBRARIES
+    argv = [sys.executable, "-m", "pytest", "-W", known, *words]
+    return run(argv, env, directory=directory, timeout=None, parent=libraries())
 
 
 _codes: list[object] = []

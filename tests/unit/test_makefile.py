@@ -3,7 +3,8 @@
 import subprocess
 from pathlib import Path
 
-from tests.conftest import ROOT, room
+from tests.support.processes import ROOT
+from tests.support.room import room
 
 
 def test_clean_deletes_what_servers_have_left_in_memory(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""Where the tests keep the files of their servers."""
+
+import os
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+MEMORY_BYTES = 4 * 2**30
+"""Memory that is free when the servers' files are kept in it. They take less than 1 GiB."""
+
+
+def room(project: Path = ROOT) -> Path:
+    """Return the directory for the files of servers: in memory, where there is plenty of it.
+
+    Hundreds of databases are made and dropped. The tests take a fifth longer where that reaches a
+    disk's file system. What a killed run leaves is wiped by the next one, or by ``make clean``. A
+    project that is in memory itself has them in its own directory.
+    """
+    directory, memory = project / ".data", Path("/dev/shm")  # noqa: S108 - the owner is checked below
+    if memory.is_dir() and not project.is_relative_to(memory):
+        free = min(shutil.disk_usage(memory).free, psutil.virtual_memory().available)
+        if free > MEMORY_BYTES:
+            directory = memory / f"consentos-telemetry-{sha256(bytes(project)).hexdigest()[:16]}"
+    directory.mkdir(exist_ok=True)
+    assert directory.stat().st_uid == os.getuid(), f"{directory} belongs to another user"
+    return directory
