@@ -107,7 +107,7 @@ def measure(embedded: servers.Servers, installs: int, until: date) -> dict[str, 
 
 
 def _hear_of(connection: Connection, arrivals: Sequence[Arrival]) -> None:
-    """Leave what a day's heartbeats leave when they are deleted."""
+    """Store what remains when a day's heartbeats are deleted: the installs."""
     connection.execute(text(_ARRIVED))
     cursor = connection.connection.cursor()
     with cursor.copy("COPY arrived FROM STDIN") as copy:

@@ -1,8 +1,8 @@
 """The cost of old heartbeats: dropping a week, compared with deleting rows.
 
-``python -m bench.weeks`` fills embedded servers with heartbeats of a simulated fleet, upgrades a
-table of before there were weeks while heartbeats are stored, lets a retention pass, writes
-bench/results/weeks.json and prints it as a table.
+``python -m bench.weeks`` fills embedded servers with heartbeats of a simulated fleet, upgrades an
+unpartitioned table while heartbeats are stored, drops the weeks that are older than the retention,
+writes bench/results/weeks.json and prints it as a table.
 """
 
 import json

@@ -19,6 +19,12 @@ from tests.support.relay import Relay, relaying
 from tests.support.steps import DAY_BEGINS
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the longest tests, which have their own timeout: nothing waits for them then."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 @pytest.fixture
 def noticed(db: Engine) -> None:
     """The operator got the notice on the day before."""

@@ -35,7 +35,7 @@ ALL_PASSED = 0
 """Pytest's exit code."""
 
 SECONDS = count(1)
-"""Times of files, none of which is given twice."""
+"""Modification times of files. None is used twice."""
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 """Modules are compiled once for each copy, and not once for each mutation."""
@@ -90,9 +90,9 @@ def run(
 
 
 def write(file: Path, code: str) -> None:
-    """Write code with a time of its own.
+    """Write code with a modification time that no other version of the file has.
 
-    Python takes what it compiled of a file for that of another one of the same second and size.
+    Python compares only this time, in whole seconds, and the size to see if compiled code is valid.
     """
     file.write_text(code)
     second = next(SECONDS)

@@ -94,7 +94,7 @@ def _attack(today: date) -> Iterator[Batch]:
 
 
 def _sends(age: int) -> bool:
-    """Whether an install sends on a day of its life: until it is established, then every other."""
+    """Whether an install sends: on each day until it is established, then on every second day."""
     return age <= store.ESTABLISHED_DAYS or age % 2 == 1
 
 

@@ -26,9 +26,9 @@ class Relay:
         """Set when a reply has been lost."""
 
     def lose_the_reply_to(self, request: bytes) -> None:
-        """Pass on the next request that matches, wait for its reply, and cut instead of giving it.
+        """Pass on the next request that matches, wait for its reply, and cut the connection.
 
-        The server has done what it was asked, and the process cannot know.
+        The server has handled the request, and the process does not get the reply.
         """
         self.lost.clear()
         self._fatal = re.compile(request, re.DOTALL)

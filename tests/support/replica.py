@@ -32,7 +32,7 @@ class Replica:
     process: subprocess.Popen[bytes]
 
     def url(self, of: str) -> str:
-        """Return the URL of the database here that the primary has as ``of``."""
+        """Return the standby's URL of the database whose URL on the primary is ``of``."""
         there = make_url(of).set(query={"host": str(self.directory), "port": str(PORT)})
         return there.render_as_string(hide_password=False)
 

@@ -13,11 +13,11 @@ MEMORY_BYTES = 4 * 2**30
 
 
 def room(project: Path = ROOT) -> Path:
-    """Return the directory for the files of servers: in memory, where there is plenty of it.
+    """Return the directory for the files of servers: in memory, if enough is free.
 
-    Hundreds of databases are made and dropped. The tests take a fifth longer where that reaches a
-    disk's file system. What a killed run leaves is wiped by the next one, or by ``make clean``. A
-    project that is in memory itself has them in its own directory.
+    Hundreds of databases are made and dropped. On a disk, the tests take a fifth longer. The next
+    run, or ``make clean``, deletes what a killed run has left. A project that is in memory itself
+    has these files in its own directory.
     """
     directory, memory = project / ".data", Path("/dev/shm")  # noqa: S108 - the owner is checked below
     if memory.is_dir() and not project.is_relative_to(memory):

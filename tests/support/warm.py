@@ -1,11 +1,11 @@
 """Starts the project's programs as forks of a process that has imported their libraries already.
 
-A fork is a process like any other: it has an environment, arguments, streams, an exit code and a
-death of its own. It only saves the second that Python needs to import SQLAlchemy, Typer and
-Starlette, which the tests would spend a thousand times. The lines of the Procfile that a test
-watches are started without it, by their own words: see ``tests.support.processes``.
+A fork is a process like any other: it has its own environment, arguments, streams and exit code,
+and a test can kill it alone. It saves the second that Python needs to import SQLAlchemy, Typer and
+Starlette; the tests would need this second a thousand times. The lines of the Procfile are started
+without a fork, exactly as they are written: see ``tests.support.processes``.
 
-A process like that ends with the one that started it. Each test runner has one.
+The process that forks ends with the one that started it. Each test runner has one.
 """
 
 import atexit
@@ -285,7 +285,7 @@ def _become(argv: list[str], env: dict[str, str], directory: str) -> NoReturn:
 
 
 def _end_without_taking_down_the_modules() -> None:
-    """End where Python would free each module, which takes six times as long as ``--version``."""
+    """End without freeing each module: that takes six times as long as ``--version``."""
     match _codes:
         case [None | int() as code]:
             for stream in (sys.stdout, sys.stderr):
@@ -299,7 +299,7 @@ def _end_without_taking_down_the_modules() -> None:
 def main() -> None:
     """Import modules, and serve."""
     number, *modules = sys.argv[1:]
-    atexit.register(_end_without_taking_down_the_modules)  # the first one is the last to be called
+    atexit.register(_end_without_taking_down_the_modules)  # the last to be called
     for module in modules:
         import_module(module)
     gc.freeze()  # a fork whose collector visits these objects copies each page of them
