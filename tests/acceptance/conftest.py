@@ -3,10 +3,10 @@
 import pytest
 from sqlalchemy import Engine
 
-from tests.support.database import run
+from tests.support.database import give_notice
 
 
 @pytest.fixture
 def due(db: Engine) -> None:
     """Make the notice two days old."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, now() - interval '2 days')")
+    give_notice(db)

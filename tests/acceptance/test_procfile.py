@@ -11,7 +11,7 @@ from app import __version__, database
 from app.payload import parse
 from app.pipeline import Pipeline
 from tests.support.command import python
-from tests.support.database import CONSENTOS_0005, attempts, count, outbox_row, run
+from tests.support.database import CONSENTOS_0005, HEAD, attempts, count, outbox_row, run
 from tests.support.processes import HONCHO, READY, WAYS, Processes, line
 from tests.support.receiver import Receiver
 
@@ -107,7 +107,7 @@ class TestFirstBoot:
         self, processes: Processes, empty_database: str
     ) -> None:
         run(database.engine(empty_database), CONSENTOS_0005)
-        for reported in ("telemetry: base -> 0002\n", "telemetry: at 0002\n"):
+        for reported in (f"telemetry: base -> {HEAD}\n", f"telemetry: at {HEAD}\n"):
             release = processes.start("release", DATABASE_URL=empty_database)
             assert release.wait(30) == 0
             assert release.output() == reported

@@ -72,6 +72,7 @@ NAMED_BY_A_TEST: tuple[Change, ...] = (
     ("docs/telemetry.md", "(heartbeat.v1.schema", "(heartbeat.v2.schema"),
     ("docs/telemetry.md", '"telemetry_schema": 1', '"telemetry_schema": 2'),
     ("docs/telemetry.md", '"100-1k"\n', f'"100-1k",\n    "{FIELD}": "0"\n'),
+    ("docs/telemetry.md", "consentos-telemetry/1`", "consentos-telemetry/2`"),
     ("README.md", '"telemetry_schema": 1', '"telemetry_schema": 2'),
     ("README.md", '"1k-10k"\n', f'"1k-10k",\n    "{FIELD}": "0"\n'),
     ("docs/privacy.md", "one JSON body of 22 fields", "one JSON body of 23 fields"),
@@ -145,6 +146,7 @@ def test_what_the_recipe_leaves_open_is_named_by_a_test(written: Path, tmp_path:
         "test_every_field_that_is_counted_has_a_label_on_the_page",
         "test_the_body_that_a_page_shows_is_of_the_newest_schema",
         "test_the_page_links_the_newest_schema",
+        "test_the_page_shows_the_user_agent_of_the_newest_schema",
         "test_the_privacy_page_says_how_many_fields_there_are",
     }
     columns = [each for each in NAMED_BY_A_TEST if "24 columns" in each[1]]

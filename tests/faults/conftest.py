@@ -13,7 +13,7 @@ from app.pipeline import Pipeline
 from demo import servers
 from tests.conftest import ROLE, Clock
 from tests.support.breakable import Server
-from tests.support.database import run
+from tests.support.database import give_notice
 from tests.support.processes import Processes
 from tests.support.relay import Relay, relaying
 from tests.support.steps import DAY_BEGINS
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def noticed(db: Engine) -> None:
     """The operator got the notice on the day before."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from app import database
 from migrations import migrate
 from tests.support.command import commands, commands_each_in
-from tests.support.database import CONSENTOS_0005, count, one, run
+from tests.support.database import CONSENTOS_0005, HEAD, count, one, run
 from tests.support.processes import Processes
 from tests.support.receiver import Receiver
 from tests.support.steps import ready
@@ -310,7 +310,7 @@ class TestADatabase:
         not_there = f"ConsentOS's tables cannot be counted: {no_revision}."
         assert outputs(here, *first) == {**all_of(first, 1, UNMIGRATED), "preview": (1, not_there)}
         said = outputs(here, "migrate", "audit --json", "send", "preview")
-        assert said["migrate"] == (0, "telemetry: base -> 0002\n")
+        assert said["migrate"] == (0, f"telemetry: base -> {HEAD}\n")
         assert said["audit --json"] == (0, "[]\n")
         assert said["send"] == said["preview"] == (1, not_there)
         assert count(engine, "collector_alembic_version") == 1
@@ -323,7 +323,7 @@ class TestADatabase:
         run(db, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
         said = outputs(administered, *ASKING, "migrate --down --yes")
         assert {said[line][0] for line in READING} == {0}
-        assert said["migrate"] == (0, "telemetry: at 0002\n")
+        assert said["migrate"] == (0, f"telemetry: at {HEAD}\n")
         for line in ("send", "migrate --down --yes"):
             assert said[line][0] == 1
             assert said[line][1].startswith("Cannot execute ")
@@ -376,6 +376,6 @@ class TestADatabase:
         said = outputs(administered, "migrate", "audit --json")
         code, words = said["migrate"]
         assert code == 0
-        assert words.startswith("telemetry: base -> 0002\nRepaired. These were missing:\n")
+        assert words.startswith(f"telemetry: base -> {HEAD}\nRepaired. These were missing:\n")
         assert "its revision in telemetry_alembic_version" in words
         assert said["audit --json"] == (0, "[]\n")

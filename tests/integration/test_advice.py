@@ -12,9 +12,9 @@ from app.pipeline import Pipeline
 from migrations import host
 from tests.conftest import ROLE, Clock
 from tests.support.command import command
-from tests.support.database import run
+from tests.support.database import give_notice, run
 
-NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00:00Z')"
+NOTICED_AT = "2026-05-01T12:00:00Z"
 GRANT = "run `python -m app grants --role ROLE --apply`"
 MIGRATE = (
     "the tables of telemetry are missing or of another release; run `python -m app migrate` first"
@@ -107,7 +107,7 @@ class TestAMissingGrant:
 def test_a_column_of_an_operators_own_that_must_not_be_null_is_named(
     pipeline: Pipeline, db: Engine, clock: Clock
 ) -> None:
-    run(db, NOTICE)
+    give_notice(db, NOTICED_AT)
     clock("2026-05-02T02:30:05Z")
     run(db, "ALTER TABLE instance ADD COLUMN region text NOT NULL")
     cause = "the column region of instance is NOT NULL and has no default"

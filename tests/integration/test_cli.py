@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import Engine, inspect, make_url
 
 from app import database
-from app.payload import json_schema
+from app.payload import SCHEMA_VERSION, json_schema
 from tests.support.command import PASSWORD, Ended, command, commands
-from tests.support.database import CONSENTOS_0005, run
+from tests.support.database import CONSENTOS_0005, HEAD, run
 from tests.support.processes import ROOT
 
 COMMANDS = (
@@ -64,7 +64,7 @@ def test_the_schema_is_the_one_that_is_published() -> None:
     printed = command({}, "schema")
     assert printed.code == 0
     assert printed.json == json_schema()
-    published = ROOT / "docs" / "heartbeat.v1.schema.json"
+    published = ROOT / "docs" / f"heartbeat.v{SCHEMA_VERSION}.schema.json"
     assert printed.json == json.loads(published.read_text())
 
 
@@ -131,12 +131,12 @@ class TestMigrate:
     ) -> None:
         run(database.engine(empty_database), CONSENTOS_0005)
         here = {**switched_on, "MIGRATION_DATABASE_URL": empty_database}
-        made, removed = "telemetry: base -> 0002\n", "telemetry: 0002 -> base\n"
+        made, removed = f"telemetry: base -> {HEAD}\n", f"telemetry: {HEAD} -> base\n"
         assert command(here, "migrate").out == made
-        assert command(here, "migrate").out == "telemetry: at 0002\n"
+        assert command(here, "migrate").out == f"telemetry: at {HEAD}\n"
         for answer in ("n\n", ""):
             assert command(here, "migrate", "--down", typed=answer).code == 1
-        assert command(here, "migrate").out == "telemetry: at 0002\n"
+        assert command(here, "migrate").out == f"telemetry: at {HEAD}\n"
         confirmed = command(here, "migrate", "--down", typed="y\n")
         assert confirmed.code == 0
         assert confirmed.out.endswith(removed)
@@ -179,7 +179,7 @@ class TestMigrate:
         role = make_url(administered["DATABASE_URL"]).username
         run(db, f"REVOKE ALL ON telemetry_attempt, telemetry_notice FROM {role}")
         ended = command(administered, "migrate")
-        assert (ended.code, ended.out) == (0, "telemetry: at 0002\n")
+        assert (ended.code, ended.out) == (0, f"telemetry: at {HEAD}\n")
         assert ended.sentence == (
             f"The role {role} lacks rights on telemetry_attempt, telemetry_notice: now run"
             f" `python -m app grants --role {role} --apply`."
@@ -194,11 +194,11 @@ class TestMigrate:
         ended = command(administered, "migrate")
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.splitlines() == [
-            "telemetry: at 0002",
+            f"telemetry: at {HEAD}",
             "Repaired. These were missing:",
             "  telemetry_outbox: telemetry_outbox_frozen TRIGGER d0715aac988669d2d631386206fc3070",
             "telemetry_notice: 0 rows kept",
             "telemetry_outbox: 0 rows kept",
             "telemetry_attempt: 0 rows kept",
         ]
-        assert command(administered, "migrate").out == "telemetry: at 0002\n"
+        assert command(administered, "migrate").out == f"telemetry: at {HEAD}\n"

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from app.pipeline import Pipeline
 from tests.conftest import Clock
 from tests.support.command import command, commands
-from tests.support.database import attempts, one, run
+from tests.support.database import attempts, give_notice, one, run
 from tests.support.receiver import Receiver, answer
 
 ODD = '{"telemetry_schema" : 1,\t"b":  [ 2,1 ], "a": "\\u0000 [red]\\u00e9[/]", "a": 1e2}'
@@ -19,7 +19,7 @@ ODD = '{"telemetry_schema" : 1,\t"b":  [ 2,1 ], "a": "\\u0000 [red]\\u00e9[/]", 
 @pytest.fixture
 def three_days(pipeline: Pipeline, clock: Clock, db: Engine, receiver: Receiver) -> list[str]:
     """A day that was sent, one that was rejected and one that waits; their ids in that order."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+    give_notice(db, "2026-01-01")
     receiver.answers = [answer(202), answer(400), answer(429, "Retry-After: 3600")]
     for day in ("2026-05-02", "2026-05-03", "2026-05-04"):
         clock(f"{day}T02:30:00Z")
@@ -168,7 +168,7 @@ def test_an_empty_outbox_is_an_empty_list(environment: dict[str, str]) -> None:
 def test_a_post_that_goes_on_is_not_reported_as_one_that_died(
     pipeline: Pipeline, environment: dict[str, str], clock: Clock, db: Engine, receiver: Receiver
 ) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+    give_notice(db, "2026-01-01")
     clock("2026-05-02T02:30:00Z")
     pipeline.write_heartbeat()
     meanwhile: list[str] = []

@@ -17,7 +17,7 @@ from app.pipeline import Pipeline
 from tests.conftest import Clock
 from tests.support.collector import JSON, Collector
 from tests.support.command import command, commands, commands_each_in
-from tests.support.database import count, one, outbox_row, run
+from tests.support.database import count, give_notice, one, outbox_row, run
 from tests.support.processes import ROOT, Processes, minimal
 from tests.support.receiver import Receiver
 from tests.support.steps import until_worked_off
@@ -36,7 +36,7 @@ def morning(clock: Clock) -> None:
 def waiting(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
     """The day's heartbeat is written, and waits."""
     clock(f"{DAY}T02:30:01Z")
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+    give_notice(db, "2026-01-01")
     assert pipeline.write_heartbeat()
 
 

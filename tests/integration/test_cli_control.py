@@ -16,7 +16,15 @@ from app.pipeline import Pipeline
 from app.schedule import running_day
 from tests.conftest import Clock
 from tests.support.command import command, commands
-from tests.support.database import attempts, count, one, outbox_row, run, waiting_for_locks
+from tests.support.database import (
+    attempts,
+    count,
+    give_notice,
+    one,
+    outbox_row,
+    run,
+    waiting_for_locks,
+)
 from tests.support.processes import Processes
 from tests.support.receiver import Receiver, answer
 from tests.support.steps import days, eventually, locked, standing_at, without_harm
@@ -29,7 +37,7 @@ OURS = ("instance", "telemetry_notice", "telemetry_outbox", "telemetry_attempt")
 @pytest.fixture
 def noticed(db: Engine, clock: Clock) -> None:
     """The operator got the notice long before this morning."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+    give_notice(db, "2026-01-01")
     clock(f"{TODAY}T02:30:00Z")
 
 

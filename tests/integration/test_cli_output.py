@@ -19,7 +19,7 @@ from app import __version__
 from app.models import STATES
 from tests.conftest import Clock
 from tests.support.command import Ended, command, commands
-from tests.support.database import one, run
+from tests.support.database import give_notice, one, run
 from tests.support.processes import ROOT, minimal
 from tests.support.receiver import Receiver
 
@@ -162,7 +162,7 @@ def documented(command_line: str) -> set[str]:
 def test_the_keys_of_every_json_object_are_those_that_are_documented(
     administered: dict[str, str], clock: Clock, db: Engine
 ) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+    give_notice(db, "2026-01-01")
     clock("2026-05-02T02:30:00Z")
     lines = {
         "send --json": "send --json",

@@ -9,7 +9,7 @@ from app.payload import fields, flat, parse
 from app.pipeline import Pipeline
 from tests.conftest import Clock
 from tests.support.command import command, commands
-from tests.support.database import count, outbox_row, run
+from tests.support.database import count, give_notice, outbox_row, run
 from tests.support.receiver import Receiver, answer
 
 NIL = "00000000-0000-0000-0000-000000000000"
@@ -75,7 +75,7 @@ def test_what_is_written_next_is_what_was_previewed(
     environment: dict[str, str], pipeline: Pipeline, db: Engine
 ) -> None:
     run(db, "INSERT INTO instance VALUES (gen_random_uuid(), now(), now())")
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+    give_notice(db, "2026-01-01")
     previewed = command(environment, "preview").out.removesuffix("\n")
     assert pipeline.write_heartbeat()
     written = outbox_row(db)["payload"]
@@ -125,7 +125,7 @@ class TestTheDifference:
         db: Engine,
         receiver: Receiver,
     ) -> None:
-        run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+        give_notice(db, "2026-01-01")
         receiver.answers = [answer(202), answer(400)]
         for day in ("2026-05-02", "2026-05-03"):
             clock(f"{day}T02:30:00Z")

@@ -26,10 +26,10 @@ from app.payload import parse
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.integration.test_cli_verify import ID, NOTICED, at, body_of, put
+from tests.integration.test_cli_verify import ID, NOTICED_ON, at, body_of, put
 from tests.support.collector import Collector, query
 from tests.support.command import Ended, command, commands, commands_each_in
-from tests.support.database import count, run
+from tests.support.database import count, give_notice, run
 from tests.support.processes import ROOT, minimal
 from tests.support.proxy import proxying
 from tests.support.receiver import Receiver, answer, stay_silent
@@ -61,7 +61,7 @@ def to_collector(
 def sent(to_collector: dict[str, str], clock: Clock, db: Engine) -> list[str]:
     """Three days' heartbeats, which the pipeline has sent to the collector: their bodies."""
     assert to_collector
-    run(db, NOTICED)
+    give_notice(db, NOTICED_ON)
     pipeline = Pipeline(Settings.load())
     for day in (FIRST, SECOND, THIRD):
         clock(at(day))

@@ -6,7 +6,7 @@ from sqlalchemy import Engine
 from app.pipeline import Pipeline
 from tests.conftest import Clock
 from tests.support.command import PASSWORD, command
-from tests.support.database import count, one, outbox_row, run
+from tests.support.database import count, give_notice, one, outbox_row, run
 from tests.support.receiver import Receiver, answer
 
 STATES = "SELECT array_agg(state ORDER BY day) FROM telemetry_outbox"
@@ -21,7 +21,7 @@ def morning(clock: Clock) -> None:
 def waiting(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
     """The day's heartbeat is written; it is left to the tests what it waits for."""
     clock("2026-05-02T02:30:01Z")
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+    give_notice(db, "2026-01-01")
     assert pipeline.write_heartbeat()
 
 

@@ -7,16 +7,16 @@ from app import __version__
 from app.pipeline import Pipeline
 from tests.conftest import Clock
 from tests.support.command import PASSWORD, Ended, command, commands
-from tests.support.database import one, outbox_row, run
+from tests.support.database import give_notice, one, outbox_row, run
 from tests.support.receiver import Receiver, answer
 
 UNREACHABLE = f"postgresql://operator:{PASSWORD}@127.0.0.1:1/consentos"
-NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00:00Z')"
+NOTICED_AT = "2026-05-01T12:00:00Z"
 
 
 @pytest.fixture
 def noticed(db: Engine) -> None:
-    run(db, NOTICE)
+    give_notice(db, NOTICED_AT)
 
 
 def line(ended: Ended, start: str) -> str:
@@ -73,7 +73,7 @@ class TestAHeartbeat:
     @pytest.fixture
     def written(self, pipeline: Pipeline, clock: Clock, db: Engine) -> Pipeline:
         """The day's heartbeat has just been written."""
-        run(db, NOTICE)
+        give_notice(db, NOTICED_AT)
         clock("2026-05-02T02:30:00Z")
         assert pipeline.write_heartbeat()
         return pipeline

@@ -18,12 +18,12 @@ from app.pipeline import Pipeline
 from app.verification import NOT_FROZEN, Problem
 from tests.conftest import Clock
 from tests.support.command import Ended, command, commands, commands_each_in
-from tests.support.database import run
+from tests.support.database import give_notice, run
 from tests.support.processes import Processes
 from tests.support.published import EXAMPLE
 from tests.support.receiver import Receiver, answer
 
-NOTICED = "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')"
+NOTICED_ON = "2026-01-01"
 ID = UUID("0a0b3a8a-7e62-4a4e-9b6f-1a4e2d2dfd99")
 
 PUT = """
@@ -74,7 +74,7 @@ def every_state(
     pipeline: Pipeline, clock: Clock, db: Engine, receiver: Receiver
 ) -> list[tuple[str, list[str | None]]]:
     """A row for each state, and an attempt for each outcome, as the pipeline has left them."""
-    run(db, NOTICED)
+    give_notice(db, NOTICED_ON)
 
     def begin(day: str) -> None:
         clock(at(day))
@@ -471,7 +471,7 @@ def test_the_log_of_a_worker_is_what_its_outbox_says_has_left(
     db: Engine,
     receiver: Receiver,
 ) -> None:
-    run(db, NOTICED)
+    give_notice(db, NOTICED_ON)
     clock(at(SECOND))
     assert pipeline.write_heartbeat()
     worker = processes.start("worker")

@@ -9,14 +9,14 @@ from sqlalchemy import Engine, text
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.support.database import Cost, counted, one, outbox_row, run
+from tests.support.database import Cost, counted, give_notice, one, outbox_row
 from tests.support.steps import DAY_BEGINS, TOMORROW_BEGINS, eventually
 
 
 @pytest.fixture(autouse=True)
 def sent(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
     """A known install, whose first heartbeat has been written and sent."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock(DAY_BEGINS)
     assert pipeline.write_heartbeat()
     pipeline.drain()

@@ -11,10 +11,10 @@ from sqlalchemy import Engine, make_url, text
 from app.pipeline import Pipeline
 from tests.conftest import Clock
 from tests.support.command import command
-from tests.support.database import attempts, count, one, run
+from tests.support.database import attempts, count, give_notice, one, run
 from tests.support.processes import ROOT
 
-NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00:00Z')"
+NOTICED_AT = "2026-05-01T12:00:00Z"
 CONNECTION_REFUSED = "http://127.0.0.1:1/v1/heartbeat"
 
 
@@ -35,7 +35,7 @@ class TestTheHealthCheck:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         refused = {**environment, "TELEMETRY_ENDPOINT": CONNECTION_REFUSED}
-        run(db, NOTICE)
+        give_notice(db, NOTICED_AT)
         clock("2026-05-02T02:30:00Z")
         monkeypatch.setenv("TELEMETRY_ENDPOINT", CONNECTION_REFUSED)
         assert command(refused, "send").code == 1
@@ -47,7 +47,7 @@ class TestTheHealthCheck:
     def test_fails_when_nobody_has_written_the_days_heartbeat_for_an_hour(
         self, environment: dict[str, str], clock: Clock, db: Engine
     ) -> None:
-        run(db, NOTICE)
+        give_notice(db, NOTICED_AT)
         clock("2026-05-02T03:29:00Z")
         assert command(environment, *health_check()).code == 0
         clock("2026-05-02T03:30:00Z")
@@ -56,7 +56,7 @@ class TestTheHealthCheck:
     def test_passes_while_the_tables_cannot_be_counted_and_says_why(
         self, environment: dict[str, str], clock: Clock, db: Engine
     ) -> None:
-        run(db, NOTICE)
+        give_notice(db, NOTICED_AT)
         run(db, "ALTER TABLE scan_jobs RENAME TO moved")
         clock("2026-05-02T09:00:00Z")
         ended = command(environment, *health_check())
@@ -68,7 +68,7 @@ class TestTheHealthCheck:
     def test_passes_while_telemetry_is_off(
         self, environment: dict[str, str], clock: Clock, db: Engine
     ) -> None:
-        run(db, NOTICE)
+        give_notice(db, NOTICED_AT)
         clock("2026-05-02T09:00:00Z")
         off = {**environment, "TELEMETRY_ENABLED": "false"}
         assert command(off, *health_check()).code == 0
@@ -125,7 +125,7 @@ def test_a_removal_as_documented_takes_all_of_telemetry_and_nothing_of_consentos
     released: dict[str, str], pipeline: Pipeline, clock: Clock, db: Engine, role: str
 ) -> None:
     assert command(released, "grants", "--role", role, "--apply").code == 0
-    run(db, NOTICE)
+    give_notice(db, NOTICED_AT)
     clock("2026-05-02T02:30:00Z")
     assert pipeline.write_heartbeat()
     before = {table: count(db, table) for table in ("sites", "users", "consent_records")}

@@ -11,7 +11,7 @@ from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
 from tests.support.command import command
-from tests.support.database import attempts, count, one, outbox_row, run
+from tests.support.database import attempts, count, give_notice, one, outbox_row, run
 from tests.support.receiver import Receiver, answer
 
 STAMP = "UPDATE instance SET last_telemetry_at = CAST(:at AS timestamptz)"
@@ -20,7 +20,7 @@ STAMP = "UPDATE instance SET last_telemetry_at = CAST(:at AS timestamptz)"
 @pytest.fixture(autouse=True)
 def written(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
     """Every test begins at half past two, with the day's heartbeat written."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock("2026-05-02T02:30:01Z")
     assert pipeline.write_heartbeat()
 

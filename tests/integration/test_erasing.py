@@ -6,7 +6,7 @@ from app import control
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.support.database import one, run
+from tests.support.database import give_notice, one
 from tests.support.receiver import Receiver, answer
 from tests.support.steps import DAY_BEGINS
 
@@ -14,7 +14,7 @@ from tests.support.steps import DAY_BEGINS
 def test_an_id_that_was_rotated_away_is_erased_too(
     pipeline: Pipeline, clock: Clock, db: Engine, receiver: Receiver
 ) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock(DAY_BEGINS)
     assert pipeline.write_heartbeat()
     pipeline.drain()

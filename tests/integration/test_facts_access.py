@@ -13,7 +13,7 @@ from app.pipeline import CollectError, Pipeline
 from demo.consentos import Truth
 from tests.conftest import ROLE, Clock, Databases
 from tests.support.command import command
-from tests.support.database import count, one, run
+from tests.support.database import count, give_notice, one, run
 
 # As docs/ and the specification of the host list them.
 READ = {
@@ -44,7 +44,7 @@ def connection(copy: Engine) -> Iterator[Connection]:
 
 @pytest.fixture
 def noticed(db: Engine) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01')")
+    give_notice(db, "2026-01-01")
 
 
 @pytest.mark.parametrize(("table", "column"), COLUMNS)

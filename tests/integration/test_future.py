@@ -9,11 +9,10 @@ from app import outbox, report
 from app.pipeline import Pipeline
 from tests.conftest import Clock
 from tests.support.command import command
-from tests.support.database import attempts, one, outbox_row, run
+from tests.support.database import attempts, give_notice, one, outbox_row, run
 from tests.support.receiver import Receiver, answer
 from tests.support.steps import days
 
-NOTICE = "INSERT INTO telemetry_notice VALUES (1, CAST(:at AS timestamptz))"
 INSTANCE = (
     "INSERT INTO instance VALUES (gen_random_uuid(), '2026-01-01', '2026-01-01',"
     " CAST(:at AS timestamptz))"
@@ -38,7 +37,7 @@ def lines(logged: pytest.LogCaptureFixture, event: str) -> list[str]:
 class TestAStampInTheFuture:
     @pytest.fixture(autouse=True)
     def stamped(self, db: Engine) -> None:
-        run(db, NOTICE, at=BEFORE)
+        give_notice(db, BEFORE)
         run(db, INSTANCE, at=NEXT_YEAR)
 
     def test_keeps_no_heartbeat_from_being_written_and_sent(
@@ -85,7 +84,7 @@ class TestAStampInTheFuture:
 class TestANoticeInTheFuture:
     @pytest.fixture(autouse=True)
     def noticed(self, db: Engine) -> None:
-        run(db, NOTICE, at=NEXT_YEAR)
+        give_notice(db, NEXT_YEAR)
 
     def test_is_given_again_and_counts_from_then_on(
         self, pipeline: Pipeline, clock: Clock, db: Engine, logged: pytest.LogCaptureFixture
@@ -111,7 +110,7 @@ class TestARowOfTheFuture:
 
     @pytest.fixture(autouse=True)
     def noticed(self, db: Engine) -> None:
-        run(db, NOTICE, at=BEFORE)
+        give_notice(db, BEFORE)
 
     def test_of_a_later_day_is_discarded_and_today_has_its_own(
         self, pipeline: Pipeline, clock: Clock, db: Engine, receiver: Receiver

@@ -12,15 +12,20 @@ from app import database, grants
 from app.pipeline import Pipeline
 from migrations import Migrated, MigrationRefusedError, migrate, repair
 from tests.conftest import ROLE, Databases
-from tests.integration.test_migrations import HEAD, describe_all, relations
+from tests.integration.test_migrations import describe_all, relations
 from tests.support.command import command
-from tests.support.database import CONSENTOS_0005, count, one, run, waiting_for_locks
+from tests.support.database import (
+    CONSENTOS_0005,
+    HEAD,
+    REVISIONS,
+    count,
+    one,
+    run,
+    waiting_for_locks,
+)
 from tests.support.processes import ROOT
 from tests.support.receiver import Receiver
 from tests.support.steps import eventually
-
-REVISIONS = ("0001", HEAD)
-"""Each revision that a released version has left in a database."""
 
 BODY = '{"b" : 1,  "a" : 2}'
 NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00Z')"

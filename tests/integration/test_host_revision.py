@@ -9,7 +9,7 @@ from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
 from tests.support.command import command
-from tests.support.database import one, outbox_row, run
+from tests.support.database import give_notice, one, outbox_row, run
 from tests.support.receiver import Receiver
 
 STALE = (
@@ -25,7 +25,7 @@ def logged(
 ) -> pytest.LogCaptureFixture:  # fmt: skip
     environment["APP_VERSION"] = "0.2.0"
     monkeypatch.setenv("APP_VERSION", "0.2.0")
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     caplog.set_level(logging.INFO, "telemetry")
     return caplog
 

@@ -11,7 +11,7 @@ from app import outbox, report
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.support.database import run, waiting_for_locks
+from tests.support.database import give_notice, run, waiting_for_locks
 from tests.support.receiver import Receiver, answer
 from tests.support.steps import DAY_BEGINS, TODAY, TOMORROW, TOMORROW_BEGINS, eventually, locked
 
@@ -21,7 +21,7 @@ NINE = datetime(2026, 5, 2, 9, tzinfo=UTC)
 @pytest.fixture(autouse=True)
 def due(db: Engine, clock: Clock) -> None:
     """Half past two, and nothing written yet."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock(DAY_BEGINS)
 
 

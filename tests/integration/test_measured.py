@@ -12,7 +12,7 @@ from bench.report import RESULTS
 from bench.watch import STAGES
 from tests.conftest import Clock
 from tests.support import warm
-from tests.support.database import counted, run
+from tests.support.database import counted, give_notice
 from tests.support.processes import minimal
 from tests.support.receiver import Receiver
 from tests.support.steps import DAY_BEGINS, TOMORROW_BEGINS
@@ -21,7 +21,7 @@ from tests.support.steps import DAY_BEGINS, TOMORROW_BEGINS
 @pytest.fixture
 def known_install(pipeline: Pipeline, clock: Clock, db: Engine) -> Pipeline:
     """An install that has written a heartbeat before."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock(DAY_BEGINS)
     assert pipeline.write_heartbeat()
     return pipeline
@@ -41,7 +41,7 @@ def test_a_write_makes_the_round_trips_that_the_page_names(
 def test_the_bench_sees_each_stage_of_a_heartbeat(
     administered: dict[str, str], redis_url: str, receiver: Receiver, db: Engine, tmp_path: Path
 ) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, now() - interval '2 days')")
+    give_notice(db)
     owner = administered["MIGRATION_DATABASE_URL"]
     variables = minimal({**administered, "DATABASE_URL": owner, "REDIS_URL": redis_url})
     found = tmp_path / "found.json"

@@ -12,11 +12,10 @@ from app.models import METADATA
 from demo import consentos
 from migrations import MigrationRefusedError, migrate
 from tests.conftest import Databases
-from tests.support.database import CONSENTOS_0005, count, one, run
+from tests.support.database import CONSENTOS_0005, HEAD, count, one, run
 
 OWN = {"instance", "telemetry_notice", "telemetry_outbox", "telemetry_attempt"}
 VERSIONS = "telemetry_alembic_version"
-HEAD = "0002"
 
 # All that a migration could change about a table, and what tells that it was rewritten.
 TABLES = """

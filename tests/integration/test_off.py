@@ -6,7 +6,7 @@ from sqlalchemy import Engine, text
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.support.database import count, one, outbox_row, run
+from tests.support.database import count, give_notice, one, outbox_row, run
 from tests.support.receiver import Receiver
 
 SWITCHES = [
@@ -61,7 +61,7 @@ def test_no_table_of_consentos_is_read(off: Pipeline, clock: Clock, db: Engine) 
 def test_what_was_pending_is_discarded_and_never_leaves(
     pipeline: Pipeline, off: Pipeline, clock: Clock, db: Engine, receiver: Receiver
 ) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock("2026-05-02T02:30:00Z")
     pipeline.write_heartbeat()
     off.drain()
@@ -74,7 +74,7 @@ def test_what_was_pending_is_discarded_and_never_leaves(
 def test_what_is_being_sent_is_discarded_when_its_lease_lapses(
     pipeline: Pipeline, off: Pipeline, clock: Clock, db: Engine
 ) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock("2026-05-02T02:30:00Z")
     pipeline.write_heartbeat()
     run(
@@ -92,7 +92,7 @@ def test_what_is_being_sent_is_discarded_when_its_lease_lapses(
 def test_on_again_the_next_days_heartbeat_goes_out(
     pipeline: Pipeline, off: Pipeline, clock: Clock, db: Engine, receiver: Receiver
 ) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock("2026-05-02T02:30:00Z")
     pipeline.write_heartbeat()
     off.sweep()

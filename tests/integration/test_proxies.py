@@ -19,7 +19,7 @@ from app.retry import Outcome
 from app.settings import Settings
 from tests.conftest import Clock
 from tests.support.command import command
-from tests.support.database import outbox_row, run
+from tests.support.database import give_notice, outbox_row, run
 from tests.support.proxy import LOGIN, Proxy, proxying
 from tests.support.receiver import Receiver
 
@@ -241,7 +241,7 @@ def test_a_heartbeat_takes_the_proxy_and_nothing_shows_its_password(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("DEBUG")
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock("2026-05-02T02:30:00Z")
     monkeypatch.setenv("HTTP_PROXY", f"http://{QUOTED_LOGIN}@127.0.0.1:{http_proxy.port}")
     monkeypatch.setenv("TELEMETRY_ENDPOINT", NAMED)

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from app import database, instance, outbox
 from app.pipeline import Pipeline
 from app.settings import Settings
-from tests.support.database import count, one, run
+from tests.support.database import count, give_notice, one, run
 from tests.support.receiver import Receiver
 
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ def test_first_boots_at_once_make_one_instance(
 
 def test_workers_at_once_write_one_heartbeat(environment: dict[str, str], db: Engine) -> None:
     assert environment
-    run(db, "INSERT INTO telemetry_notice VALUES (1, now() - interval '2 days')")
+    give_notice(db)
     wrote = at_once(16, lambda: Pipeline(Settings.load()).write_heartbeat())
     assert wrote.count(True) == 1
     assert count(db, "telemetry_outbox") == count(db, "instance") == 1
@@ -91,7 +91,7 @@ def test_senders_at_once_send_a_heartbeat_once(
     environment: dict[str, str], db: Engine, receiver: Receiver
 ) -> None:
     assert environment
-    run(db, "INSERT INTO telemetry_notice VALUES (1, now() - interval '2 days')")
+    give_notice(db)
     Pipeline(Settings.load()).write_heartbeat()
     at_once(8, lambda: Pipeline(Settings.load()).drain())
     assert len(receiver.requests) == 1
@@ -101,7 +101,7 @@ def test_a_reclaim_that_races_a_settle_changes_the_row_once(
     environment: dict[str, str], db: Engine
 ) -> None:
     assert environment
-    run(db, "INSERT INTO telemetry_notice VALUES (1, now() - interval '2 days')")
+    give_notice(db)
     Pipeline(Settings.load()).write_heartbeat()
     with db.begin() as connection:
         claim = outbox.claim(connection, timedelta(0))

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from app import outbox
 from app.pipeline import Pipeline
 from tests.conftest import Clock
-from tests.support.database import outbox_row, run
+from tests.support.database import give_notice, outbox_row, run
 from tests.support.receiver import Receiver, answer
 from tests.support.steps import DAY_BEGINS
 
@@ -17,7 +17,7 @@ from tests.support.steps import DAY_BEGINS
 @pytest.fixture(autouse=True)
 def written(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
     """The day's heartbeat waits to be sent."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock(DAY_BEGINS)
     assert pipeline.write_heartbeat()
 

@@ -14,7 +14,7 @@ from app.outbox import claim
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.support.database import attempts, count, one, outbox_row, run
+from tests.support.database import attempts, count, give_notice, one, outbox_row, run
 from tests.support.ports import free_port
 from tests.support.receiver import Receiver, answer
 from tests.support.steps import eventually
@@ -25,7 +25,7 @@ DAY_BEGINS = "2026-05-02T02:30:00Z"
 @pytest.fixture(autouse=True)
 def written(pipeline: Pipeline, clock: Clock, db: Engine) -> None:
     """Every test begins at half past two, with the day's heartbeat written."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock(DAY_BEGINS)
     assert pipeline.write_heartbeat()
 

@@ -15,7 +15,7 @@ from app.settings import Settings
 from demo.servers import Servers
 from migrations import migrate
 from tests.conftest import ROLE, Clock
-from tests.support.database import one, run
+from tests.support.database import give_notice, one, run
 from tests.support.receiver import Receiver, answer
 from tests.support.relay import relaying
 from tests.support.steps import DAY_BEGINS
@@ -48,7 +48,7 @@ def noted(db: Engine) -> tuple[timedelta, ...]:
 def test_a_session_of_the_pipeline_is_ended_when_it_is_idle_in_a_transaction(
     pipeline: Pipeline, clock: Clock, db: Engine
 ) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock(DAY_BEGINS)
     note_timeouts(db, "INSERT ON telemetry_outbox")
     assert pipeline.write_heartbeat()
@@ -76,7 +76,7 @@ class CountingEvent(Event):
 def test_no_session_is_open_during_the_wait_for_another_try(
     receiver: Receiver, clock: Clock, db: Engine
 ) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock(DAY_BEGINS)
     stopping = CountingEvent(db)
     pipeline = Pipeline(Settings.load(), stopping)
@@ -90,7 +90,7 @@ def test_no_session_is_open_during_the_wait_for_another_try(
 def test_rotate_and_forget_wait_for_the_outbox_longer_than_a_write_may_hold_it(
     pipeline: Pipeline, clock: Clock, db: Engine, change: str
 ) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
     clock(DAY_BEGINS)
     note_timeouts(db, "INSERT ON telemetry_outbox")
     assert pipeline.write_heartbeat()

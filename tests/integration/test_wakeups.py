@@ -13,12 +13,12 @@ from app import wakeups
 from app.settings import Settings
 from tests.conftest import Clock
 from tests.support.command import PASSWORD, command
-from tests.support.database import one, run
+from tests.support.database import give_notice, one, run
 from tests.support.processes import ROOT, Processes
 from tests.support.receiver import Receiver
 from tests.support.steps import eventually
 
-NOTICE = "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00:00Z')"
+NOTICED_AT = "2026-05-01T12:00:00Z"
 USER = "limited"
 OPERATE = ROOT / "docs" / "operate.md"
 
@@ -35,7 +35,7 @@ def server(redis_url: str) -> Iterator[redis.Redis]:
 @pytest.fixture
 def due(environment: dict[str, str], db: Engine, clock: Clock) -> dict[str, str]:
     """An install whose heartbeat is overdue."""
-    run(db, NOTICE)
+    give_notice(db, NOTICED_AT)
     clock("2026-05-02T09:00:00Z")
     return environment
 
@@ -106,7 +106,7 @@ class TestTheUserOfTheOperatorsPage:
         server.execute_command("ACL", "SETUSER", USER, *line.replace("PASSWORD", PASSWORD).split())
         as_user = redis_url.replace("redis://", f"redis://{USER}:{PASSWORD}@")
         processes.environment["REDIS_URL"] = as_user
-        run(db, NOTICE)
+        give_notice(db, NOTICED_AT)
         clock("2026-05-02T02:30:05Z")
         worker, scheduler = processes.start_all("worker scheduler")
         worker.wait_for("telemetry.payload", seconds=60)

@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 
 from app.pipeline import CollectError, Pipeline
 from tests.conftest import Clock
-from tests.support.database import run
+from tests.support.database import give_notice, run
 from tests.support.steps import DAY_BEGINS, TOMORROW_BEGINS
 
 BREAK = "ALTER TABLE scan_jobs RENAME TO moved"
@@ -35,7 +35,7 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
 
 @pytest.fixture
 def noticed(db: Engine) -> None:
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01')")
+    give_notice(db, "2026-05-01")
 
 
 @pytest.fixture(autouse=True)

@@ -11,20 +11,12 @@ from app.payload import parse
 from app.pipeline import CollectError, Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
-from tests.support.database import count, one, outbox_row
-
-
-def notice_at(db: Engine, moment: str) -> None:
-    with db.begin() as connection:
-        connection.execute(
-            text("INSERT INTO telemetry_notice VALUES (1, CAST(:at AS timestamptz))"),
-            {"at": moment},
-        )
+from tests.support.database import count, give_notice, one, outbox_row
 
 
 @pytest.fixture
 def noticed(db: Engine) -> None:
-    notice_at(db, "2026-05-01T12:00:00Z")
+    give_notice(db, "2026-05-01T12:00:00Z")
 
 
 @pytest.mark.usefixtures("noticed")

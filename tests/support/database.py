@@ -3,9 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Pool, event, text
+
+from app.payload import SCHEMA_VERSION
+
+MIGRATIONS = Path(__file__).parents[2] / "migrations" / "telemetry"
+REVISIONS = tuple(sorted(each.name[:4] for each in MIGRATIONS.glob("0*.py")))
+"""Each revision of the telemetry's tables that a released version has left in a database."""
+HEAD = REVISIONS[-1]
 
 CONSENTOS_0005 = """
 CREATE TABLE instance (
@@ -33,6 +41,17 @@ def run(db: Engine, statement: str, **parameters: object) -> None:
     """Run a statement and commit it."""
     with db.begin() as connection:
         connection.execute(text(statement), parameters)
+
+
+def give_notice(db: Engine, at: str | None = None) -> None:
+    """Record that the operator got the notice of the newest schema, by default two days ago."""
+    run(
+        db,
+        "INSERT INTO telemetry_notice"
+        " VALUES (:schema, coalesce(CAST(:at AS timestamptz), now() - interval '2 days'))",
+        schema=SCHEMA_VERSION,
+        at=at,
+    )
 
 
 def waiting_for_locks(db: Engine) -> int:

@@ -9,7 +9,7 @@ from redis import Redis
 from sqlalchemy import Connection, Engine, text
 
 from tests.conftest import Clock
-from tests.support.database import attempts, outbox_row, run
+from tests.support.database import attempts, give_notice, outbox_row, run
 from tests.support.processes import READY, Process, Processes, Stopped
 from tests.support.receiver import Receiver
 
@@ -50,7 +50,7 @@ def be_at(moment: str, processes: Processes, clock: Clock) -> None:
 
 def come_near_half_past_two(processes: Processes, clock: Clock, db: Engine) -> None:
     """Set the clocks to some seconds before the first half past two after a notice."""
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-05-01T12:00Z')")
+    give_notice(db, "2026-05-01T12:00Z")
     be_at("2026-05-02T02:29:54Z", processes, clock)
 
 

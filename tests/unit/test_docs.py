@@ -115,6 +115,12 @@ def test_the_page_links_the_newest_schema() -> None:
     assert f"]({generate.file_of(payload.SCHEMA_VERSION).name})" in generate.PAGE.read_text()
 
 
+def test_the_page_shows_the_user_agent_of_the_newest_schema() -> None:
+    assert (
+        f"`User-Agent: consentos-telemetry/{payload.SCHEMA_VERSION}`" in generate.PAGE.read_text()
+    )
+
+
 PRIVACY = (generate.DOCS / "privacy.md").read_text()
 
 

@@ -450,7 +450,7 @@ def test_every_field_that_is_counted_has_a_label_on_the_page() -> None:
 def test_each_section_has_a_link_of_its_own() -> None:
     html = page(stats_of(FLEET))
     names = re.findall(r'<section id="(\w+)" aria-labelledby', html)
-    assert len(names) == 11
+    assert {"active", "features", "about", "reuse"} < {*names}
     assert re.findall(r'<a class="permalink" href="#(\w+)">', html) == names
 
 
