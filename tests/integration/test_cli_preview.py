@@ -5,7 +5,7 @@ import json
 import pytest
 from sqlalchemy import Engine, inspect
 
-from app.payload import fields, flat, parse
+from app.payload import SCHEMA_VERSION, fields, flat, parse
 from app.pipeline import Pipeline
 from tests.conftest import Clock
 from tests.support.command import command, commands
@@ -161,7 +161,7 @@ class TestTheDifference:
         lines = shown.out.splitlines()
         new = len(dict(fields())) - 2
         assert '- counts.plugins = "1-10"' in lines
-        assert "~ telemetry_schema = 0 -> 1" in lines
+        assert f"~ telemetry_schema = 0 -> {SCHEMA_VERSION}" in lines
         assert sum(line.startswith("+ ") for line in lines) == new
         assert lines[-1] == f"{new} fields added, 1 removed, 1 changed."
         assert "Telemetry is off, so nothing is sent" in shown.err

@@ -19,6 +19,7 @@ from tests.support.database import (
     HEAD,
     REVISIONS,
     count,
+    give_notice,
     one,
     run,
     waiting_for_locks,
@@ -194,8 +195,8 @@ def test_the_pipeline_works_on_mended_tables_under_its_role(pipeline: Pipeline, 
     before = rights(db)
     move(db)
     assert rights(db) == before
-    run(db, "UPDATE telemetry_notice SET noticed_at = '2026-01-01'")
-    run(db, "INSERT INTO telemetry_notice VALUES (1, '2026-01-01') ON CONFLICT DO NOTHING")
+    run(db, "DELETE FROM telemetry_notice")
+    give_notice(db, "2026-01-01")
     pipeline.sweep()
     assert pipeline.write_heartbeat()
     with db.begin() as connection:

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, text
 
 from app import database
 from app.outbox import claim
+from app.payload import SCHEMA_VERSION
 from app.pipeline import Pipeline
 from app.settings import Settings
 from tests.conftest import Clock
@@ -63,7 +64,7 @@ class TestDelivered:
             "host": f"127.0.0.1:{receiver.port}",
             "content-type": "application/json",
             "content-length": str(len(request.body)),
-            "user-agent": "consentos-telemetry/1",
+            "user-agent": f"consentos-telemetry/{SCHEMA_VERSION}",
             "accept": "*/*",
             "accept-encoding": "identity",
             "connection": "close",

@@ -282,7 +282,7 @@ class TestABodyIsWithoutFault:
         ],
     )
     def test_only_in_the_canonical_form(self, body: str) -> None:
-        assert json.loads(body)["telemetry_schema"] == 1
+        assert json.loads(body)["telemetry_schema"] == SCHEMA_VERSION
         assert fault(body) == "its body is not in canonical form"
 
     @pytest.mark.parametrize("name", FIELDS[1:])
