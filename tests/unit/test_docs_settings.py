@@ -1,5 +1,6 @@
-"""The pages name the settings, commands, answers and exit codes that the code has, and no other."""
+"""The pages name each setting, command, answer, event and exit code of the code, and no other."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -98,6 +99,29 @@ def test_the_page_names_each_status_that_counts_as_sent_or_is_tried_again() -> N
     assert sent == {status for status in range(100, 600) if result_of(status) == "sent"}
     assert retryable == {status for status in range(100, 600) if result_of(status) == "retryable"}
     assert {result_of(status) for status in others} == {"rejected"}
+
+
+# Events
+
+
+def logged() -> Iterator[str]:
+    """Yield the name of each event that the code logs, now or after a commit."""
+    for package in ("app", "workers"):
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                match node:
+                    case ast.Call(
+                        func=ast.Name("event" | "_event") | ast.Attribute(attr="event"),
+                        args=[ast.Constant(str(name)), *_],
+                    ) | ast.Tuple([ast.Attribute(ast.Name("logging")), ast.Constant(str(name)), _]):
+                        yield name
+
+
+def test_the_page_names_each_event_that_is_logged() -> None:
+    named = {
+        re.findall(r"`telemetry\.(\w+)", cell)[0] for cell, _ in table("telemetry.md", "event")
+    }
+    assert named == {*logged(), "payload"}
 
 
 # Commands
