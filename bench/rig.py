@@ -72,9 +72,8 @@ class Install:
 
     def wake(self, actor: str) -> None:
         """Send an actor its message, as the scheduler does at a tick."""
-        # Dramatiq is imported here, because the bench must stay small.
-        from dramatiq import Message  # noqa: PLC0415
-        from dramatiq.brokers.redis import RedisBroker  # noqa: PLC0415
+        from dramatiq import Message  # noqa: PLC0415 - the bench must stay small
+        from dramatiq.brokers.redis import RedisBroker  # noqa: PLC0415 - the same
 
         with Redis.from_url(self.env["REDIS_URL"]) as client:
             namespace = Settings.model_validate({"DATABASE_URL": self.url}).namespace

@@ -1,7 +1,7 @@
 """A worker of the real actors that notes when each stage of a heartbeat begins and ends.
 
 ``python -m bench.watch FILE HEARTBEATS`` sends heartbeats of made-up days, runs the bare operations
-beside them, and writes the milliseconds of both into the file.
+between them, and writes the milliseconds of both into the file.
 """
 
 import http.client
@@ -32,7 +32,7 @@ class Watch:
     def __init__(self) -> None:
         """Watch the pipeline's connections, transactions and drains, and the POST."""
         from app import sender  # noqa: PLC0415 - as a worker does, with its first actor
-        from app.pipeline import Pipeline  # noqa: PLC0415
+        from app.pipeline import Pipeline  # noqa: PLC0415 - the same
 
         self.links: list[float] = []
         self.transactions: list[tuple[float, float]] = []
@@ -94,10 +94,10 @@ def run(found: Path, heartbeats: int) -> None:
     """Run a worker, and watch it."""
     import dramatiq  # noqa: PLC0415 - once the broker is built, as a worker does
 
-    from workers.broker import QUEUE, build, settings  # noqa: PLC0415
+    from workers.broker import QUEUE, build, settings  # noqa: PLC0415 - the same
 
     broker = build()
-    from workers import actors  # noqa: PLC0415
+    from workers import actors  # noqa: PLC0415 - it needs the broker
 
     woken: SimpleQueue[float] = SimpleQueue()
 

@@ -1,4 +1,4 @@
-"""Writes the parts of the docs that come from the payload: JSON Schemas and the field table."""  # noqa: INP001
+"""Writes the parts of the docs that come from the payload: JSON Schemas and the field table."""  # noqa: INP001 - a script
 
 import json
 import sys

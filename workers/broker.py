@@ -200,7 +200,7 @@ class _Client(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         command = args[DISPATCHED] if args[0] == "EVALSHA" and len(args) > DISPATCHED else args[0]
         try:
-            answer = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            answer = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]  # redis-py has no types here
         except NoScriptError:
             raise  # Dramatiq then sends the script itself
         except (redis.ConnectionError, redis.TimeoutError) as error:

@@ -12,12 +12,8 @@ from app.collector.phrases import DASH, number, percent
 from app.collector.tables import bucket
 from app.collector.trends import FEWEST_FOR_A_SHARE
 from tests.browser.looking import PAGES, document, looking, section
-from tests.support.collector import Collector
+from tests.support.collector import SECTIONS, Collector
 
-SECTIONS = [
-    *("active", "growth", "retention", "versions", "adoption", "where", "runtimes", "sizes"),
-    "features",
-]
 NOT_LISTED = "other (not listed, or fewer than 5)"
 TOGETHER = "all others"
 FEW = "fewer than 5"

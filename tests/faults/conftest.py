@@ -21,7 +21,7 @@ from tests.support.steps import DAY_BEGINS
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the longest tests, which have their own timeout: nothing waits for them then."""
+    """Start with the longest tests, those with a timeout of their own; others fill the end."""
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
 
 

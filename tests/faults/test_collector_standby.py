@@ -150,7 +150,7 @@ def test_the_page_is_read_from_the_standby_and_says_as_of_when_it_is(
             assert active(own) == before != 0
             as_of = datetime.fromisoformat(str(shown["standby_as_of"]))
             assert began - timedelta(seconds=5) < as_of < began + timedelta(seconds=1)
-            assert shown["live"]["as_of"] == shown["standby_as_of"]  # type: ignore[index]
+            assert shown["live"]["as_of"] == shown["standby_as_of"]  # type: ignore[index]  # a document of JSON
             sentence = f"all numbers are as of {moment(as_of)}"
             for path in ("/", "/?edition=ce"):
                 assert sentence in said(own, path)

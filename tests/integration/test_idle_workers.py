@@ -27,7 +27,7 @@ def broker(
     monkeypatch.setenv("REDIS_URL", redis_url)
     settings = Settings.load()
     client = redis.Redis(connection_pool=wakeups.pool(settings))
-    yield Broker(  # type: ignore[no-untyped-call]
+    yield Broker(  # type: ignore[no-untyped-call]  # Dramatiq has no types
         client=client, namespace=settings.namespace, middleware=[]
     )
     brokers.stopping.clear()

@@ -124,7 +124,7 @@ def over_tcp(embedded: Servers | None, database_url: str) -> Iterator[Connection
 
 
 def test_a_server_that_vanished_is_noticed_within_half_a_minute(over_tcp: Connection) -> None:
-    descriptor = over_tcp.connection.driver_connection.fileno()  # type: ignore[union-attr]
+    descriptor = over_tcp.connection.driver_connection.fileno()  # type: ignore[union-attr]  # it is connected
     with socket.socket(fileno=descriptor) as ours:
         asked = {
             name: ours.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))

@@ -37,8 +37,8 @@ ALL_PASSED = 0
 SECONDS = count(1)
 """Modification times of files. None is used twice."""
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-"""Modules are compiled once for each copy, and not once for each mutation."""
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(warm.READ_FIRST)}
+"""So pytest can be a fork, and modules are compiled once for each copy."""
 
 FAILED = re.compile(r"\d failed")
 """Pytest prints this about a test that failed, but not about one whose setup failed."""

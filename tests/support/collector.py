@@ -30,6 +30,12 @@ NOWHERE = "postgresql://someone:opensesame@127.0.0.1:1/nowhere"
 EXAMPLE: dict[str, Any] = json.loads(published.EXAMPLE)
 INSTANCE: str = EXAMPLE["instance_id"]
 BODY = json.dumps(EXAMPLE)
+SECTIONS = (
+    *("active", "growth", "retention", "versions", "adoption", "where", "runtimes", "sizes"),
+    "features",
+)
+"""The questions of the page, in their order."""
+
 JSON = {"content-type": "application/json"}
 
 
@@ -120,7 +126,7 @@ def serving(
     }
     with output.open("wb") as out:
         argv = [*(argv or command("web")), "--host", "127.0.0.1"]
-        process = warm.start(argv, environment, stdout=out, stderr=out)
+        process = warm.start(argv, environment, (None, out, out))
     try:
         wait_until_ready(process, output)
         base = f"http://127.0.0.1:{port}"

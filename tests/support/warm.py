@@ -41,6 +41,9 @@ LIBRARIES = (
 )
 """What the tests and the project import, but no module of the project's own: that may change."""
 
+READ_FIRST = ("PYTHON", "LC_", "LANG")
+"""How the names of the variables begin that Python reads before it imports anything."""
+
 LONGEST_REQUEST = 200_000
 """Bytes of a program's arguments and environment; a message is received whole or not at all."""
 
@@ -117,25 +120,14 @@ class Parent:
         self._asked.close()
         self._process.wait()
 
-    def start(
-        self,
-        argv: Sequence[str],
-        env: Mapping[str, str],
-        *,
-        directory: Path = ROOT,
-        stdin: IO[bytes] | None = None,
-        stdout: IO[bytes],
-        stderr: IO[bytes],
-    ) -> Fork:
-        """Start ``python -m MODULE …`` or ``python -c CODE …`` in a directory."""
+    def fork(self, words: Mapping[str, object], streams: Sequence[IO[bytes]]) -> Fork:
+        """Fork, and have the fork call ``_become`` with these words and its three streams."""
         status, other = os.pipe()
-        with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a device, opened for its number
-            streams = [(stream or nothing).fileno() for stream in (stdin, stdout, stderr)]
-            words = {"argv": [*argv[1:]], "env": {**env}, "directory": str(directory)}
-            request = json.dumps(words).encode()
-            assert len(request) < LONGEST_REQUEST
-            with self._sending:
-                socket.send_fds(self._asked, [request], [*streams, other])
+        request = json.dumps(words).encode()
+        assert len(request) < LONGEST_REQUEST
+        with self._sending:
+            numbers = [stream.fileno() for stream in streams]
+            socket.send_fds(self._asked, [request], [*numbers, other])
         os.close(other)
         return Fork(status)
 
@@ -149,29 +141,26 @@ def programs() -> Parent:
 def start(
     argv: Sequence[str],
     env: Mapping[str, str],
+    streams: tuple[IO[bytes] | None, IO[bytes], IO[bytes]],
     *,
     directory: Path = ROOT,
-    stdin: IO[bytes] | None = None,
-    stdout: IO[bytes],
-    stderr: IO[bytes],
+    parent: Parent | None = None,
 ) -> Program:
     """Start a Python program in a directory, by a fork if nothing prevents it.
 
-    What Python reads before it imports anything has to be read by a Python of its own.
+    ``streams`` are its stdin (None is empty), stdout and stderr. What Python reads before it
+    imports anything has to be read by a Python of its own.
     """
-    asked = {name for name in env if name.startswith(("PYTHON", "LC_", "LANG"))} - {"PYTHONPATH"}
-    if asked or argv[0] != sys.executable or argv[1] not in {"-m", "-c"}:
-        return subprocess.Popen(
-            argv,
-            cwd=directory,
-            env=env,
-            stdin=stdin or subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-        )
-    return programs().start(
-        argv, env, directory=directory, stdin=stdin, stdout=stdout, stderr=stderr
-    )
+    stdin, stdout, stderr = streams
+    asked = {name for name in env if name.startswith(READ_FIRST)} - {"PYTHONPATH"}
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a device, opened for its number
+        given = stdin or nothing
+        if asked or argv[0] != sys.executable or argv[1] not in {"-m", "-c"}:
+            return subprocess.Popen(
+                argv, cwd=directory, env=env, stdin=given, stdout=stdout, stderr=stderr
+            )
+        words = {"argv": [*argv[1:]], "env": {**env}, "directory": str(directory)}
+        return (parent or programs()).fork(words, (given, stdout, stderr))
 
 
 def run(
@@ -184,11 +173,10 @@ def run(
     parent: Parent | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program to its end, ``typed`` being its input; return what it printed."""
-    begin = parent.start if parent else start
     with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
         given.write(typed.encode())
         given.seek(0)
-        program = begin(argv, env, directory=directory, stdin=given, stdout=out, stderr=err)
+        program = start(argv, env, (given, out, err), directory=directory, parent=parent)
         try:
             code = program.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -175,4 +175,4 @@ def test_an_error_of_typer_can_be_shown() -> None:
     app.command()(lambda: None)
     with pytest.raises(TyperException) as caught:
         app(["--unknown"], standalone_mode=False)
-    assert callable(caught.value.show)  # type: ignore[attr-defined]
+    assert callable(caught.value.show)  # type: ignore[attr-defined]  # what is checked

@@ -91,7 +91,8 @@ class TestABodyIsFound:
     def test_with_the_line_after_it_if_it_does_not_end_as_a_body_does(self) -> None:
         log = f"{LINE[:300]}\n02:30:01 worker | {LINE[300:]}\n{LINE}\n".encode()
         first, second = entries(log)
-        assert first == Logged(LINE[:300].removeprefix("telemetry.payload "), 1, first.following)  # type: ignore[union-attr]
+        assert isinstance(first, Logged)
+        assert first == Logged(LINE[:300].removeprefix("telemetry.payload "), 1, first.following)
         assert first.following.endswith(LINE[300:])
         assert second == Logged(BODY, 3)
 
