@@ -132,19 +132,19 @@ def test_each_section_has_a_link_that_leads_to_it(
         for link, name in zip(links.all(), names, strict=True):
             link.focus()
             page.keyboard.press("Enter")
-            assert page.evaluate("location.hash") == f"#{name}"
+            page.wait_for_url(f"**/#{name}")
             assert page.evaluate("document.querySelector(':target').id") == name
-            assert is_on_screen(page, name)
+            wait_until_on_screen(page, name)
         page.goto(f"{page.url.split('#')[0]}#features")
-        assert is_on_screen(page, "features")
+        wait_until_on_screen(page, "features")
         page.locator("#active a[href='#about']").click()
-        assert is_on_screen(page, "about")
+        wait_until_on_screen(page, "about")
 
 
-def is_on_screen(page: Page, name: str) -> bool:
-    heading = page.locator(f"#{name} h2").bounding_box()
-    height: int = page.evaluate("innerHeight")
-    return heading is not None and -1 <= heading["y"] <= height - heading["height"]
+def wait_until_on_screen(page: Page, name: str) -> None:
+    """Wait until the heading of a section is on the screen: the browser scrolls a moment later."""
+    heading = f"document.querySelector('#{name} h2').getBoundingClientRect()"
+    page.wait_for_function(f"{heading}.top >= -1 && {heading}.bottom <= innerHeight", timeout=5000)
 
 
 def test_it_is_the_same_without_scripts(chromium: Browser, collector: Collector) -> None:
