@@ -9,7 +9,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 MEMORY_BYTES = 4 * 2**30
-"""Memory that is free when the servers' files are kept in it. They take less than 1 GiB."""
+"""Memory that is free when the servers' files are kept in it. They take less than 2 GiB."""
 
 
 def room(project: Path = ROOT) -> Path:
